@@ -1,0 +1,1 @@
+"""Production monitoring for GenAI agents: a Dagster pipeline over MLflow traces and Delta Lake."""

@@ -1,0 +1,212 @@
+"""Performance of traces and spans: rows of `agent_traces` in, tables of figures out. Durations are in milliseconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+
+def trace_performance(traces: DataFrame) -> DataFrame:
+    """One row a trace, columns of the table `trace_performance`; a span without an end has no duration."""
+    from pyspark.sql import functions as F
+
+    durations = F.filter(F.transform("spans", _span_ms), lambda ms: ms.isNotNull())
+    total_ms = F.aggregate(durations, F.lit(0.0), lambda total, ms: total + ms)
+    return traces.select(
+        "trace_id",
+        "trace_hour",
+        "experiment_id",
+        "trace_name",
+        F.col("trace_info.status").alias("status"),
+        F.size("spans").cast("long").alias("span_count"),
+        F.size(_error_spans()).cast("long").alias("error_span_count"),
+        "duration_ms",
+        total_ms.alias("total_span_duration_ms"),
+        F.when(F.size(durations) > 0, total_ms / F.size(durations)).alias("avg_span_duration_ms"),
+        "input_tokens",
+        "output_tokens",
+        "total_tokens",
+        "cost_usd",
+    )
+
+
+def trace_errors(traces: DataFrame) -> DataFrame:
+    """One row for each trace whose status is ERROR or that has an ERROR span, columns of the table `trace_errors`."""
+    from pyspark.sql import functions as F
+
+    # No lambda in a filter: Sail pushes it down to the Delta scan and fails there.
+    failed = traces.where((F.col("trace_info.status") == "ERROR") | F.array_contains("spans.status", "ERROR"))
+    return failed.select(
+        "trace_id",
+        "trace_hour",
+        "experiment_id",
+        "trace_name",
+        F.col("trace_info.request_id").alias("request_id"),
+        F.col("trace_info.timestamp").alias("timestamp"),
+        F.col("trace_info.status").alias("status"),
+        "request",
+        F.transform(
+            _error_spans(),
+            lambda span: F.struct(
+                span["span_id"].alias("span_id"),
+                span["name"].alias("name"),
+                span["span_type"].alias("span_type"),
+                span["status_message"].alias("status_message"),
+            ),
+        ).alias("error_spans"),
+    )
+
+
+def hourly_performance(performance: DataFrame) -> DataFrame:
+    """`trace_performance` summed up by hour, experiment and trace name, and by hour and experiment (name null).
+
+    Percentiles are exact, with linear interpolation (as numpy's default); traces without a duration do not enter them.
+    """
+    named = performance.fillna({"trace_name": ""})
+    by_name = _performance_figures(named, "trace_hour", "experiment_id", "trace_name")
+    return by_name.unionByName(_performance_figures(named, "trace_hour", "experiment_id"), allowMissingColumns=True)
+
+
+def _performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    is_error = (F.col("status") == "ERROR").cast("long")
+    figures = performance.groupBy(*keys).agg(
+        F.count("*").alias("trace_count"),
+        F.sum(is_error).alias("error_count"),
+        F.avg("duration_ms").alias("avg_duration_ms"),
+        _percentiles("duration_ms"),
+        F.sum("span_count").alias("span_count"),
+        *(F.sum(column).alias(column) for column in ("input_tokens", "output_tokens", "total_tokens", "cost_usd")),
+    )
+    return figures.select(
+        F.col("trace_hour").alias("hour"),
+        *keys[1:],
+        "trace_count",
+        "error_count",
+        (F.col("error_count") / F.col("trace_count")).alias("error_rate"),
+        "avg_duration_ms",
+        *_percentile_columns("duration_ms"),
+        "span_count",
+        "input_tokens",
+        "output_tokens",
+        "total_tokens",
+        "cost_usd",
+    )
+
+
+def span_profile(traces: DataFrame) -> DataFrame:
+    """Where the time goes, by hour, experiment, span type and span name, and by span type (name null).
+
+    `self_time_ms` is a span's duration less the time in which at least one of its children ran: overlapping children
+    count once, and what of a child lies outside its parent does not count. A name that is missing becomes "".
+    """
+    spans = _spans_with_self_time(traces)
+    by_name = _span_figures(spans, "trace_hour", "experiment_id", "span_type", "span_name")
+    by_type = _span_figures(spans, "trace_hour", "experiment_id", "span_type")
+    return by_name.unionByName(by_type, allowMissingColumns=True)
+
+
+def _span_figures(spans: DataFrame, *keys: str) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    figures = spans.groupBy(*keys).agg(
+        F.count("*").alias("span_count"),
+        F.sum((F.col("status") == "ERROR").cast("long")).alias("error_count"),
+        F.sum("span_ms").alias("total_ms"),
+        F.avg("span_ms").alias("avg_ms"),
+        F.max("span_ms").alias("max_ms"),
+        F.sum("self_time_ms").alias("self_time_ms"),
+        _percentiles("span_ms"),
+    )
+    return figures.select(
+        F.col("trace_hour").alias("hour"),
+        *keys[1:],
+        "span_count",
+        "error_count",
+        "total_ms",
+        "avg_ms",
+        *(
+            column.alias(name)
+            for column, name in zip(_percentile_columns("span_ms"), ("p50_ms", "p95_ms", "p99_ms"), strict=True)
+        ),
+        "max_ms",
+        "self_time_ms",
+    )
+
+
+def _spans_with_self_time(traces: DataFrame) -> DataFrame:
+    """One row a span: its hour, experiment, type, name, status, `span_ms` and `self_time_ms`."""
+    from pyspark.sql import functions as F
+
+    spans = traces.select(
+        "trace_id", "trace_hour", "experiment_id", F.posexplode("spans").alias("position", "span")
+    ).select(
+        "trace_id",
+        "trace_hour",
+        "experiment_id",
+        "position",
+        F.col("span.span_id").alias("span_id"),
+        F.col("span.parent_id").alias("parent_id"),
+        F.coalesce("span.span_type", F.lit("UNKNOWN")).alias("span_type"),
+        F.coalesce("span.name", F.lit("")).alias("span_name"),
+        F.col("span.status").alias("status"),
+        F.unix_micros("span.start_time").alias("start_us"),
+        F.unix_micros("span.end_time").alias("end_us"),
+    )
+    children = (
+        spans.where(F.col("parent_id").isNotNull() & F.col("end_us").isNotNull())
+        .groupBy("trace_id", F.col("parent_id").alias("span_id"))
+        .agg(F.sort_array(F.collect_list(F.struct("start_us", "end_us"))).alias("children"))
+    )
+    span_us = F.col("end_us") - F.col("start_us")
+    return spans.join(children, ["trace_id", "span_id"], "left").select(
+        "trace_hour",
+        "experiment_id",
+        "span_type",
+        "span_name",
+        "status",
+        (span_us / 1000).alias("span_ms"),
+        ((span_us - F.coalesce(_covered_us(), F.lit(0))) / 1000).alias("self_time_ms"),
+    )
+
+
+def _covered_us() -> Column:
+    """How much of [start_us, end_us) the union of the sorted `children` covers; a sweep counts no time twice."""
+    from pyspark.sql import functions as F
+
+    zero = F.lit(0).cast("long")
+    start = F.struct(zero.alias("covered"), F.col("start_us").alias("reached"))
+
+    def sweep(state: Column, child: Column) -> Column:
+        end = F.least(child["end_us"], F.col("end_us"))
+        fresh = F.greatest(zero, end - F.greatest(child["start_us"], state["reached"]))
+        return F.struct((state["covered"] + fresh).alias("covered"), F.greatest(state["reached"], end).alias("reached"))
+
+    return F.aggregate("children", start, sweep, lambda state: state["covered"])
+
+
+def _span_ms(span: Column) -> Column:
+    from pyspark.sql import functions as F
+
+    return (F.unix_micros(span["end_time"]) - F.unix_micros(span["start_time"])) / 1000
+
+
+def _error_spans() -> Column:
+    from pyspark.sql import functions as F
+
+    return F.filter("spans", lambda span: span["status"] == "ERROR")
+
+
+def _percentiles(column: str) -> Column:
+    from pyspark.sql import functions as F
+
+    return F.percentile(column, F.array(F.lit(0.5), F.lit(0.95), F.lit(0.99))).alias("percentiles")
+
+
+def _percentile_columns(column: str) -> list[Column]:
+    from pyspark.sql import functions as F
+
+    return [F.col("percentiles")[index].alias(f"{name}_{column}") for index, name in enumerate(("p50", "p95", "p99"))]

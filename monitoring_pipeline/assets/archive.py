@@ -1,0 +1,58 @@
+"""Traces from MLflow into the lake."""
+
+import dagster as dg
+
+from monitoring_pipeline.assets.common import plain_number, record_hours, table_metadata, utc_index
+from monitoring_pipeline.partitions import run_window
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.tables import AGENT_TRACES
+
+
+def archive_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """The archive itself."""
+
+    @dg.asset(
+        partitions_def=hours,
+        group_name="archive",
+        kinds={"mlflow", "deltalake"},
+        code_version="1",
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        metadata=table_metadata(AGENT_TRACES),
+        description="Every trace that MLflow has for the hour, merged into `agent_traces`; what MLflow has since "
+        "deleted stays. Traces that cannot be read go to `quarantined_traces`, with the reason.",
+    )
+    def archived_traces(
+        context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
+    ) -> dg.MaterializeResult:
+        from pyspark.sql import functions as F
+
+        from monitoring_pipeline.traces.archive import archive
+
+        window = run_window(context)
+        counts = archive(
+            lake,
+            window,
+            tracking.traces(window),
+            tracking.experiment_names(),
+            on_progress=lambda read: context.log.info(f"{read} traces read"),
+        )
+        traces = lake.read(AGENT_TRACES, window)
+        status = traces["trace_info.status"]
+        by_hour = traces.groupBy("trace_hour").agg(
+            F.count("*").alias("trace_count"),
+            F.avg((status == "ERROR").cast("int")).alias("error_rate"),
+            F.sum((status == "IN_PROGRESS").cast("int")).alias("in_progress"),
+        )
+        figures = utc_index(by_hour.toPandas(), "trace_hour")
+        record_hours(context, window, figures)
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": plain_number(figures["trace_count"].sum()),
+                "traces_read": counts.read,
+                "rows_written": counts.written,
+                "quarantined": counts.quarantined,
+            }
+        )
+
+    return [archived_traces]

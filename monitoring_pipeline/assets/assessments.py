@@ -1,0 +1,120 @@
+"""Scorer assessments: one asset a scorer, and the ledger of what was scored."""
+
+import dagster as dg
+from pydantic import Field
+
+from monitoring_pipeline.assets.common import plain_number, record_hours, table_metadata, utc_index
+from monitoring_pipeline.assets.performance import ARCHIVE_KEY
+from monitoring_pipeline.checks import LEDGER_ADDS_UP, ledger_adds_up, scorer_works, scorer_works_spec
+from monitoring_pipeline.partitions import run_window
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.coverage import update_ledger
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.tables import ASSESSMENTS, SCORER_COVERAGE
+
+
+class ScorerRunConfig(dg.Config):
+    """What may be asked of one run of a scorer."""
+
+    retry_failed: bool = Field(default=False, description="score again the traces whose result is an error")
+
+
+def scorer_key(name: str) -> dg.AssetKey:
+    """The key of a scorer's asset."""
+    return dg.AssetKey(["assessments", name])
+
+
+def assessment_assets(
+    hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer], max_partitions_per_run: int
+) -> list[dg.AssetsDefinition]:
+    """An asset for each scorer, and the ledger of all of them."""
+    assets = [_scorer_asset(hours, scorer, max_partitions_per_run) for scorer in scorers]
+    return [*assets, _coverage_asset(hours, scorers)]
+
+
+def _scorer_asset(
+    hours: dg.TimeWindowPartitionsDefinition, scorer: ConfiguredScorer, max_partitions_per_run: int
+) -> dg.AssetsDefinition:
+    key = scorer_key(scorer.name)
+    share = f"{scorer.sample_rate:.0%} of the traces" + (f" that match `{scorer.filter}`" if scorer.filter else "")
+
+    @dg.asset(
+        key=key,
+        deps=[ARCHIVE_KEY],
+        partitions_def=hours,
+        group_name="assessments",
+        kinds={"mlflow", "deltalake"},
+        code_version=scorer.digest,
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run),
+        metadata={**table_metadata(ASSESSMENTS), "scorer_digest": scorer.digest, "sample_rate": scorer.sample_rate},
+        check_specs=[scorer_works_spec(key)],
+        description=f"{scorer.scorer.description or scorer.name}, on {share}. Only what this digest of the scorer has "
+        "not seen is scored; results of earlier digests stay.",
+    )
+    def scorer_asset(
+        context: dg.AssetExecutionContext, config: ScorerRunConfig, lake: LakeResource
+    ) -> dg.MaterializeResult:
+        from pyspark.sql import functions as F
+
+        window = run_window(context)
+        counts = score_window(
+            lake,
+            scorer,
+            window,
+            context.run_id,
+            config.retry_failed,
+            on_progress=lambda counts: context.log.info(f"{counts.seen} traces seen"),
+        )
+        is_this = (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)
+        results = lake.read(ASSESSMENTS, window).where(is_this)
+        by_hour = results.groupBy("trace_hour").agg(
+            F.sum(F.col("error_code").isNull().cast("int")).alias("scored"),
+            F.sum(F.col("error_code").isNotNull().cast("int")).alias("failed"),
+            F.avg("score").alias("mean_score"),
+        )
+        figures = utc_index(by_hour.toPandas(), "trace_hour")
+        record_hours(context, window, figures)
+        scored, failed = plain_number(figures["scored"].sum()), plain_number(figures["failed"].sum())
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": scored + failed,
+                "newly_scored": counts.scored,
+                "newly_failed": counts.failed,
+                "not_applicable": counts.not_applicable,
+            },
+            check_results=[scorer_works(key, results, scored, failed)],
+        )
+
+    return scorer_asset
+
+
+def _coverage_asset(hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer]) -> dg.AssetsDefinition:
+    @dg.asset(
+        deps=[ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers)],
+        partitions_def=hours,
+        group_name="assessments",
+        kinds={"spark", "deltalake"},
+        code_version="1",
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        metadata=table_metadata(SCORER_COVERAGE),
+        check_specs=[LEDGER_ADDS_UP],
+        description=SCORER_COVERAGE.description,
+    )
+    def scorer_coverage(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        from pyspark.sql import functions as F
+
+        window = run_window(context)
+        rows = update_ledger(lake, scorers, window)
+        by_hour = (
+            lake.read(SCORER_COVERAGE, window)
+            .where(F.col("scorer_digest").isin(*(scorer.digest for scorer in scorers)))
+            .groupBy("hour")
+            .agg(*(F.sum(name).alias(name) for name in ("eligible", "scored", "failed", "over_budget", "pending")))
+        )
+        record_hours(context, window, utc_index(by_hour.toPandas(), "hour"))
+        return dg.MaterializeResult(
+            metadata={"dagster/row_count": rows}, check_results=[ledger_adds_up(lake, scorers, window)]
+        )
+
+    return scorer_coverage

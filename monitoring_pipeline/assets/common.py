@@ -1,0 +1,58 @@
+"""What the assets share: how a table is described to Dagster, and how an hour's figures are put on its partition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from monitoring_pipeline.tables import Table
+from monitoring_pipeline.windows import Window
+
+
+def table_metadata(table: Table) -> dict[str, Any]:
+    """The table's columns, as Dagster shows them on an asset."""
+    columns = [
+        dg.TableColumn(
+            column.name,
+            str(column.type),
+            constraints=dg.TableColumnConstraints(nullable=column.nullable),
+        )
+        for column in table.schema
+    ]
+    return {"dagster/column_schema": dg.TableSchema(columns), "dagster/table_name": table.name}
+
+
+def record_hours(context: dg.AssetExecutionContext, window: Window, figures: pd.DataFrame) -> None:
+    """Put each hour's figures on its partition, where Dagster plots them.
+
+    `figures` has the start of an hour (UTC) as its index and a column for each figure; an hour that it lacks gets a
+    `trace_count` of zero if that is among them, and nothing else.
+    """
+    for hour in window.hours():
+        row: Mapping[str, Any] = figures.loc[hour] if hour in figures.index else {"trace_count": 0}
+        metadata = {
+            name: plain_number(value) for name, value in row.items() if name in figures.columns and not pd.isna(value)
+        }
+        if metadata:
+            context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=partition_key(hour))
+
+
+def partition_key(hour: datetime) -> str:
+    """The key of the hourly partition that starts at `hour`."""
+    return f"{hour:%Y-%m-%d-%H:%M}"
+
+
+def plain_number(value: Any) -> float | int:
+    """A numpy number as Python's own: Dagster refuses numpy's."""
+    number = float(value)
+    return int(number) if number.is_integer() else number
+
+
+def utc_index(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """`frame` indexed by `column` as UTC times, in order (Spark gives times without their zone)."""
+    hours = pd.to_datetime(frame[column], utc=True)
+    return frame.drop(columns=column).set_index(pd.DatetimeIndex(hours)).sort_index()

@@ -1,0 +1,111 @@
+"""Performance, errors and where the time goes, from the archive alone."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from monitoring_pipeline.analysis import performance
+from monitoring_pipeline.assets.common import record_hours, table_metadata, utc_index
+from monitoring_pipeline.partitions import run_window
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.tables import (
+    AGENT_TRACES,
+    HOURLY_PERFORMANCE,
+    SPAN_PROFILE,
+    TRACE_ERRORS,
+    TRACE_PERFORMANCE,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+ARCHIVE_KEY = "archived_traces"
+
+
+def performance_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """The four tables of performance."""
+    return [
+        _table_asset(
+            hours, TRACE_PERFORMANCE, AGENT_TRACES, ARCHIVE_KEY, performance.trace_performance, _trace_figures
+        ),
+        _table_asset(hours, TRACE_ERRORS, AGENT_TRACES, ARCHIVE_KEY, performance.trace_errors, _error_figures),
+        _table_asset(
+            hours,
+            HOURLY_PERFORMANCE,
+            TRACE_PERFORMANCE,
+            TRACE_PERFORMANCE.name,
+            performance.hourly_performance,
+            _hourly_figures,
+        ),
+        _table_asset(hours, SPAN_PROFILE, AGENT_TRACES, ARCHIVE_KEY, performance.span_profile, _span_figures),
+    ]
+
+
+def _table_asset(
+    hours: dg.TimeWindowPartitionsDefinition,
+    table: Table,
+    source: Table,
+    upstream: str,
+    transform: "Callable[[DataFrame], DataFrame]",
+    figures: "Callable[[DataFrame], DataFrame]",
+) -> dg.AssetsDefinition:
+    """An asset that makes the window's rows of `table` out of those of `source`, and plots `figures` of each hour."""
+
+    @dg.asset(
+        name=table.name,
+        deps=[upstream],
+        partitions_def=hours,
+        group_name="performance",
+        kinds={"spark", "deltalake"},
+        code_version="1",
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        metadata=table_metadata(table),
+        description=table.description,
+    )
+    def table_asset(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[Any]:
+        window = run_window(context)
+        rows = lake.replace(table, window, transform(lake.read(source, window)))
+        record_hours(context, window, utc_index(figures(lake.read(table, window)).toPandas(), table.hour))
+        return dg.MaterializeResult(metadata={"dagster/row_count": rows})
+
+    return table_asset
+
+
+def _trace_figures(rows: "DataFrame") -> "DataFrame":
+    from pyspark.sql import functions as F
+
+    return rows.groupBy("trace_hour").agg(F.count("*").alias("trace_count"), F.sum("span_count").alias("span_count"))
+
+
+def _error_figures(rows: "DataFrame") -> "DataFrame":
+    from pyspark.sql import functions as F
+
+    return rows.groupBy("trace_hour").agg(F.count("*").alias("trace_count"))
+
+
+def _hourly_figures(rows: "DataFrame") -> "DataFrame":
+    """An hour over all experiments: counts add up; of the percentiles, the worst experiment's."""
+    from pyspark.sql import functions as F
+
+    return (
+        rows.where(F.col("trace_name").isNull())
+        .groupBy("hour")
+        .agg(
+            F.sum("trace_count").alias("trace_count"),
+            (F.sum("error_count") / F.sum("trace_count")).alias("error_rate"),
+            *(F.max(f"{name}_duration_ms").alias(f"{name}_duration_ms") for name in ("p50", "p95", "p99")),
+            F.sum("cost_usd").alias("cost_usd"),
+        )
+    )
+
+
+def _span_figures(rows: "DataFrame") -> "DataFrame":
+    from pyspark.sql import functions as F
+
+    return (
+        rows.where(F.col("span_name").isNull())
+        .groupBy("hour")
+        .agg(F.sum("span_count").alias("span_count"), F.sum("error_count").alias("error_span_count"))
+    )

@@ -1,0 +1,51 @@
+"""Quality by hour, with confidence intervals."""
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.assets.common import record_hours, table_metadata, utc_index
+from monitoring_pipeline.partitions import run_window
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.tables import ASSESSMENTS, HOURLY_QUALITY, SCORER_COVERAGE
+
+
+def quality_assets(
+    hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer]
+) -> list[dg.AssetsDefinition]:
+    """The table of quality."""
+    current = {(scorer.name, scorer.digest) for scorer in scorers}
+
+    @dg.asset(
+        deps=["scorer_coverage"],
+        partitions_def=hours,
+        group_name="quality",
+        kinds={"spark", "deltalake"},
+        code_version="1",
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        metadata=table_metadata(HOURLY_QUALITY),
+        description=HOURLY_QUALITY.description,
+    )
+    def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        window = run_window(context)
+        rows = quality(lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window), by_hour=True)
+        rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
+        lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
+        record_hours(context, window, _figures(rows, current))
+        return dg.MaterializeResult(metadata={"dagster/row_count": len(rows)})
+
+    return [hourly_quality]
+
+
+def _figures(rows: pd.DataFrame, current: set[tuple[str, str]]) -> pd.DataFrame:
+    """The mean score of each scorer's current digest, a column a scorer; over experiments, weighted by their scores."""
+    own = rows[[pair in current for pair in zip(rows["scorer"], rows["scorer_digest"], strict=True)]]
+    own = own[own["mean_score"].notna()]
+    is_rate = own.groupby("scorer")["pass_rate"].apply(lambda rates: rates.notna().all())
+    label = own["scorer"].map(lambda name: f"{name}_{'pass_rate' if is_rate[name] else 'mean_score'}")
+    weighted = own.assign(label=label, total=own["mean_score"] * own["scored"])
+    sums = weighted.groupby(["hour", "label"])[["total", "scored"]].sum()
+    figures = (sums["total"] / sums["scored"]).unstack("label")
+    return utc_index(figures.reset_index(), "hour")

@@ -1,0 +1,65 @@
+"""The only place where assets, checks, jobs and resources are put together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+# Backfill policies are marked as beta, which would be said once an asset; that a job over scorers and tables takes the
+# smaller of their policies is what is meant.
+warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", message="Asset job .* with varying BackfillPolicies", category=UserWarning)
+
+from monitoring_pipeline.assets.archive import archive_assets  # noqa: E402
+from monitoring_pipeline.assets.assessments import assessment_assets  # noqa: E402
+from monitoring_pipeline.assets.performance import performance_assets  # noqa: E402
+from monitoring_pipeline.assets.quality import quality_assets  # noqa: E402
+from monitoring_pipeline.assets.reports import report_assets  # noqa: E402
+from monitoring_pipeline.jobs import jobs  # noqa: E402
+from monitoring_pipeline.partitions import daily, hourly  # noqa: E402
+from monitoring_pipeline.resources.lake import LakeResource  # noqa: E402
+from monitoring_pipeline.resources.spark import SparkResource  # noqa: E402
+from monitoring_pipeline.resources.tracking import TrackingResource  # noqa: E402
+from monitoring_pipeline.scoring.registry import load_scorers  # noqa: E402
+from monitoring_pipeline.settings import Settings, load_settings  # noqa: E402
+
+
+def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """All definitions for `settings`; `resources` replace those of the same name (`tracking`, `spark`, `lake`).
+
+    Raises:
+        SettingsError: a scorer cannot be loaded.
+    """
+    hours, days = hourly(settings.archive.start), daily(settings.archive.start)
+    scorers = load_scorers(settings.scorers)
+    return dg.Definitions(
+        assets=[
+            *archive_assets(hours),
+            *performance_assets(hours),
+            *assessment_assets(hours, scorers, settings.backfill.max_partitions_per_run),
+            *quality_assets(hours, scorers),
+            *report_assets(days, scorers, Path(settings.reports.location)),
+        ],
+        jobs=jobs(),
+        resources={**build_resources(settings), **(resources or {})},
+        executor=dg.in_process_executor if settings.dagster.executor == "in_process" else dg.multiprocess_executor,
+    )
+
+
+def build_resources(settings: Settings) -> dict[str, Any]:
+    """The resources that `settings` describe."""
+    spark = SparkResource(remote=settings.spark.remote)
+    return {
+        "tracking": TrackingResource(
+            tracking_uri=settings.mlflow.tracking_uri, experiments=settings.mlflow.experiments
+        ),
+        "spark": spark,
+        "lake": LakeResource(location=settings.lake.location, spark=spark),
+    }
+
+
+defs = build_definitions(load_settings())

@@ -1,0 +1,260 @@
+"""The lake: Delta tables, read by Spark and written by delta-rs.
+
+All writes go through here. Each one has exactly the table's schema, is one atomic commit, and is done again from the
+start when another process commits to the same days first, so that overlapping runs neither lose nor double a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.tables import Table
+from monitoring_pipeline.windows import Window
+
+if TYPE_CHECKING:
+    from deltalake import CommitProperties, DeltaTable
+    from pyspark.sql import DataFrame
+
+COMMIT_ATTEMPTS = 20
+
+
+class LakeError(Exception):
+    """The lake cannot be opened or written; the message names the place and the reason."""
+
+
+class LakeResource(dg.ConfigurableResource):
+    """The Delta tables under one location: a folder, or an address such as s3://bucket/path."""
+
+    location: str = Field(description="folder or object store address that holds a folder for each table")
+    spark: SparkResource
+
+    def path(self, table: Table) -> str:
+        """Where the table is."""
+        return f"{self.location.rstrip('/')}/{table.name}"
+
+    def version(self, table: Table) -> int:
+        """The number of the table's latest commit; two reads at the same version see the same rows."""
+        return self._open(table).version()
+
+    def read(self, table: Table, window: Window | None = None, version: int | None = None) -> DataFrame:
+        """The table's rows in `window` (all without one) as a Spark DataFrame, at `version` (the latest without one).
+
+        Only the files of the window's days are opened.
+        """
+        self._open(table)
+        reader = self.spark.session.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        rows = reader.load(self.path(table))
+        if window is None:
+            return rows
+        return rows.where(
+            rows["date"].between(window.days()[0], window.days()[-1])
+            & (rows[table.hour] >= window.start)
+            & (rows[table.hour] < window.end)
+        )
+
+    def read_columns(self, table: Table, window: Window, *columns: str) -> pa.Table:
+        """The given columns of the rows in `window`, read without an engine."""
+        return self._rows(self._open(table), table, window).to_table(columns=list(columns))
+
+    def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
+        """Make `rows` the only rows of the table in `window`; returns how many there are."""
+        new = conform(table, rows)
+        days = window.days()
+        dates = f"date >= '{days[0]}' AND date <= '{days[-1]}'"
+        predicate = f"{dates} AND {table.hour} >= '{_z(window.start)}' AND {table.hour} < '{_z(window.end)}'"
+        self._commit(table, lambda delta: _Write(new.to_reader(), predicate))
+        return new.num_rows
+
+    def insert(self, table: Table, rows: pa.Table) -> int:
+        """Add the rows whose key the table does not have; returns how many were added."""
+        return self._merge(table, rows, update=False)
+
+    def upsert(self, table: Table, rows: pa.Table) -> int:
+        """Add the rows whose key the table does not have, and replace those whose content differs.
+
+        Returns how many were added or replaced; without any there is no commit. No row is ever removed.
+        """
+        return self._merge(table, rows, update=True)
+
+    def maintain(self, table: Table, retention_hours: int = 168) -> dict[str, int]:
+        """Compact small files and delete those that no version younger than `retention_hours` needs.
+
+        Returns `files_added`, `files_removed` by compaction and `files_deleted` by vacuuming.
+        """
+        delta = self._open(table)
+        compaction = delta.optimize.compact()
+        deleted = delta.vacuum(retention_hours=retention_hours, dry_run=False)
+        return {
+            "files_added": compaction["numFilesAdded"],
+            "files_removed": compaction["numFilesRemoved"],
+            "files_deleted": len(deleted),
+        }
+
+    def _merge(self, table: Table, rows: pa.Table, update: bool) -> int:
+        new = conform(table, rows)
+        if new.num_rows == 0:
+            return 0
+        touched = 0
+
+        def write(delta: DeltaTable) -> _Write | None:
+            nonlocal touched
+            window = Window.covering(pc.unique(new[table.hour]).to_pylist())
+            added, changed = self._differences(delta, table, window, new, update)
+            touched = added.num_rows + changed.num_rows
+            if changed.num_rows:
+                return self._rewrite(delta, table, added, changed)
+            if added.num_rows:
+                return _Write(added.to_reader(), None, guard=_dates(added))
+            return None
+
+        self._commit(table, write)
+        return touched
+
+    def _differences(
+        self, delta: DeltaTable, table: Table, window: Window, new: pa.Table, update: bool
+    ) -> tuple[pa.Table, pa.Table]:
+        """The rows of `new` whose key is not in the table, and those that are there with other content."""
+        present = self._rows(delta, table, window).to_table(columns=[*table.key, *table.content])
+        known = dict(zip(_tuples(present, table.key), _tuples(present, table.content), strict=True))
+        keys, contents = _tuples(new, table.key), _tuples(new, table.content)
+        is_added = pa.array([key not in known for key in keys])
+        is_changed = pa.array(
+            [update and key in known and known[key] != value for key, value in zip(keys, contents, strict=True)]
+        )
+        return new.filter(is_added), new.filter(is_changed)
+
+    def _rewrite(self, delta: DeltaTable, table: Table, added: pa.Table, changed: pa.Table) -> _Write:
+        """Replace the hours that the rows touch by what they hold, streamed, with the rows changed and added."""
+        new = pa.concat_tables([changed, added])
+        hours = pc.unique(new[table.hour]).to_pylist()
+        replaced = set(_tuples(changed, table.key))
+        stored = self._rows(delta, table, Window.covering(hours)).filter(pc.field(table.hour).isin(hours))
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in stored.to_batches(batch_size=1024):
+                keep = pa.array([key not in replaced for key in _tuples(batch, table.key)], pa.bool_())
+                yield from conform(table, pa.Table.from_batches([batch.filter(keep)])).to_batches()
+            yield from new.to_batches()
+
+        dates = ", ".join(f"'{day}'" for day in _dates(new))
+        starts = ", ".join(f"'{_z(hour)}'" for hour in hours)
+        predicate = f"date IN ({dates}) AND {table.hour} IN ({starts})"
+        return _Write(pa.RecordBatchReader.from_batches(table.schema, batches()), predicate, guard=_dates(new))
+
+    def _rows(self, delta: DeltaTable, table: Table, window: Window) -> Any:
+        hour, days = pc.field(table.hour), window.days()
+        dataset = delta.to_pyarrow_dataset(
+            file_pruning_predicate=[("date", ">=", str(days[0])), ("date", "<=", str(days[-1]))]
+        )
+        return dataset.filter((hour >= window.start) & (hour < window.end))
+
+    def _open(self, table: Table) -> DeltaTable:
+        """The Delta table, made when it is not there yet."""
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        path = self.path(table)
+        try:
+            try:
+                return DeltaTable(path)
+            except TableNotFoundError:
+                DeltaTable.create(
+                    path,
+                    schema=table.schema,
+                    mode="ignore",
+                    name=table.name,
+                    description=table.description,
+                    partition_by=["date"],
+                    configuration=table.properties,
+                )
+                return DeltaTable(path)
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"cannot open {path}: {str(error).splitlines()[0]}; check [lake] location") from error
+
+    def _commit(self, table: Table, make: Callable[[DeltaTable], _Write | None]) -> None:
+        """Write what `make` gives for the latest version; again, from a newer one, when another commit came first."""
+        from deltalake import write_deltalake
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
+        @retry(
+            retry=retry_if_exception_type(CommitFailedError),
+            stop=stop_after_attempt(COMMIT_ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.02, max=2),
+            reraise=True,
+        )
+        def attempt() -> None:
+            delta = self._open(table)
+            write = make(delta)
+            if write is None:
+                return
+            write_deltalake(
+                delta,
+                write.rows,
+                mode="append" if write.predicate is None else "overwrite",
+                predicate=write.predicate,
+                commit_properties=_guarded(delta, table, write.guard),
+            )
+
+        try:
+            attempt()
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"cannot write {self.path(table)}: {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True)
+class _Write:
+    rows: pa.RecordBatchReader
+    predicate: str | None
+    guard: list[date] = field(default_factory=list)
+
+
+def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
+    """`rows` with exactly the table's columns, order and types; the column `date` may be left out.
+
+    Raises:
+        LakeError: a column is missing or is not the table's.
+    """
+    arrow = rows if isinstance(rows, pa.Table) else rows.toArrow()
+    if "date" not in arrow.column_names:
+        arrow = arrow.append_column("date", arrow[table.hour].cast(pa.date32()))
+    missing = set(table.schema.names) - set(arrow.column_names)
+    unknown = set(arrow.column_names) - set(table.schema.names)
+    if missing or unknown:
+        raise LakeError(f"{table.name}: columns missing: {sorted(missing)}, not in the table: {sorted(unknown)}")
+    return arrow.select(table.schema.names).cast(table.schema)
+
+
+def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitProperties:
+    # Delta's application transactions as a lock: of two commits that started from the same version and name the same
+    # day, the second fails. A plain append would otherwise never conflict and could add a row twice.
+    from deltalake import CommitProperties, Transaction
+
+    names = [f"{table.name}/{day}" for day in days]
+    transactions = [Transaction(name, (delta.transaction_version(name) or 0) + 1) for name in names]
+    return CommitProperties(app_transactions=transactions, max_commit_retries=0 if days else None)
+
+
+def _dates(rows: pa.Table) -> list[date]:
+    return sorted(pc.unique(rows["date"]).to_pylist())
+
+
+def _tuples(rows: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    if not columns:
+        return [()] * rows.num_rows
+    return list(zip(*(rows.column(column).to_pylist() for column in columns), strict=True))
+
+
+def _z(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,310 @@
+"""The tables of the lake: names, columns, keys. Column names and meanings are a contract for queries written on them.
+
+Every table is partitioned by `date`, the UTC date of its hour column, so that reading an hour opens a day's files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+TIME = pa.timestamp("us", tz="UTC")
+MAP = pa.map_(pa.string(), pa.string())
+
+SPAN_EVENT = pa.struct([("name", pa.string()), ("timestamp", TIME), ("attributes", MAP)])
+SPAN = pa.struct(
+    [
+        ("span_id", pa.string()),
+        ("name", pa.string()),
+        ("span_type", pa.string()),
+        ("start_time", TIME),
+        ("end_time", TIME),
+        ("status", pa.string()),
+        ("inputs", pa.string()),
+        ("outputs", pa.string()),
+        ("tags", MAP),
+        ("metadata", MAP),
+        ("parent_id", pa.string()),
+        ("status_message", pa.string()),
+        ("events", pa.list_(SPAN_EVENT)),
+    ]
+)
+TRACE_ASSESSMENT = pa.struct(
+    [
+        ("assessment_id", pa.string()),
+        ("name", pa.string()),
+        ("kind", pa.string()),
+        ("value", pa.string()),
+        ("source_type", pa.string()),
+        ("source_id", pa.string()),
+        ("rationale", pa.string()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+        ("span_id", pa.string()),
+        ("create_time", TIME),
+        ("last_update_time", TIME),
+        ("metadata", MAP),
+    ]
+)
+ERROR_SPAN = pa.struct(
+    [("span_id", pa.string()), ("name", pa.string()), ("span_type", pa.string()), ("status_message", pa.string())]
+)
+TOKENS = [("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("total_tokens", pa.int64())]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the lake.
+
+    `hour` names the column that holds the start of a row's hour; `key` the columns that identify a row within it;
+    `content` the columns that tell two versions of a row apart (without any, rows with the same key are the same).
+    """
+
+    name: str
+    description: str
+    schema: pa.Schema
+    hour: Literal["hour", "trace_hour"]
+    key: tuple[str, ...]
+    content: tuple[str, ...] = ()
+    properties: dict[str, str] = field(default_factory=dict)
+
+
+def _schema(*fields: pa.Field | tuple[str, pa.DataType], required: tuple[str, ...] = ()) -> pa.Schema:
+    columns = pa.schema([*fields, ("date", pa.date32())])
+    return pa.schema([column.with_nullable(column.name not in required) for column in columns])
+
+
+AGENT_TRACES = Table(
+    "agent_traces",
+    "Every trace, lossless: trace_json is the trace itself, the other columns are for queries.",
+    _schema(
+        ("trace_id", pa.string()),
+        ("experiment_id", pa.string()),
+        ("run_id", pa.string()),
+        ("trace_info", pa.struct([("request_id", pa.string()), ("timestamp", TIME), ("status", pa.string())])),
+        ("spans", pa.list_(SPAN)),
+        ("created_at", TIME),
+        ("trace_hour", TIME),
+        ("trace_name", pa.string()),
+        ("user_id", pa.string()),
+        ("session_id", pa.string()),
+        ("request", pa.string()),
+        ("response", pa.string()),
+        ("duration_ms", pa.float64()),
+        *TOKENS,
+        ("cost_usd", pa.float64()),
+        ("tags", MAP),
+        ("metadata", MAP),
+        ("assessments", pa.list_(TRACE_ASSESSMENT)),
+        ("trace_json", pa.string()),
+        ("client_request_id", pa.string()),
+        ("experiment_name", pa.string()),
+        ("content_digest", pa.string()),
+        required=("trace_id", "created_at", "trace_hour"),
+    ),
+    hour="trace_hour",
+    key=("trace_id",),
+    content=("content_digest",),
+    properties={"delta.enableChangeDataFeed": "true"},
+)
+
+QUARANTINED_TRACES = Table(
+    "quarantined_traces",
+    "Traces that could not be read or flattened, with the reason and whatever text there was.",
+    _schema(("trace_id", pa.string()), ("trace_hour", TIME), ("reason", pa.string()), ("raw", pa.string())),
+    hour="trace_hour",
+    key=("trace_id",),
+)
+
+TRACE_PERFORMANCE = Table(
+    "trace_performance",
+    "One row a trace: durations in milliseconds, span counts, tokens and cost.",
+    _schema(
+        ("trace_id", pa.string()),
+        ("trace_hour", TIME),
+        ("experiment_id", pa.string()),
+        ("trace_name", pa.string()),
+        ("status", pa.string()),
+        ("span_count", pa.int64()),
+        ("error_span_count", pa.int64()),
+        ("duration_ms", pa.float64()),
+        ("total_span_duration_ms", pa.float64()),
+        ("avg_span_duration_ms", pa.float64()),
+        *TOKENS,
+        ("cost_usd", pa.float64()),
+    ),
+    hour="trace_hour",
+    key=("trace_id",),
+)
+
+TRACE_ERRORS = Table(
+    "trace_errors",
+    "One row a trace whose status is ERROR or that has an ERROR span.",
+    _schema(
+        ("trace_id", pa.string()),
+        ("trace_hour", TIME),
+        ("experiment_id", pa.string()),
+        ("trace_name", pa.string()),
+        ("request_id", pa.string()),
+        ("timestamp", TIME),
+        ("status", pa.string()),
+        ("request", pa.string()),
+        ("error_spans", pa.list_(ERROR_SPAN)),
+    ),
+    hour="trace_hour",
+    key=("trace_id",),
+)
+
+HOURLY_PERFORMANCE = Table(
+    "hourly_performance",
+    "Counts, error rate, exact latency percentiles, tokens and cost of each hour, experiment and trace name "
+    "(trace_name null: all names; empty: traces without a name).",
+    _schema(
+        ("hour", TIME),
+        ("experiment_id", pa.string()),
+        ("trace_name", pa.string()),
+        ("trace_count", pa.int64()),
+        ("error_count", pa.int64()),
+        ("error_rate", pa.float64()),
+        ("avg_duration_ms", pa.float64()),
+        ("p50_duration_ms", pa.float64()),
+        ("p95_duration_ms", pa.float64()),
+        ("p99_duration_ms", pa.float64()),
+        ("span_count", pa.int64()),
+        *TOKENS,
+        ("cost_usd", pa.float64()),
+    ),
+    hour="hour",
+    key=("hour", "experiment_id", "trace_name"),
+)
+
+SPAN_PROFILE = Table(
+    "span_profile",
+    "Where the time goes: durations and self time of each hour, experiment, span type and span name "
+    "(span_name null: all spans of the type).",
+    _schema(
+        ("hour", TIME),
+        ("experiment_id", pa.string()),
+        ("span_type", pa.string()),
+        ("span_name", pa.string()),
+        ("span_count", pa.int64()),
+        ("error_count", pa.int64()),
+        ("total_ms", pa.float64()),
+        ("avg_ms", pa.float64()),
+        ("p50_ms", pa.float64()),
+        ("p95_ms", pa.float64()),
+        ("p99_ms", pa.float64()),
+        ("max_ms", pa.float64()),
+        ("self_time_ms", pa.float64()),
+    ),
+    hour="hour",
+    key=("hour", "experiment_id", "span_type", "span_name"),
+)
+
+ASSESSMENTS = Table(
+    "assessments",
+    "One row for each trace, scorer and digest: the score, or the error in its place.",
+    _schema(
+        ("trace_id", pa.string()),
+        ("trace_hour", TIME),
+        ("experiment_id", pa.string()),
+        ("scorer", pa.string()),
+        ("scorer_digest", pa.string()),
+        ("scorer_version", pa.int64()),
+        ("value", pa.string()),
+        ("score", pa.float64()),
+        ("rationale", pa.string()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+        ("source_type", pa.string()),
+        ("sample_rate", pa.float64()),
+        ("assessed_at", TIME),
+        ("duration_ms", pa.float64()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("cost_usd", pa.float64()),
+        ("assessment_id", pa.string()),
+        ("dagster_run_id", pa.string()),
+        required=("trace_id", "trace_hour", "scorer", "scorer_digest", "assessment_id"),
+    ),
+    hour="trace_hour",
+    key=("assessment_id",),
+    content=("assessed_at",),
+)
+
+NOT_APPLICABLE = Table(
+    "not_applicable",
+    "Traces that a scorer looked at and had nothing to say about (it returned None); no row in assessments.",
+    _schema(
+        ("trace_id", pa.string()),
+        ("trace_hour", TIME),
+        ("experiment_id", pa.string()),
+        ("scorer", pa.string()),
+        ("scorer_digest", pa.string()),
+        ("assessed_at", TIME),
+        ("assessment_id", pa.string()),
+        required=("trace_id", "trace_hour", "scorer", "scorer_digest", "assessment_id"),
+    ),
+    hour="trace_hour",
+    key=("assessment_id",),
+)
+
+SCORER_COVERAGE = Table(
+    "scorer_coverage",
+    "The ledger: archived = eligible + filtered_out + unsampled, eligible = scored + failed + over_budget + pending. "
+    "not_applicable is the part of filtered_out that the scorer itself declined.",
+    _schema(
+        ("hour", TIME),
+        ("experiment_id", pa.string()),
+        ("scorer", pa.string()),
+        ("scorer_digest", pa.string()),
+        ("archived", pa.int64()),
+        ("filtered_out", pa.int64()),
+        ("unsampled", pa.int64()),
+        ("eligible", pa.int64()),
+        ("scored", pa.int64()),
+        ("failed", pa.int64()),
+        ("over_budget", pa.int64()),
+        ("pending", pa.int64()),
+        ("not_applicable", pa.int64()),
+    ),
+    hour="hour",
+    key=("hour", "experiment_id", "scorer", "scorer_digest"),
+    content=("archived", "filtered_out", "unsampled", "eligible", "scored", "failed", "over_budget", "pending"),
+)
+
+HOURLY_QUALITY = Table(
+    "hourly_quality",
+    "Mean score of each hour, experiment, scorer and digest with its 95 % interval; pass_rate where the scores are "
+    "pass or fail.",
+    _schema(
+        ("hour", TIME),
+        ("experiment_id", pa.string()),
+        ("scorer", pa.string()),
+        ("scorer_digest", pa.string()),
+        ("scored", pa.int64()),
+        ("mean_score", pa.float64()),
+        ("pass_rate", pa.float64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("failed", pa.int64()),
+        ("cost_usd", pa.float64()),
+    ),
+    hour="hour",
+    key=("hour", "experiment_id", "scorer", "scorer_digest"),
+)
+
+TABLES: tuple[Table, ...] = (
+    AGENT_TRACES,
+    QUARANTINED_TRACES,
+    TRACE_PERFORMANCE,
+    TRACE_ERRORS,
+    HOURLY_PERFORMANCE,
+    SPAN_PROFILE,
+    ASSESSMENTS,
+    NOT_APPLICABLE,
+    SCORER_COVERAGE,
+    HOURLY_QUALITY,
+)

@@ -1,0 +1,124 @@
+"""Traces from a source into the archive. The archive never shrinks: what the source has since deleted stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
+from monitoring_pipeline.traces.flatten import flatten
+from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
+from monitoring_pipeline.windows import Window, floor_hour
+
+if TYPE_CHECKING:
+    from mlflow.entities import Trace
+
+# A commit holds at most this much, so that memory stays flat however many or large the traces are.
+COMMIT_TRACES = 2000
+COMMIT_CHARACTERS = 64 * 2**20
+
+
+@dataclass
+class ArchiveCounts:
+    """What one reading of a window did: traces read, rows added or changed, traces put into quarantine."""
+
+    read: int = 0
+    written: int = 0
+    quarantined: int = 0
+
+
+def archive(
+    lake: LakeResource,
+    window: Window,
+    batches: Iterable[list[Trace | UnreadableTrace]],
+    experiment_names: dict[str, str],
+    on_progress: Callable[[int], None] = lambda read: None,
+) -> ArchiveCounts:
+    """Merge the traces of `window` into `agent_traces`, and what cannot be flattened into `quarantined_traces`.
+
+    Committed every few thousand traces; running it again continues, and changes nothing that is already there.
+    `experiment_names` (id -> name) are kept beside the ids. `on_progress` is told the number of traces read so far.
+    """
+    counts = ArchiveCounts()
+    archived_ids: set[str] = set()
+    quarantine: dict[str, dict[str, Any]] = {}
+    now = datetime.now(UTC)
+    for rows, unreadable in _chunks(batches, now):
+        for row in rows:
+            row["experiment_name"] = experiment_names.get(row["experiment_id"])
+        counts.written += lake.upsert(AGENT_TRACES, _table(rows))
+        archived_ids.update(row["trace_id"] for row in rows)
+        quarantine.update({row["trace_id"]: row for row in unreadable})
+        counts.read += len(rows) + len(unreadable)
+        on_progress(counts.read)
+    counts.quarantined = len(quarantine)
+    _update_quarantine(lake, window, quarantine, archived_ids)
+    return counts
+
+
+def _chunks(
+    batches: Iterable[list[Trace | UnreadableTrace]], now: datetime
+) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    rows: list[dict[str, Any]] = []
+    unreadable: list[dict[str, Any]] = []
+    characters = 0
+    for batch in batches:
+        for trace in batch:
+            row = _unreadable_row(trace) if isinstance(trace, UnreadableTrace) else _row_or_reason(trace, now)
+            if "trace_json" in row:
+                rows.append(row)
+                characters += len(row["trace_json"])
+            else:
+                unreadable.append(row)
+            if len(rows) + len(unreadable) >= COMMIT_TRACES or characters >= COMMIT_CHARACTERS:
+                yield rows, unreadable
+                rows, unreadable, characters = [], [], 0
+    if rows or unreadable:
+        yield rows, unreadable
+
+
+def _row_or_reason(trace: Trace, now: datetime) -> dict[str, Any]:
+    try:
+        row = flatten(trace, now)
+        _table([row])  # a row that Arrow refuses (a lone surrogate, a number out of range) must not fail its chunk
+    except Exception as error:  # noqa: BLE001 - a malformed trace may raise anything, and is kept aside with the reason
+        info = trace.info
+        started = datetime.fromtimestamp(info.request_time / 1000, UTC)
+        return _unreadable_row(
+            UnreadableTrace(info.trace_id, started, f"{type(error).__name__}: {error}", repr(info.to_dict()))
+        )
+    return row
+
+
+def _unreadable_row(trace: UnreadableTrace) -> dict[str, Any]:
+    return {
+        "trace_id": trace.trace_id,
+        "trace_hour": floor_hour(trace.started),
+        "reason": trace.reason,
+        "raw": trace.raw,
+    }
+
+
+def _update_quarantine(
+    lake: LakeResource, window: Window, found: dict[str, dict[str, Any]], archived_ids: set[str]
+) -> None:
+    """Keep what was in quarantine before, save what could be archived now, and add what was found."""
+    columns = [name for name in QUARANTINED_TRACES.schema.names if name != "date"]
+    before = lake.read_columns(QUARANTINED_TRACES, window, *columns).to_pylist()
+    kept = {row["trace_id"]: row for row in before if row["trace_id"] not in archived_ids} | found
+    if kept != {row["trace_id"]: row for row in before}:
+        rows = pa.Table.from_pylist(list(kept.values()), schema=_without_date(QUARANTINED_TRACES.schema))
+        lake.replace(QUARANTINED_TRACES, window, rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=_without_date(AGENT_TRACES.schema))
+
+
+def _without_date(schema: pa.Schema) -> pa.Schema:
+    return schema.remove(schema.get_field_index("date"))

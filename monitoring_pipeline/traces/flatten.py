@@ -1,0 +1,169 @@
+"""A trace as a row of `agent_traces`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from monitoring_pipeline.windows import floor_hour
+
+if TYPE_CHECKING:
+    from mlflow.entities import Trace
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Kept in columns of their own, so not repeated among a span's metadata.
+SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
+
+
+def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
+    """The trace as a row of `agent_traces` (without `date`), `created_at` being `archived_at`.
+
+    Raises:
+        Exception: whatever a malformed trace makes its parsing raise; the caller puts it into quarantine.
+    """
+    trace_json = trace.to_json()
+    body = json.loads(trace_json)
+    info, spans = body["info"], body["data"]["spans"]
+    tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
+    started = datetime.fromisoformat(info["request_time"]).astimezone(UTC)
+    root = next((span for span in spans if span.get("parent_span_id") is None), None)
+    usage = _json_object(metadata.get("mlflow.trace.tokenUsage"))
+    cost = _json_object(metadata.get("mlflow.trace.cost"))
+    return {
+        "trace_id": info["trace_id"],
+        "experiment_id": info["trace_location"].get("mlflow_experiment", {}).get("experiment_id"),
+        "run_id": metadata.get("mlflow.sourceRun"),
+        "trace_info": {"request_id": info["trace_id"], "timestamp": started, "status": info["state"]},
+        "spans": [_span(span) for span in spans],
+        "created_at": archived_at,
+        "trace_hour": floor_hour(started),
+        "trace_name": tags.get("mlflow.traceName"),
+        "user_id": metadata.get("mlflow.trace.user"),
+        "session_id": metadata.get("mlflow.trace.session"),
+        "request": _attribute(root, "mlflow.spanInputs") or info.get("request_preview"),
+        "response": _attribute(root, "mlflow.spanOutputs") or info.get("response_preview"),
+        "duration_ms": _number(info.get("execution_duration_ms")),
+        "input_tokens": _whole(usage.get("input_tokens")),
+        "output_tokens": _whole(usage.get("output_tokens")),
+        "total_tokens": _whole(usage.get("total_tokens")),
+        "cost_usd": _number(cost.get("total_cost")),
+        "tags": tags,
+        "metadata": metadata,
+        "assessments": [_assessment(assessment) for assessment in info.get("assessments", [])],
+        "trace_json": trace_json,
+        "client_request_id": info.get("client_request_id"),
+        "content_digest": hashlib.sha256(trace_json.encode("utf-8", "surrogatepass")).hexdigest(),
+    }
+
+
+def _span(span: dict[str, Any]) -> dict[str, Any]:
+    attributes = _texts(span.get("attributes"))
+    status = span.get("status") or {}
+    return {
+        "span_id": _hex_id(span.get("span_id")),
+        "name": span.get("name"),
+        "span_type": _unquoted(attributes.get("mlflow.spanType")) or "UNKNOWN",
+        "start_time": _time(span.get("start_time_unix_nano")),
+        "end_time": _time(span.get("end_time_unix_nano")),
+        "status": str(status.get("code") or "UNSET").removeprefix("STATUS_CODE_"),
+        "inputs": attributes.get("mlflow.spanInputs"),
+        "outputs": attributes.get("mlflow.spanOutputs"),
+        "tags": {key: value for key, value in attributes.items() if not key.startswith("mlflow.")},
+        "metadata": {
+            key: value for key, value in attributes.items() if key.startswith("mlflow.") and key not in SPAN_COLUMNS
+        },
+        "parent_id": _hex_id(span.get("parent_span_id")),
+        "status_message": status.get("message") or None,
+        "events": [
+            {
+                "name": event.get("name"),
+                "timestamp": _time(event.get("time_unix_nano")),
+                "attributes": _texts(event.get("attributes")),
+            }
+            for event in span.get("events") or []
+        ],
+    }
+
+
+def _assessment(assessment: dict[str, Any]) -> dict[str, Any]:
+    source = assessment.get("source") or {}
+    kind = next((kind for kind in ("feedback", "expectation", "issue") if kind in assessment), None)
+    body = assessment.get(kind) or {} if kind else {}
+    error = body.get("error") or {}
+    return {
+        "assessment_id": assessment.get("assessment_id"),
+        "name": assessment.get("assessment_name"),
+        "kind": kind,
+        "value": _assessed_value(body),
+        "source_type": source.get("source_type"),
+        "source_id": source.get("source_id"),
+        "rationale": assessment.get("rationale"),
+        "error_code": error.get("error_code"),
+        "error_message": error.get("error_message"),
+        "span_id": assessment.get("span_id"),
+        "create_time": _iso_time(assessment.get("create_time")),
+        "last_update_time": _iso_time(assessment.get("last_update_time")),
+        "metadata": _texts(assessment.get("metadata")),
+    }
+
+
+def _assessed_value(body: dict[str, Any]) -> str | None:
+    if "serialized_value" in body:
+        return body["serialized_value"]["value"]
+    return json.dumps(body["value"]) if "value" in body else None
+
+
+def _texts(mapping: dict[str, Any] | None) -> dict[str, str]:
+    return {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in (mapping or {}).items()}
+
+
+def _attribute(span: dict[str, Any] | None, key: str) -> str | None:
+    return _texts(span.get("attributes")).get(key) if span else None
+
+
+def _unquoted(text: str | None) -> str | None:
+    if text is None:
+        return None
+    value = _parsed(text)
+    return value if isinstance(value, str) else text
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    value = _parsed(text) if text else None
+    return value if isinstance(value, dict) else {}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # free text in a place where MLflow itself writes JSON
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and abs(number) < 2**63 else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _time(nanoseconds: int | None) -> datetime | None:
+    # Whole microseconds, the precision of a Spark timestamp; trace_json keeps the nanoseconds.
+    return EPOCH + timedelta(microseconds=nanoseconds // 1000) if nanoseconds is not None else None
+
+
+def _iso_time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+
+
+def _hex_id(encoded: str | None) -> str | None:
+    """A span id as MLflow shows it: 16 hexadecimal digits; its JSON form is base64."""
+    return base64.b64decode(encoded).hex() if encoded else None

@@ -1,0 +1,112 @@
+"""Traces read from an MLflow store or server, through MLflow's own client."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from monitoring_pipeline.windows import Window, from_milliseconds
+
+if TYPE_CHECKING:
+    from mlflow.entities import Trace, TraceInfo
+    from mlflow.tracing.client import TracingClient
+
+PAGE = 500  # what a server gives at most
+BATCH = 100
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnreadableTrace:
+    """A trace that the source lists but cannot give: `raw` is its info as JSON, `reason` what reading it raised."""
+
+    trace_id: str
+    started: datetime
+    reason: str
+    raw: str
+
+
+def read_traces(
+    client: TracingClient, experiment_ids: list[str], window: Window
+) -> Iterator[list[Trace | UnreadableTrace]]:
+    """All traces of the experiments that start in `window`, each once, oldest first, in batches; unfinished ones too.
+
+    Raises:
+        MlflowException: the source does not answer.
+    """
+    for infos in _pages(client, experiment_ids, window):
+        for first in range(0, len(infos), BATCH):
+            yield _with_spans(client, infos[first : first + BATCH])
+
+
+def _pages(client: TracingClient, experiment_ids: list[str], window: Window) -> Iterator[list[TraceInfo]]:
+    """The infos of the window, in the order of time.
+
+    MLflow's page tokens are offsets, which skip a trace when an earlier one is deleted meanwhile. So each page starts
+    at the time of the last trace seen, and a token is used only among traces of one millisecond.
+    """
+    since_ms, end_ms = _milliseconds(window.start), _milliseconds(window.end)
+    seen: set[str] = set()
+    token: str | None = None
+    while True:
+        page, token = client.store.search_traces(
+            experiment_ids=experiment_ids,
+            filter_string=f"timestamp_ms >= {since_ms} AND timestamp_ms < {end_ms}",
+            max_results=PAGE,
+            order_by=["timestamp_ms ASC", "request_id ASC"],
+            page_token=token,
+        )
+        fresh = [info for info in page if info.trace_id not in seen]
+        if fresh:
+            yield fresh
+        if not token:
+            return
+        last_ms = page[-1].request_time
+        if last_ms > since_ms:
+            since_ms, token, seen = last_ms, None, set()
+        seen.update(info.trace_id for info in page if info.request_time == since_ms)
+
+
+def _with_spans(client: TracingClient, infos: list[TraceInfo]) -> list[Trace | UnreadableTrace]:
+    trace_ids = [info.trace_id for info in infos]
+    try:
+        complete = {trace.info.trace_id: trace for trace in client.store.batch_get_traces(trace_ids)}
+    except Exception as error:  # noqa: BLE001 - one malformed trace fails its batch, in any way; each is tried alone
+        log.warning("reading %d traces one by one, as the batch failed: %s", len(infos), error)
+        complete = {}
+    traces = [complete.get(info.trace_id) or _alone(client, info) for info in infos]
+    return [trace for trace in traces if trace is not None]
+
+
+def _alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | None:
+    """A trace that batches leave out: one still in progress, kept as an artifact, malformed, or deleted (None)."""
+    from mlflow.entities import Trace, TraceData
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if info.tags.get("mlflow.trace.spansLocation") == "TRACKING_STORE":
+            return client.store.get_trace(info.trace_id, allow_partial=True)
+        found = client.batch_get_traces([info.trace_id])
+        if found:
+            return found[0]
+        if info.state == "IN_PROGRESS":
+            return Trace(info, TraceData(spans=[]))
+        reason = "its spans are missing or corrupt"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001 - malformed content raises anything; the probe below tells it from an outage
+        reason = f"{type(error).__name__}: {error}"
+    client.get_trace_info(info.trace_id)  # raises when it is the source that fails, not the trace
+    started = from_milliseconds(info.request_time)
+    return UnreadableTrace(info.trace_id, started, reason, json.dumps(info.to_dict()))
+
+
+def _milliseconds(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)

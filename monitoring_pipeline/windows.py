@@ -1,0 +1,72 @@
+"""Windows of time: half-open, [start, end), in UTC, by the start time of a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+HOUR = timedelta(hours=1)
+
+
+def floor_hour(moment: datetime) -> datetime:
+    """The start of the UTC hour that holds `moment` (timezone-aware)."""
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def from_milliseconds(milliseconds: int) -> datetime:
+    """The UTC time that many milliseconds after 1970, without the rounding of floating point."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+
+
+def parse_utc(text: str) -> datetime:
+    """`text` (ISO 8601 with an offset, such as 2026-01-01T05:00Z) as a UTC time.
+
+    Raises:
+        ValueError: not ISO 8601, or without an offset; the message names the value and the fix.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time: write it as 2026-01-01T05:00Z") from None
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone: add an offset, such as {text}Z or {text}+01:00")
+    return moment.astimezone(UTC)
+
+
+@dataclass(frozen=True)
+class Window:
+    """All moments t with start <= t < end; both timezone-aware UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ValueError(f"a window needs times with a zone, not {self.start} and {self.end}")
+        if self.start >= self.end:
+            raise ValueError(f"a window must end after it starts, not {self.start} to {self.end}")
+
+    def __contains__(self, moment: datetime) -> bool:
+        return self.start <= moment < self.end
+
+    def __str__(self) -> str:
+        return f"{self.start:%Y-%m-%d %H:%M} to {self.end:%Y-%m-%d %H:%M} UTC"
+
+    @classmethod
+    def covering(cls, moments: list[datetime]) -> Window:
+        """The smallest window of whole hours that holds all `moments` (at least one)."""
+        return cls(floor_hour(min(moments)), floor_hour(max(moments)) + HOUR)
+
+    def hours(self) -> Iterator[datetime]:
+        """The starts of the hours that the window touches, in order."""
+        hour = floor_hour(self.start)
+        while hour < self.end:
+            yield hour
+            hour += HOUR
+
+    def days(self) -> list[date]:
+        """The UTC dates that the window touches, in order."""
+        last = (self.end - timedelta(microseconds=1)).date()
+        first = self.start.date()
+        return [first + timedelta(days=n) for n in range((last - first).days + 1)]
