@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 import tomllib
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,20 +18,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.windows import floor_hour
 
 CONFIG_NAME = "monitoring.toml"
 EMBEDDED_STORE = "sqlite:///data/mlflow.db"
 M = TypeVar("M", bound=BaseModel)
 SHIPPED_SCORERS = "monitoring_pipeline.scoring.scorers"
-
-
-class SettingsError(Exception):
-    """The configuration cannot be used; `problems` holds one line for each thing to fix."""
-
-    def __init__(self, problems: Iterable[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
 
 
 class Section(BaseModel):

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from monitoring_pipeline.errors import LakeError
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 COMMIT_ATTEMPTS = 20
-
-
-class LakeError(Exception):
-    """The lake cannot be opened or written; the message names the place and the reason."""
 
 
 class LakeResource(dg.ConfigurableResource):

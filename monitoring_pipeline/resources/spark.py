@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
+from monitoring_pipeline.errors import EngineError
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -28,10 +30,6 @@ class SparkResource(dg.ConfigurableResource):
             EngineError: the server at `remote` does not answer.
         """
         return _session(self.remote)
-
-
-class EngineError(Exception):
-    """The Spark engine cannot be reached."""
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 from pydantic import Field
 
+from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.settings import without_password
 from monitoring_pipeline.windows import Window
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
 
 CONNECT_TIMEOUT_S = 5
-
-
-class TrackingError(Exception):
-    """The store cannot be used: unreachable, missing, or without a named experiment."""
 
 
 class TrackingResource(dg.ConfigurableResource):

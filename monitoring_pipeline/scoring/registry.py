@@ -14,7 +14,8 @@ from typing import Any
 from mlflow.genai.scorers import Scorer
 from mlflow.genai.scorers import scorer as as_scorer
 
-from monitoring_pipeline.settings import ScorerSettings, SettingsError
+from monitoring_pipeline.errors import SettingsError
+from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.traces.filters import parse_filter
 
 

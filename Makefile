@@ -1,0 +1,40 @@
+# `make run` is the whole thing: set-up, then the pipeline. Everything is kept in ./.venv and ./data.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export DAGSTER_HOME ?= $(CURDIR)/data/dagster
+
+.PHONY: install run ui test lint lock
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# The sample traffic where no store is configured, else the last 24 hours of the configured one.
+run: $(READY)
+	@$(BIN)/monitoring-pipeline make-run
+
+ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/dagster dev --workspace workspace.yaml
+
+$(DAGSTER_HOME)/dagster.yaml:
+	mkdir -p $(@D)
+	ln -sf $(CURDIR)/dagster.yaml $@
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+# Pins all dependencies anew, with hashes and without addresses; needs pip-tools.
+lock:
+	pip-compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--strip-extras --no-header --allow-unsafe --output-file requirements.lock pyproject.toml

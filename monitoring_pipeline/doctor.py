@@ -1,0 +1,71 @@
+"""Whether everything that a run needs is there, told before it starts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from monitoring_pipeline.errors import LakeError, MonitoringError
+from monitoring_pipeline.settings import Settings, without_password
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the checklist."""
+
+    subject: str
+    healthy: bool
+    detail: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """The findings on scorers, store, engine and lake, one after the other; each tells what to do where it fails."""
+    checks: dict[str, Callable[[Settings], str]] = {
+        "scorers": _scorers,
+        "store": _store,
+        "engine": _engine,
+        "lake": _lake,
+    }
+    for subject, check in checks.items():
+        try:
+            yield Finding(subject, True, check(settings))
+        except MonitoringError as error:
+            yield Finding(subject, False, str(error))
+
+
+def _scorers(settings: Settings) -> str:
+    from monitoring_pipeline.scoring.registry import load_scorers
+
+    scorers = load_scorers(settings.scorers)
+    return ", ".join(f"{scorer.name} ({scorer.sample_rate:.0%}, digest {scorer.digest})" for scorer in scorers)
+
+
+def _store(settings: Settings) -> str:
+    from monitoring_pipeline.definitions import build_resources
+
+    names = build_resources(settings)["tracking"].experiment_names()
+    return f"{without_password(settings.mlflow.tracking_uri)}: experiments {', '.join(sorted(names.values()))}"
+
+
+def _engine(settings: Settings) -> str:
+    from monitoring_pipeline.resources.spark import SparkResource
+
+    session = SparkResource(remote=settings.spark.remote).session
+    return f"Spark {session.version}, {settings.spark.remote or 'Sail, inside this process'}"
+
+
+def _lake(settings: Settings) -> str:
+    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.tables import AGENT_TRACES
+
+    lake = build_resources(settings)["lake"]
+    version = lake.version(AGENT_TRACES)
+    if "://" not in lake.location:
+        try:
+            with tempfile.TemporaryFile(dir=Path(lake.location)):
+                pass
+        except OSError as error:
+            raise LakeError(f"cannot write to {lake.location}: {error.strerror}; check [lake] location") from error
+    return f"{lake.location}: agent_traces at version {version}"

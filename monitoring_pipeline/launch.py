@@ -1,0 +1,188 @@
+"""The chain run in this process, as Dagster runs that the UI shows afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from monitoring_pipeline.assets.assessments import scorer_key
+from monitoring_pipeline.assets.common import partition_key
+from monitoring_pipeline.definitions import build_definitions
+from monitoring_pipeline.jobs import DAILY_REPORT, MONITORING
+from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.windows import HOUR, Window
+
+if TYPE_CHECKING:
+    from dagster._core.events.log import EventLogEntry
+
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+# Log messages of steps reach the caller as events; the console is the caller's.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Something that a step of the chain said: that it started, succeeded or failed, or how far it is."""
+
+    step: str
+    kind: str  # start, progress, success, failure
+    message: str
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """How a run of the chain ended: the steps that failed, with the reason, and the checks that did."""
+
+    failed_steps: dict[str, str]
+    failed_checks: list[dg.AssetCheckEvaluation]
+
+    @property
+    def succeeded(self) -> bool:
+        return not self.failed_steps and not any(
+            check.severity == dg.AssetCheckSeverity.ERROR for check in self.failed_checks
+        )
+
+
+def start_instance(folder: Path) -> dg.DagsterInstance:
+    """The Dagster instance of DAGSTER_HOME, else of data/dagster in `folder`, made if need be.
+
+    The dagster.yaml in `folder`, where there is one, configures the latter.
+    """
+    if "DAGSTER_HOME" not in os.environ:
+        home = folder.absolute() / "data" / "dagster"
+        home.mkdir(parents=True, exist_ok=True)
+        configuration, used = folder.absolute() / "dagster.yaml", home / "dagster.yaml"
+        if not used.exists():
+            if configuration.is_file():
+                used.symlink_to(configuration)
+            else:
+                used.write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
+        os.environ["DAGSTER_HOME"] = str(home)
+    return dg.DagsterInstance.get()
+
+
+def run_chain(
+    settings: Settings,
+    window: Window,
+    scorers: list[str] | None,
+    instance: dg.DagsterInstance,
+    on_event: Callable[[StepEvent], None],
+) -> ChainResult:
+    """Materialise the chain for the whole hours of `window`, then the reports of its days; only `scorers`, if given.
+
+    Long windows are taken in runs of `[backfill] max_partitions_per_run` hours, in order, until one fails.
+    """
+    definitions = build_definitions(settings)
+    selection = _selection(settings, definitions, scorers)
+    failed_checks: list[dg.AssetCheckEvaluation] = []
+    for part in _parts(window, settings.backfill.max_partitions_per_run):
+        keys = (partition_key(part.start), partition_key(part.end - HOUR))
+        result = _execute(definitions, MONITORING, selection, keys, instance, on_event)
+        failed_checks += [check for check in result.get_asset_check_evaluations() if not check.passed]
+        if not result.success:
+            return ChainResult(_failures(result), failed_checks)
+    days = window.days()
+    reports = _execute(definitions, DAILY_REPORT, None, (f"{days[0]}", f"{days[-1]}"), instance, on_event)
+    return ChainResult(_failures(reports), failed_checks)
+
+
+def step_count(settings: Settings, window: Window, scorers: list[str] | None) -> int:
+    """How many steps `run_chain` takes: those of each part of the window, and the report."""
+    wanted = len(scorers) if scorers else len(settings.scorers)
+    parts = len(_parts(window, settings.backfill.max_partitions_per_run))
+    return parts * (len(FIXED_STEPS) + wanted) + 1
+
+
+FIXED_STEPS = (
+    "archived_traces",
+    "trace_performance",
+    "trace_errors",
+    "hourly_performance",
+    "span_profile",
+    "scorer_coverage",
+    "hourly_quality",
+)
+
+
+def _selection(settings: Settings, definitions: dg.Definitions, scorers: list[str] | None) -> list[dg.AssetKey] | None:
+    if not scorers:
+        return None
+    left_out = {scorer_key(scorer.name) for scorer in settings.scorers if scorer.name not in scorers}
+    every = definitions.resolve_job_def(MONITORING).asset_layer.selected_asset_keys
+    return [key for key in every if key not in left_out]
+
+
+def _parts(window: Window, hours: int) -> list[Window]:
+    starts = []
+    start = window.start
+    while start < window.end:
+        starts.append(start)
+        start += timedelta(hours=hours)
+    return [Window(start, min(start + timedelta(hours=hours), window.end)) for start in starts]
+
+
+def _execute(
+    definitions: dg.Definitions,
+    job: str,
+    selection: list[dg.AssetKey] | None,
+    keys: tuple[str, str],
+    instance: dg.DagsterInstance,
+    on_event: Callable[[StepEvent], None],
+) -> dg.ExecuteInProcessResult:
+    from dagster._core.utils import make_new_run_id
+
+    def listen(entry: EventLogEntry) -> None:
+        event = _step_event(entry)
+        if event:
+            on_event(event)
+
+    run_id = make_new_run_id()
+    instance.add_event_listener(run_id, listen)
+    return definitions.resolve_job_def(job).execute_in_process(
+        run_id=run_id,
+        instance=instance,
+        asset_selection=selection,
+        tags={RANGE_START: keys[0], RANGE_END: keys[1]},
+        run_config=QUIET,
+        raise_on_error=False,
+    )
+
+
+_KINDS = {
+    dg.DagsterEventType.STEP_START: "start",
+    dg.DagsterEventType.STEP_SUCCESS: "success",
+    dg.DagsterEventType.STEP_FAILURE: "failure",
+}
+
+
+def _step_event(entry: EventLogEntry) -> StepEvent | None:
+    if entry.step_key is None:
+        return None
+    step = entry.step_key.replace("__", "/")
+    if not entry.is_dagster_event:
+        return StepEvent(step, "progress", entry.user_message)
+    kind = _KINDS.get(entry.get_dagster_event().event_type)
+    return StepEvent(step, kind, entry.user_message) if kind else None
+
+
+def _failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    for event in result.all_events:
+        if event.is_step_failure and event.step_key:
+            error = event.step_failure_data.error
+            while error and error.cause:
+                error = error.cause
+            failures[event.step_key.replace("__", "/")] = error.message.strip() if error else "unknown reason"
+    return failures
+
+
+def hours_until_now(hours: int) -> Window:
+    """The last `hours` whole hours and the current one."""
+    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + HOUR
+    return Window(end - timedelta(hours=hours), end)

@@ -1,0 +1,74 @@
+"""What a range of hours amounts to, read from the lake after a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.tables import (
+    AGENT_TRACES,
+    ASSESSMENTS,
+    QUARANTINED_TRACES,
+    SCORER_COVERAGE,
+    TRACE_PERFORMANCE,
+)
+from monitoring_pipeline.windows import Window
+
+
+@dataclass(frozen=True)
+class ScorerSummary:
+    """A scorer's ledger over the range, and the mean of its scores."""
+
+    scorer: str
+    digest: str
+    archived: int
+    filtered_out: int
+    unsampled: int
+    scored: int
+    failed: int
+    pending: int
+    mean_score: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The range in figures; rates are shares, durations milliseconds, None where there is nothing to measure."""
+
+    traces: int
+    spans: int
+    quarantined: int
+    error_rate: float | None
+    p95_duration_ms: float | None
+    scorers: list[ScorerSummary]
+
+
+def summarize(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> Summary:
+    """The summary of `window`, of the scorers' current digests."""
+    performance = lake.read(TRACE_PERFORMANCE, window).toPandas()
+    durations = performance["duration_ms"].dropna()
+    return Summary(
+        traces=lake.read(AGENT_TRACES, window).count(),
+        spans=int(performance["span_count"].sum()),
+        quarantined=lake.read(QUARANTINED_TRACES, window).count(),
+        error_rate=float((performance["status"] == "ERROR").mean()) if len(performance) else None,
+        p95_duration_ms=float(durations.quantile(0.95)) if len(durations) else None,
+        scorers=[_scorer_summary(lake, scorer, window) for scorer in scorers],
+    )
+
+
+def _scorer_summary(lake: LakeResource, scorer: ConfiguredScorer, window: Window) -> ScorerSummary:
+    from pyspark.sql import functions as F
+
+    own = (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)
+    counted = ("archived", "filtered_out", "unsampled", "scored", "failed", "pending")
+    ledger = lake.read(SCORER_COVERAGE, window).where(own).toPandas()
+    value = lake.read(ASSESSMENTS, window).where(own).agg(F.avg("score").alias("mean")).toPandas()["mean"][0]
+    return ScorerSummary(
+        scorer=scorer.name,
+        digest=scorer.digest,
+        mean_score=None if pd.isna(value) else float(value),
+        **{name: int(ledger[name].sum()) for name in counted},
+    )
