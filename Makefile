@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-export DAGSTER_HOME ?= $(CURDIR)/data/dagster
+INSTANCE := $(or $(DAGSTER_HOME),$(CURDIR)/data/dagster)
 
 .PHONY: install run ui test lint lock
 
@@ -19,10 +19,10 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY)
 	@$(BIN)/monitoring-pipeline make-run
 
-ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster dev --workspace workspace.yaml
+ui: $(READY) $(INSTANCE)/dagster.yaml
+	DAGSTER_HOME=$(INSTANCE) $(BIN)/dagster dev --workspace workspace.yaml
 
-$(DAGSTER_HOME)/dagster.yaml:
+$(INSTANCE)/dagster.yaml:
 	mkdir -p $(@D)
 	ln -sf $(CURDIR)/dagster.yaml $@
 
