@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from monitoring_pipeline.assets.common import plain_number, record_hours, table_metadata, utc_index
+from monitoring_pipeline.assets.common import record_hours, table_metadata, utc_index
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -22,9 +22,7 @@ def archive_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDe
         description="Every trace that MLflow has for the hour, merged into `agent_traces`; what MLflow has since "
         "deleted stays. Traces that cannot be read go to `quarantined_traces`, with the reason.",
     )
-    def archived_traces(
-        context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
-    ) -> dg.MaterializeResult:
+    def archived_traces(context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource) -> None:
         from pyspark.sql import functions as F
 
         from monitoring_pipeline.traces.archive import archive
@@ -40,19 +38,14 @@ def archive_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDe
         traces = lake.read(AGENT_TRACES, window)
         status = traces["trace_info.status"]
         by_hour = traces.groupBy("trace_hour").agg(
+            F.count("*").alias("rows"),
             F.count("*").alias("trace_count"),
             F.avg((status == "ERROR").cast("int")).alias("error_rate"),
             F.sum((status == "IN_PROGRESS").cast("int")).alias("in_progress"),
         )
-        figures = utc_index(by_hour.toPandas(), "trace_hour")
-        record_hours(context, window, figures)
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": plain_number(figures["trace_count"].sum()),
-                "traces_read": counts.read,
-                "rows_written": counts.written,
-                "quarantined": counts.quarantined,
-            }
+        record_hours(context, window, utc_index(by_hour.toPandas(), "trace_hour"))
+        context.log.info(
+            f"{window}: {counts.read} traces read, {counts.written} new or changed, {counts.quarantined} in quarantine"
         )
 
     return [archived_traces]

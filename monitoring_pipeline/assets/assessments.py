@@ -69,22 +69,18 @@ def _scorer_asset(
         is_this = (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)
         results = lake.read(ASSESSMENTS, window).where(is_this)
         by_hour = results.groupBy("trace_hour").agg(
+            F.count("*").alias("rows"),
             F.sum(F.col("error_code").isNull().cast("int")).alias("scored"),
             F.sum(F.col("error_code").isNotNull().cast("int")).alias("failed"),
             F.avg("score").alias("mean_score"),
         )
         figures = utc_index(by_hour.toPandas(), "trace_hour")
         record_hours(context, window, figures)
-        scored, failed = plain_number(figures["scored"].sum()), plain_number(figures["failed"].sum())
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": scored + failed,
-                "newly_scored": counts.scored,
-                "newly_failed": counts.failed,
-                "not_applicable": counts.not_applicable,
-            },
-            check_results=[scorer_works(key, results, scored, failed)],
+        context.log.info(
+            f"{window}: {counts.scored} scored, {counts.failed} failed, {counts.not_applicable} not applicable"
         )
+        scored, failed = plain_number(figures["scored"].sum()), plain_number(figures["failed"].sum())
+        return dg.MaterializeResult(check_results=[scorer_works(key, results, scored, failed)])
 
     return scorer_asset
 
@@ -105,16 +101,17 @@ def _coverage_asset(hours: dg.TimeWindowPartitionsDefinition, scorers: list[Conf
         from pyspark.sql import functions as F
 
         window = run_window(context)
-        rows = update_ledger(lake, scorers, window)
+        update_ledger(lake, scorers, window)
         by_hour = (
             lake.read(SCORER_COVERAGE, window)
             .where(F.col("scorer_digest").isin(*(scorer.digest for scorer in scorers)))
             .groupBy("hour")
-            .agg(*(F.sum(name).alias(name) for name in ("eligible", "scored", "failed", "over_budget", "pending")))
+            .agg(
+                F.count("*").alias("rows"),
+                *(F.sum(name).alias(name) for name in ("eligible", "scored", "failed", "over_budget", "pending")),
+            )
         )
         record_hours(context, window, utc_index(by_hour.toPandas(), "hour"))
-        return dg.MaterializeResult(
-            metadata={"dagster/row_count": rows}, check_results=[ledger_adds_up(lake, scorers, window)]
-        )
+        return dg.MaterializeResult(check_results=[ledger_adds_up(lake, scorers, window)])
 
     return scorer_coverage

@@ -29,16 +29,15 @@ def table_metadata(table: Table) -> dict[str, Any]:
 def record_hours(context: dg.AssetExecutionContext, window: Window, figures: pd.DataFrame) -> None:
     """Put each hour's figures on its partition, where Dagster plots them.
 
-    `figures` has the start of an hour (UTC) as its index and a column for each figure; an hour that it lacks gets a
-    `trace_count` of zero if that is among them, and nothing else.
+    `figures` has the start of an hour (UTC) as its index, a column `rows` (how many the hour has in the table) and one
+    for each other figure. An hour that it lacks has no rows. Nothing is said of the run as a whole: Dagster would copy
+    it to every partition of a range.
     """
     for hour in window.hours():
-        row: Mapping[str, Any] = figures.loc[hour] if hour in figures.index else {"trace_count": 0}
-        metadata = {
-            name: plain_number(value) for name, value in row.items() if name in figures.columns and not pd.isna(value)
-        }
-        if metadata:
-            context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=partition_key(hour))
+        row: Mapping[str, Any] = figures.loc[hour] if hour in figures.index else {"rows": 0}
+        metadata = {str(name): plain_number(value) for name, value in row.items() if not pd.isna(value)}
+        metadata["dagster/row_count"] = metadata.pop("rows")
+        context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=partition_key(hour))
 
 
 def partition_key(hour: datetime) -> str:

@@ -1,7 +1,7 @@
 """Performance, errors and where the time goes, from the archive alone."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -64,11 +64,10 @@ def _table_asset(
         metadata=table_metadata(table),
         description=table.description,
     )
-    def table_asset(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[Any]:
+    def table_asset(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
         window = run_window(context)
-        rows = lake.replace(table, window, transform(lake.read(source, window)))
+        lake.replace(table, window, transform(lake.read(source, window)))
         record_hours(context, window, utc_index(figures(lake.read(table, window)).toPandas(), table.hour))
-        return dg.MaterializeResult(metadata={"dagster/row_count": rows})
 
     return table_asset
 
@@ -76,36 +75,37 @@ def _table_asset(
 def _trace_figures(rows: "DataFrame") -> "DataFrame":
     from pyspark.sql import functions as F
 
-    return rows.groupBy("trace_hour").agg(F.count("*").alias("trace_count"), F.sum("span_count").alias("span_count"))
+    return rows.groupBy("trace_hour").agg(F.count("*").alias("rows"), F.sum("span_count").alias("span_count"))
 
 
 def _error_figures(rows: "DataFrame") -> "DataFrame":
     from pyspark.sql import functions as F
 
-    return rows.groupBy("trace_hour").agg(F.count("*").alias("trace_count"))
+    return rows.groupBy("trace_hour").agg(F.count("*").alias("rows"))
 
 
 def _hourly_figures(rows: "DataFrame") -> "DataFrame":
     """An hour over all experiments: counts add up; of the percentiles, the worst experiment's."""
     from pyspark.sql import functions as F
 
-    return (
-        rows.where(F.col("trace_name").isNull())
-        .groupBy("hour")
-        .agg(
-            F.sum("trace_count").alias("trace_count"),
-            (F.sum("error_count") / F.sum("trace_count")).alias("error_rate"),
-            *(F.max(f"{name}_duration_ms").alias(f"{name}_duration_ms") for name in ("p50", "p95", "p99")),
-            F.sum("cost_usd").alias("cost_usd"),
-        )
+    of_all_names = F.col("trace_name").isNull()
+    sums = {name: F.sum(F.when(of_all_names, F.col(name))) for name in ("trace_count", "error_count", "cost_usd")}
+    percentiles = ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms")
+    return rows.groupBy("hour").agg(
+        F.count("*").alias("rows"),
+        sums["trace_count"].alias("trace_count"),
+        (sums["error_count"] / sums["trace_count"]).alias("error_rate"),
+        *(F.max(F.when(of_all_names, F.col(name))).alias(name) for name in percentiles),
+        sums["cost_usd"].alias("cost_usd"),
     )
 
 
 def _span_figures(rows: "DataFrame") -> "DataFrame":
     from pyspark.sql import functions as F
 
-    return (
-        rows.where(F.col("span_name").isNull())
-        .groupBy("hour")
-        .agg(F.sum("span_count").alias("span_count"), F.sum("error_count").alias("error_span_count"))
+    of_all_names = F.col("span_name").isNull()
+    return rows.groupBy("hour").agg(
+        F.count("*").alias("rows"),
+        F.sum(F.when(of_all_names, F.col("span_count"))).alias("span_count"),
+        F.sum(F.when(of_all_names, F.col("error_count"))).alias("error_span_count"),
     )

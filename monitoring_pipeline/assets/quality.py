@@ -28,13 +28,12 @@ def quality_assets(
         metadata=table_metadata(HOURLY_QUALITY),
         description=HOURLY_QUALITY.description,
     )
-    def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
         window = run_window(context)
         rows = quality(lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window), by_hour=True)
         rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
         lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
         record_hours(context, window, _figures(rows, current))
-        return dg.MaterializeResult(metadata={"dagster/row_count": len(rows)})
 
     return [hourly_quality]
 
@@ -48,4 +47,5 @@ def _figures(rows: pd.DataFrame, current: set[tuple[str, str]]) -> pd.DataFrame:
     weighted = own.assign(label=label, total=own["mean_score"] * own["scored"])
     sums = weighted.groupby(["hour", "label"])[["total", "scored"]].sum()
     figures = (sums["total"] / sums["scored"]).unstack("label")
+    figures["rows"] = rows.groupby("hour").size()
     return utc_index(figures.reset_index(), "hour")

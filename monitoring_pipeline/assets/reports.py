@@ -47,7 +47,7 @@ def report_assets(
         description="The day on a page: volume, errors, latency and quality by hour, what stands out, the slowest "
         "traces and the most frequent errors. One HTML file without links to anywhere, and the same as Markdown.",
     )
-    def daily_report(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    def daily_report(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
         from monitoring_pipeline.reports.daily import render_markdown, write_daily_report
 
         window = run_window(context)
@@ -65,7 +65,6 @@ def report_assets(
                 partition_key=f"{day:%Y-%m-%d}",
             )
             context.log.info(f"report of {day}: {html}")
-        return dg.MaterializeResult(metadata={"reports": len(window.days())})
 
     return [daily_report]
 
