@@ -37,4 +37,4 @@ lint: $(READY)
 # Pins all dependencies anew, with hashes and without addresses; needs pip-tools.
 lock:
 	pip-compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-		--strip-extras --no-header --allow-unsafe --output-file requirements.lock pyproject.toml
+		--no-strip-extras --no-header --allow-unsafe --output-file requirements.lock pyproject.toml
