@@ -13,18 +13,37 @@ import re
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.windows import floor_hour
+from monitoring_pipeline.windows import floor_hour, parse_utc
 
 CONFIG_NAME = "monitoring.toml"
 EMBEDDED_STORE = "sqlite:///data/mlflow.db"
 M = TypeVar("M", bound=BaseModel)
 SHIPPED_SCORERS = "monitoring_pipeline.scoring.scorers"
+SCORER_REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+
+
+def _expand_home(location: str) -> str:
+    try:
+        return location if "://" in location else str(Path(location).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{location!r} starts from a home folder that is not known; write it from /") from None
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_expand_home)]
 
 
 class Section(BaseModel):
@@ -33,31 +52,28 @@ class Section(BaseModel):
 
 class MlflowSettings(Section):
     tracking_uri: str = Field(
-        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or EMBEDDED_STORE,
-        description="the MLflow store or server that traces are read from",
+        default=EMBEDDED_STORE, min_length=1, description="the MLflow store or server that traces are read from"
     )
     experiments: list[str] = Field(default=[], description="names of the experiments to archive; empty: all of them")
 
 
 class LakeSettings(Section):
-    location: str = Field(default="data/lake", description="folder or object store address of the Delta tables")
+    location: Location = Field(default="data/lake", description="folder or object store address of the Delta tables")
 
 
 class ArchiveSettings(Section):
-    start: AwareDatetime = Field(
-        default=datetime(2026, 1, 1, tzinfo=UTC), description="the first hour that has a partition"
-    )
+    start: datetime = Field(default=datetime(2026, 1, 1, tzinfo=UTC), description="the first hour that has a partition")
     source: Literal["mlflow"] = Field(default="mlflow", description="where traces are read from")
 
-    @field_validator("start")
+    @field_validator("start", mode="before")
     @classmethod
-    def _whole_hour(cls, start: datetime) -> datetime:
-        return floor_hour(start)
+    def _whole_hour(cls, start: object) -> datetime:
+        return floor_hour(parse_utc(str(start)))
 
 
 class SparkSettings(Section):
     remote: str | None = Field(
-        default_factory=lambda: os.environ.get("SPARK_REMOTE"),
+        default=None,
         description="address of a Spark Connect server, sc://host:port; none: an engine inside the process",
         pattern=r"^sc://",
     )
@@ -65,7 +81,7 @@ class SparkSettings(Section):
 
 class ScorerSettings(Section):
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
-    scorer: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:attribute")
+    scorer: str = Field(pattern=SCORER_REFERENCE, description="module:attribute")
     sample_rate: float = Field(default=1.0, ge=0, le=1, description="share of the traces that pass the filter")
     filter: str | None = Field(default=None, description="MLflow trace filter")
     params: dict[str, Any] = Field(default={}, description="keyword arguments of the scorer")
@@ -76,7 +92,7 @@ class BackfillSettings(Section):
 
 
 class ReportSettings(Section):
-    location: str = Field(default="data/reports", description="folder of the daily reports")
+    location: Location = Field(default="data/reports", description="folder of the daily reports")
 
 
 class DagsterSettings(Section):
@@ -92,7 +108,12 @@ def _default_scorers() -> list[ScorerSettings]:
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="MONITORING_", env_nested_delimiter="__", toml_file=None
+        extra="forbid",
+        frozen=True,
+        env_prefix="MONITORING_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        toml_file=None,
     )
 
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
@@ -107,8 +128,7 @@ class Settings(BaseSettings):
     @property
     def uses_embedded_store(self) -> bool:
         """Whether no store is configured, so that the embedded one with its sample traffic is used."""
-        configured = "tracking_uri" in self.mlflow.model_fields_set or os.environ.get("MLFLOW_TRACKING_URI")
-        return not configured
+        return "tracking_uri" not in self.mlflow.model_fields_set
 
     @classmethod
     def settings_customise_sources(
@@ -119,7 +139,27 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, TomlConfigSettingsSource(settings_cls), env_settings
+        return (
+            init_settings,
+            TomlConfigSettingsSource(settings_cls),
+            _Environment(settings_cls),
+            InitSettingsSource(settings_cls, _usual_names()),
+        )
+
+
+class _Environment(EnvSettingsSource):
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:  # not JSON: refused later, by the validation, which names the key
+            return value
+
+
+def _usual_names() -> dict[str, dict[str, str]]:
+    names = {"mlflow": ("tracking_uri", "MLFLOW_TRACKING_URI"), "spark": ("remote", "SPARK_REMOTE")}
+    return {
+        section: {key: os.environ[variable]} for section, (key, variable) in names.items() if os.environ.get(variable)
+    }
 
 
 def config_path(config: Path | None = None) -> Path | None:
@@ -144,15 +184,25 @@ def load_settings(config: Path | None = None) -> Settings:
         SettingsError: with a line for every unknown key, wrong value and scorer that is not there, all at once.
     """
     path = config_path(config)
+    problems: list[str] = []
     try:
         settings = _read(path)
-        problems: list[str] = []
+        entries = [(scorer.name, scorer.scorer) for scorer in settings.scorers]
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([f"{path}: not valid TOML: {error}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f"{path}: cannot be read as UTF-8 text: {error}"]) from None
     except ValidationError as error:
         settings = None
-        problems = [_line(path, detail) for detail in error.errors()]
-    problems += [f"{path or 'settings'}: {problem}" for problem in _scorer_problems(settings, path)]
+        raw = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
+        problems = [_line(path, raw, detail) for detail in error.errors()]
+        scorers = raw.get("scorers")
+        entries = [
+            (entry.get("name"), entry.get("scorer"))
+            for entry in (scorers if isinstance(scorers, list) else [])
+            if isinstance(entry, dict)
+        ]
+    problems += [f"{path or 'environment'}: {problem}" for problem in _scorer_problems(entries)]
     if problems or settings is None:
         raise SettingsError(problems)
     return _absolute(settings, path.parent if path else Path.cwd())
@@ -165,28 +215,51 @@ def _read(path: Path | None) -> Settings:
     return FromFile()
 
 
-def _line(path: Path | None, detail: Any) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-    kind, context = detail["type"], detail.get("ctx", {})
-    value = without_password(str(detail["input"]))
-    if kind == "extra_forbidden":
-        return f"{path or 'environment'}: {where}: unknown key; known here: {', '.join(_known_keys(detail['loc']))}"
-    if kind == "missing":
-        return f"{path or 'environment'}: {where}: missing; add it"
-    if kind == "timezone_aware":
-        return f"{path or 'environment'}: {where} = {value}: no time zone; add an offset, such as {value}Z"
-    if kind == "string_pattern_mismatch":
-        return f"{path or 'environment'}: {where} = {value!r}: must look like {_EXAMPLES[str(detail['loc'][-1])]}"
-    if kind in ("greater_than_equal", "less_than_equal"):
-        bound = f"at least {context['ge']}" if "ge" in context else f"at most {context['le']}"
-        return f"{path or 'environment'}: {where} = {value}: must be {bound}"
-    return f"{path or 'environment'}: {where} = {value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+def _line(path: Path | None, raw: dict[str, Any], detail: Any) -> str:
+    """One error of the validation as a line; `raw` is what the file holds, to tell it from the environment."""
+    location, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    where = f"{path if _holds(raw, location[:-1] if kind == 'missing' else location) else 'environment'}: {key}"
+    given = detail["input"]
+    value = without_password(repr(given) if isinstance(given, str) else str(given))
+    match kind:
+        case "extra_forbidden":
+            return f"{where}: unknown key; known here: {', '.join(_known_keys(location))}"
+        case "missing":
+            return f"{where}: missing; add it"
+        case "value_error":
+            return f"{where}: {context['error']}"
+        case "string_pattern_mismatch":
+            return f"{where} = {value}: must look like {_EXAMPLES[str(location[-1])]}"
+        case "greater_than_equal" | "less_than_equal":
+            bound = f"at least {context['ge']}" if "ge" in context else f"at most {context['le']}"
+            return f"{where} = {value}: must be {bound}"
+        case "model_type":
+            return f"{where} = {value}: must be a table, [[scorers]] or [section], with keys of its own"
+        case "list_type":
+            return f"{where} = {value}: must be a list, such as {_EXAMPLES[str(location[-1])]}"
+        case _:
+            return f"{where} = {value}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _holds(raw: Any, location: tuple[str | int, ...]) -> bool:
+    for part in location:
+        if isinstance(part, str) and isinstance(raw, dict):  # sections are found whatever their case
+            raw = {key.lower(): value for key, value in raw.items()}
+            part = part.lower()
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
 
 
 _EXAMPLES = {
     "name": "my_scorer (letters, digits and _)",
     "scorer": "package.module:attribute",
     "remote": "sc://host:15002",
+    "experiments": '["my-agent"]',
+    "scorers": "a [[scorers]] table for each",
 }
 
 
@@ -199,22 +272,16 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _scorer_problems(settings: Settings | None, path: Path | None) -> list[str]:
-    """What is wrong with the scorers beyond their types; told without importing them, as that takes seconds."""
-    if settings is not None:
-        entries = [(scorer.name, scorer.scorer) for scorer in settings.scorers]
-    elif path is not None:
-        raw = tomllib.loads(path.read_text(encoding="utf-8")).get("scorers", [])
-        entries = [(entry.get("name"), entry.get("scorer")) for entry in raw if isinstance(entry, dict)]
-    else:
-        entries = []
-    names = [name for name, _ in entries]
+def _scorer_problems(entries: list[tuple[Any, Any]]) -> list[str]:
+    """What is wrong with the scorers (name, reference) beyond their types; importing them would take seconds."""
+    names = [name for name, _ in entries if isinstance(name, str)]
     problems = [
         f"scorers: name {name!r} is used {names.count(name)} times; give each scorer its own name"
-        for name in sorted({name for name in names if isinstance(name, str) and names.count(name) > 1})
+        for name in sorted({name for name in names if names.count(name) > 1})
     ]
     for index, (name, reference) in enumerate(entries):
-        reason = _missing_reference(reference) if isinstance(reference, str) and ":" in reference else None
+        is_reference = isinstance(reference, str) and re.search(SCORER_REFERENCE, reference)
+        reason = _missing_reference(reference) if is_reference else None
         if reason:
             problems.append(f"scorers[{index}].scorer = {reference!r} (scorer {name!r}): {reason}")
     return problems
@@ -226,9 +293,15 @@ def _missing_reference(reference: str) -> str | None:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         spec = None
+    except Exception as error:  # noqa: BLE001 - finding a module runs its packages, which may raise anything
+        return f"importing the package of {module!r} failed: {type(error).__name__}: {error}"
     if spec is None:
         return f"no module named {module!r}; check the spelling, or install it where the pipeline runs"
-    source = Path(spec.origin).read_text(encoding="utf-8") if spec.origin and spec.origin.endswith(".py") else ""
+    source = (
+        Path(spec.origin).read_text(encoding="utf-8", errors="replace")
+        if spec.origin and spec.origin.endswith(".py")
+        else ""
+    )
     defined_elsewhere = not source or "import *" in source or "__getattr__" in source
     if not defined_elsewhere and not re.search(rf"\b{re.escape(attribute)}\b", source):
         return f"module {module!r} has no {attribute!r}"
@@ -253,9 +326,11 @@ def _with(model: M, **changes: Any) -> M:
 
 
 def _absolute_path(location: str, base: Path) -> str:
-    return location if "://" in location else str(base / Path(location).expanduser())
+    return location if "://" in location else str(base / location)
 
 
 def without_password(uri: str) -> str:
-    """`uri` with the user and password of its authority replaced by ***, fit for a message."""
-    return re.sub(r"://[^/@\s]*@", "://***@", uri)
+    """`uri` fit for a message: user and password of its authority, and secrets among its parameters, become ***."""
+    # Up to the last @: a password that was not percent-encoded may hold any character of its own.
+    uri = re.sub(r"://\S*@", "://***@", uri)
+    return re.sub(r"(?i)([?&;][\w-]*(?:password|passwd|pwd|secret|token|key)=)[^&;\s'\"]*", r"\1***", uri)

@@ -27,16 +27,16 @@ def parse_utc(text: str) -> datetime:
     """
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter where an offset leads out of the years 1 to 9999
         raise ValueError(f"{text!r} is not a time: write it as 2026-01-01T05:00Z") from None
-    if moment.tzinfo is None:
-        raise ValueError(f"{text!r} has no time zone: add an offset, such as {text}Z or {text}+01:00")
-    return moment.astimezone(UTC)
+    raise ValueError(f"{text!r} has no time zone: add an offset, such as {moment.isoformat()}Z")
 
 
 @dataclass(frozen=True)
 class Window:
-    """All moments t with start <= t < end; both timezone-aware UTC."""
+    """All moments t with start <= t < end; both timezone-aware, and kept in UTC."""
 
     start: datetime
     end: datetime
@@ -46,6 +46,8 @@ class Window:
             raise ValueError(f"a window needs times with a zone, not {self.start} and {self.end}")
         if self.start >= self.end:
             raise ValueError(f"a window must end after it starts, not {self.start} to {self.end}")
+        object.__setattr__(self, "start", self.start.astimezone(UTC))
+        object.__setattr__(self, "end", self.end.astimezone(UTC))
 
     def __contains__(self, moment: datetime) -> bool:
         return self.start <= moment < self.end

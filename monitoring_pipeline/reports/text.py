@@ -1,0 +1,100 @@
+"""Text for a report: hostile text made harmless, numbers made readable."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+
+MISSING = "\N{EN DASH}"
+
+# control characters, line and paragraph separators, bidirectional overrides and isolates, lone surrogates
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_MARKDOWN = re.compile(r"([\\`*_\[\]()#!|~$])")
+# where GitHub-flavoured Markdown would turn bare text into a link
+_AUTOLINK = re.compile(r"(?<=www)(?=\.)|(?<=:)(?=//)|(?<=@)", re.IGNORECASE)
+_ZERO_WIDTH_SPACE = "\u200b"
+
+
+def plain(text: str, limit: int = 300) -> str:
+    """`text` on one line, without control or direction-changing characters, at most `limit` characters long.
+
+    What is taken out becomes a space, runs of white space become one, and a cut text ends in an ellipsis. The result
+    can be encoded as UTF-8 and still has to be escaped for the language it is put into.
+    """
+    # 4 times the limit is enough to fill a line and keeps a text of many megabytes cheap
+    line = " ".join(_UNSEEN.sub(" ", text[: 4 * limit]).split())
+    if len(line) <= limit and len(text) <= 4 * limit:
+        return line
+    return line[: limit - 1].rstrip() + "…"
+
+
+def escape_html(text: str, limit: int = 300) -> str:
+    """`plain(text, limit)` as HTML that shows just that text, for use in an element or a quoted attribute."""
+    return html.escape(plain(text, limit))
+
+
+def escape_markdown(text: str, limit: int = 120) -> str:
+    """`plain(text, limit)` as Markdown that shows just that text, for use within a line or a table cell.
+
+    No HTML, link, image, emphasis, code or cell border can come out of it in CommonMark or GitHub-flavoured Markdown;
+    an invisible space keeps addresses from becoming links.
+    """
+    unlinked = _AUTOLINK.sub(_ZERO_WIDTH_SPACE, plain(text, limit))
+    return _MARKDOWN.sub(r"\\\1", html.escape(unlinked, quote=False))
+
+
+def count(value: float) -> str:
+    """A count with thousands separators, such as 12,345."""
+    return f"{value:,.0f}" if math.isfinite(value) else MISSING
+
+
+def millions(value: float) -> str:
+    """A count that, from a million on, is given in millions, such as 4.1 M."""
+    return f"{value / 1e6:,.1f} M" if value >= 1e6 else count(value)
+
+
+def percent(share: float) -> str:
+    """A share between 0 and 1 as a percentage that never rounds to nothing or to everything."""
+    if not math.isfinite(share):
+        return MISSING
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    if 0.999 < share < 1:
+        return "> 99.9 %"
+    digits = 0 if share in (0, 1) or 0.0995 <= share < 0.9 else 1
+    return f"{100 * share:.{digits}f} %"
+
+
+def duration(duration_ms: float) -> str:
+    """A duration in the unit that suits its length: 0.4 ms, 850 ms, 9.1 s, 2 min 05 s, 1 h 12 min."""
+    if not math.isfinite(duration_ms):
+        return MISSING
+    if duration_ms < 9.95:
+        return f"{duration_ms:.2g} ms"
+    if duration_ms < 999.5:
+        return f"{duration_ms:.0f} ms"
+    if duration_ms < 59_950:
+        return f"{duration_ms / 1000:.1f} s"
+    seconds = round(duration_ms / 1000)
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def cost(cost_usd: float) -> str:
+    """An amount in US dollars, such as $1,234.50; below ten cents with four decimals."""
+    if not math.isfinite(cost_usd):
+        return MISSING
+    return f"${cost_usd:,.4f}" if 0 < cost_usd < 0.1 else f"${cost_usd:,.2f}"
+
+
+def score(value: float) -> str:
+    """A score with two decimals."""
+    return f"{value:.2f}" if math.isfinite(value) else MISSING
+
+
+def interval(low: float, high: float) -> str:
+    """An interval of scores, such as 0.81 to 0.94."""
+    return f"{score(low)} to {score(high)}" if math.isfinite(low) and math.isfinite(high) else MISSING

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import warnings
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from monitoring_pipeline.reports import charts
+
+HOURS = pd.DataFrame(
+    {
+        "trace_count": [10.0, 20.0],
+        "error_count": [1.0, 5.0],
+        "error_rate": [0.1, 0.25],
+        "p50_duration_ms": [100.0, np.inf],
+        "p95_duration_ms": [200.0, np.nan],
+        "p99_duration_ms": [300.0, 2000.0],
+        "mean_score": [0.5, 0.75],
+        "ci_low": [0.25, np.nan],
+        "ci_high": [0.75, np.nan],
+    },
+    index=pd.Index([5, 7]),
+)
+CHARTS = [charts.volume_chart, charts.error_rate_chart, charts.latency_chart, charts.quality_chart]
+
+
+def lines(figure: Figure) -> list[dict[int, float]]:
+    """The drawn points of each line, by hour; gaps left out."""
+    drawn = [np.asarray(line.get_xydata()) for line in figure.axes[0].lines]
+    return [{int(x): float(y) for x, y in points if np.isfinite(y)} for points in drawn]
+
+
+def bars(figure: Figure, group: int = 0) -> dict[int, tuple[float, float]]:
+    """Bottom and top of each bar that has a height, by hour."""
+    rectangles = [cast(Rectangle, bar) for bar in figure.axes[0].containers[group]]
+    return {
+        round(bar.get_x() + bar.get_width() / 2): (bar.get_y(), bar.get_y() + bar.get_height())
+        for bar in rectangles
+        if np.isfinite(bar.get_height()) and bar.get_height() > 0
+    }
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_the_axis_has_all_hours_and_drawing_warns_of_nothing(chart) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = chart(HOURS, [7])
+        charts.png(figure, dpi=50)
+    assert figure.axes[0].get_xlim() == (-0.5, 23.5)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()][:3] == ["00", "03", "06"]
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_same_rows_give_the_same_bytes(chart) -> None:
+    assert charts.png(chart(HOURS, [7]), dpi=50) == charts.png(chart(HOURS, [7]), dpi=50)
+    assert charts.png(chart(HOURS, [7]), dpi=50) != charts.png(chart(HOURS, [5]), dpi=50)
+
+
+def test_volume_stacks_errors_on_the_rest() -> None:
+    figure = charts.volume_chart(HOURS, [])
+    assert bars(figure, 0) == {5: (0, 9), 7: (0, 15)}
+    assert bars(figure, 1) == {5: (9, 10), 7: (15, 20)}
+
+
+def test_hours_without_a_row_or_a_finite_number_are_gaps() -> None:
+    assert lines(charts.error_rate_chart(HOURS, [])) == [{5: 0.1, 7: 0.25}]
+    assert lines(charts.latency_chart(HOURS, [])) == [{5: 300, 7: 2000}, {5: 200}, {5: 100}]
+
+
+def test_quality_has_a_mean_and_a_band_even_next_to_gaps() -> None:
+    figure = charts.quality_chart(HOURS, [])
+    assert lines(figure) == [{5: 0.5, 7: 0.75}]
+    assert bars(figure) == {5: (0.25, 0.75)}
+
+
+def test_shares_of_passes_are_drawn_from_none_to_all_and_other_scores_are_not_cut_off() -> None:
+    assert charts.quality_chart(HOURS, []).axes[0].get_ylim() == (-0.02, 1.02)
+    low, high = charts.quality_chart(HOURS * 5, []).axes[0].get_ylim()
+    assert low <= 1.25
+    assert high >= 3.75
+
+
+def test_an_hour_without_errors_keeps_a_scale() -> None:
+    low, high = charts.error_rate_chart(HOURS.assign(error_rate=0.0), []).axes[0].get_ylim()
+    assert (low, high) == (0, 0.05)
