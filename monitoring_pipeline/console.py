@@ -74,8 +74,8 @@ def _show_figures(summary: Summary) -> None:
     if not summary.traces:
         console.print("No traces in this range: nothing to measure or score.")
         return
-    error_rate = "–" if summary.error_rate is None else f"{summary.error_rate:.1%}"  # noqa: RUF001
-    p95 = "–" if summary.p95_duration_ms is None else f"{summary.p95_duration_ms:,.0f} ms"  # noqa: RUF001
+    error_rate = "unknown" if summary.error_rate is None else f"{summary.error_rate:.1%}"
+    p95 = "unknown" if summary.p95_duration_ms is None else f"{summary.p95_duration_ms:,.0f} ms"
     console.print(
         f"{summary.traces:,} traces archived, {summary.spans:,} spans, {summary.quarantined:,} in quarantine; "
         f"error rate {error_rate}, p95 {p95}"

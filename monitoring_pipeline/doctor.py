@@ -61,11 +61,13 @@ def _lake(settings: Settings) -> str:
     from monitoring_pipeline.tables import AGENT_TRACES
 
     lake = build_resources(settings)["lake"]
-    version = lake.version(AGENT_TRACES)
-    if "://" not in lake.location:
-        try:
-            with tempfile.TemporaryFile(dir=Path(lake.location)):
-                pass
-        except OSError as error:
-            raise LakeError(f"cannot write to {lake.location}: {error.strerror}; check [lake] location") from error
-    return f"{lake.location}: agent_traces at version {version}"
+    if "://" in lake.location:
+        return f"{lake.location}: agent_traces at version {lake.version(AGENT_TRACES)}"
+    place = Path(lake.location)
+    existing = next(folder for folder in (place, *place.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise LakeError(f"cannot write to {place}: {existing}: {error.strerror}; check [lake] location") from error
+    return f"{place}: {'there' if existing == place else 'will be made'}, and can be written"

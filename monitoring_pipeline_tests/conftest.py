@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-for variable in ("MLFLOW_TRACKING_URI", "SPARK_REMOTE", "MONITORING_CONFIG", "DAGSTER_HOME"):
-    os.environ.pop(variable, None)
-
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.windows import Window
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+for variable in ("MLFLOW_TRACKING_URI", "SPARK_REMOTE", "MONITORING_CONFIG", "DAGSTER_HOME"):
+    os.environ.pop(variable, None)
 
 RECORDED = Path(__file__).resolve().parents[2] / "shared"
 RECORDED_WINDOW = Window(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC))
@@ -53,7 +53,7 @@ def recorded_conversations() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def recorded_store(recorded_conversations: list[dict], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tracking URI of a SQLite store with the recorded conversations in the experiment `airline`. Do not change it."""
+    """The tracking URI of a SQLite store with the recorded conversations (experiment `airline`), to read only."""
     folder = tmp_path_factory.mktemp("recorded")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     subprocess.run(

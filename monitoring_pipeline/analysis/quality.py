@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from monitoring_pipeline.analysis.statistics import mean_interval
+from monitoring_pipeline.analysis.sums import in_order, mean, total
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,34 +26,29 @@ def quality(assessments: DataFrame, coverage: DataFrame, *, by_hour: bool) -> pd
     from pyspark.sql import functions as F
 
     keys = [*(["hour"] if by_hour else []), "experiment_id", "scorer", "scorer_digest"]
-    is_pass_fail = F.col("value").rlike(PASS_FAIL)
     scores = (
         assessments.withColumnRenamed("trace_hour", "hour")
         .groupBy(*keys)
         .agg(
             F.sum(F.col("error_code").isNull().cast("long")).alias("scored"),
             F.sum(F.col("error_code").isNotNull().cast("long")).alias("failed"),
-            F.count("score").alias("numeric"),
-            F.avg("score").alias("mean_score"),
-            F.var_samp("score").alias("variance"),
-            F.min(F.col("score").isin(0.0, 1.0).cast("int")).alias("binary"),
-            F.min(is_pass_fail.cast("int")).alias("pass_fail"),
-            F.sum("cost_usd").alias("cost_usd"),
+            in_order("score").alias("scores"),
+            in_order("cost_usd").alias("costs"),
+            F.min(F.col("value").rlike(PASS_FAIL).cast("int")).alias("pass_fail"),
         )
+        .withColumns({"mean_score": mean(F.col("scores")), "cost_usd": total(F.col("costs"))})
         .toPandas()
     )
-    population = (
-        coverage.groupBy(*keys).agg(F.sum(F.col("eligible") + F.col("unsampled")).alias("population")).toPandas()
-    )
-    rows = scores.merge(population, on=keys, how="left")
+    population = F.sum(F.col("eligible") + F.col("unsampled")).alias("population")
+    rows = scores.merge(coverage.groupBy(*keys).agg(population).toPandas(), on=keys, how="left")
     rows["pass_rate"] = rows["mean_score"].where(rows["pass_fail"] == 1)
-    bounds = [
-        mean_interval(row.numeric, row.mean_score, row.variance, int(row.population), row.binary == 1)
-        if row.numeric
-        else None
-        for row in rows.itertuples()
-    ]
-    rows[["ci_low", "ci_high"]] = pd.DataFrame(
-        [bound or (None, None) for bound in bounds], index=rows.index, dtype=float
-    )
+    bounds = [_bounds(list(row.scores), row.population) for row in rows.itertuples()]
+    rows["ci_low"] = pd.Series([low for low, _ in bounds], index=rows.index, dtype=float)
+    rows["ci_high"] = pd.Series([high for _, high in bounds], index=rows.index, dtype=float)
     return rows[[*keys, "scored", "mean_score", "pass_rate", "ci_low", "ci_high", "failed", "cost_usd"]]
+
+
+def _bounds(scores: list[float], population: float) -> tuple[float | None, float | None]:
+    if math.isnan(population):  # a run killed before its ledger, of a digest that has since been replaced
+        return None, None
+    return mean_interval(scores, int(population)) or (None, None)
