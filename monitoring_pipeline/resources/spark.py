@@ -5,18 +5,26 @@ from __future__ import annotations
 import functools
 import os
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import dagster as dg
 from pydantic import Field
 
 from monitoring_pipeline.errors import EngineError
+from monitoring_pipeline.resources.network import why_unreachable
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
+DEFAULT_PORT = 15002
+
+
 class SparkResource(dg.ConfigurableResource):
-    """A Spark session through Spark Connect, made at first use and shared by the process; its time zone is UTC."""
+    """A Spark session through Spark Connect, made at first use and shared by the process; its time zone is UTC.
+
+    A process has one session, of the first address that was asked for: pyspark gives that one to whoever asks next.
+    """
 
     remote: str | None = Field(
         default=None, description="sc://host:port of a Spark Connect server; none starts Sail inside the process"
@@ -35,17 +43,22 @@ class SparkResource(dg.ConfigurableResource):
 @functools.cache
 def _session(remote: str | None) -> SparkSession:
     from dagster_pyspark import LazyPySparkResource
-    from pyspark.errors import PySparkException
 
-    address = remote or _embedded_server()
-    try:
-        session = LazyPySparkResource(spark_config={"spark.remote": address}).spark_session
-        session.conf.set("spark.sql.session.timeZone", "UTC")
-    except PySparkException as error:
-        raise EngineError(
-            f"no Spark engine at {address}: {str(error).splitlines()[0]}; check SPARK_REMOTE or [spark] remote"
-        ) from error
+    if remote:
+        _check_reachable(remote)
+    session = LazyPySparkResource(spark_config={"spark.remote": remote or _embedded_server()}).spark_session
+    session.conf.set("spark.sql.session.timeZone", "UTC")
     return session
+
+
+def _check_reachable(remote: str) -> None:
+    parts = urlsplit(remote)
+    address = f"{parts.hostname}:{parts.port or DEFAULT_PORT}"  # a token may follow the host, and is not shown
+    reason = why_unreachable(parts.hostname or "", parts.port or DEFAULT_PORT)
+    if reason:
+        raise EngineError(
+            f"no Spark Connect server answers at {address}: {reason}; check SPARK_REMOTE or [spark] remote"
+        )
 
 
 @functools.cache

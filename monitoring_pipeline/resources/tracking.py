@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from monitoring_pipeline.errors import TrackingError
+from monitoring_pipeline.resources.network import why_unreachable
 from monitoring_pipeline.settings import without_password
 from monitoring_pipeline.windows import Window
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from mlflow.tracing.client import TracingClient
 
     from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
-
-CONNECT_TIMEOUT_S = 5
 
 
 class TrackingResource(dg.ConfigurableResource):
@@ -97,11 +95,8 @@ def _check_reachable(tracking_uri: str) -> None:
         if not file.is_file():
             raise TrackingError(f"no MLflow store at {shown}: no such file; check [mlflow] tracking_uri")
     elif parts.scheme in ("http", "https") and parts.hostname:
-        address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
-        try:
-            socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()
-        except OSError as error:
-            reason = error.strerror or error
+        reason = why_unreachable(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        if reason:
             raise TrackingError(
                 f"no MLflow server answers at {shown}: {reason}; start it or check [mlflow] tracking_uri"
-            ) from error
+            )
