@@ -272,7 +272,17 @@ SCORER_COVERAGE = Table(
     ),
     hour="hour",
     key=("hour", "experiment_id", "scorer", "scorer_digest"),
-    content=("archived", "filtered_out", "unsampled", "eligible", "scored", "failed", "over_budget", "pending"),
+    content=(
+        "archived",
+        "filtered_out",
+        "unsampled",
+        "eligible",
+        "scored",
+        "failed",
+        "over_budget",
+        "pending",
+        "not_applicable",
+    ),
 )
 
 HOURLY_QUALITY = Table(

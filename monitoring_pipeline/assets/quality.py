@@ -40,8 +40,9 @@ def quality_assets(
 
 def _figures(rows: pd.DataFrame, current: set[tuple[str, str]]) -> pd.DataFrame:
     """The mean score of each scorer's current digest, a column a scorer; over experiments, weighted by their scores."""
-    own = rows[[pair in current for pair in zip(rows["scorer"], rows["scorer_digest"], strict=True)]]
-    own = own[own["mean_score"].notna()]
+    pairs = zip(rows["scorer"], rows["scorer_digest"], strict=True)
+    is_current = pd.Series([pair in current for pair in pairs], index=rows.index, dtype=bool)
+    own = rows[is_current & rows["mean_score"].notna()]
     is_rate = own.groupby("scorer")["pass_rate"].apply(lambda rates: rates.notna().all())
     label = own["scorer"].map(lambda name: f"{name}_{'pass_rate' if is_rate[name] else 'mean_score'}")
     weighted = own.assign(label=label, total=own["mean_score"] * own["scored"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.resources.lake import LakeResource
@@ -31,13 +32,12 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         matches(scorer.filter).alias("passes"),
         drawn(scorer.name, scorer.sample_rate).alias("drawn"),
     )
-    is_this = (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)
     results = (
         lake.read(ASSESSMENTS, window)
-        .where(is_this)
+        .where(_is(scorer))
         .select("trace_id", F.when(F.col("error_code").isNull(), "scored").otherwise("failed").alias("result"))
     )
-    declined = lake.read(NOT_APPLICABLE, window).where(is_this).select("trace_id", F.lit(True).alias("declined"))
+    declined = lake.read(NOT_APPLICABLE, window).where(_is(scorer)).select("trace_id", F.lit(True).alias("declined"))
     state = (
         F.when(F.col("result").isNotNull(), F.col("result"))
         .when(F.col("declined"), "not_applicable")
@@ -92,20 +92,39 @@ def ledger_problems(lake: LakeResource, scorers: list[ConfiguredScorer], window:
     """Where the ledger of `window` does not add up, or not with the archive and the assessments; empty when it does."""
     from pyspark.sql import functions as F
 
-    lines = lake.read(SCORER_COVERAGE, window).toPandas()
-    problems = [_line(line) for line in lines.itertuples() if not _adds_up(line)]
-    archived = lake.read(AGENT_TRACES, window).count()
-    by_digest = lake.read(ASSESSMENTS, window).groupBy("scorer", "scorer_digest")
-    results = by_digest.agg(F.count("*").alias("rows")).toPandas()
+    lines = lake.read(SCORER_COVERAGE, window).collect()
+    problems = [_line(line) for line in lines if not _adds_up(line)]
+    archived = _counts(lake.read(AGENT_TRACES, window), F.count("*"))
+    failed = F.col("error_code").isNotNull().cast("long")
     for scorer in scorers:
-        own = lines[(lines.scorer == scorer.name) & (lines.scorer_digest == scorer.digest)]
-        if own.archived.sum() != archived:
-            problems.append(f"{scorer.name}: {own.archived.sum()} traces in the ledger, {archived} in the archive")
-        rows = results[(results.scorer == scorer.name) & (results.scorer_digest == scorer.digest)]["rows"].sum()
-        counted = own.scored.sum() + own.failed.sum()
-        if counted != rows:
-            problems.append(f"{scorer.name}: {counted} results in the ledger, {rows} in assessments")
+        told = {
+            (line.hour, line.experiment_id): (line.archived, line.scored, line.failed)
+            for line in lines
+            if (line.scorer, line.scorer_digest) == (scorer.name, scorer.digest)
+        }
+        results = _counts(lake.read(ASSESSMENTS, window).where(_is(scorer)), F.sum(1 - failed), F.sum(failed))
+        for hour, experiment_id in sorted({*told, *archived, *results}, key=str):
+            key = (hour, experiment_id)
+            found = (*archived.get(key, (0,)), *results.get(key, (0, 0)))
+            if told.get(key, (0, 0, 0)) != found:
+                problems.append(
+                    f"{hour:%Y-%m-%d %H:%M} {scorer.name} {scorer.digest}: archived, scored, failed "
+                    f"{told.get(key, 'without a line')} in the ledger, {found} in the lake"
+                )
     return problems
+
+
+def _is(scorer: ConfiguredScorer) -> Column:
+    from pyspark.sql import functions as F
+
+    return (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)
+
+
+def _counts(rows: DataFrame, *counts: Column) -> dict[tuple[datetime, str | None], tuple[int, ...]]:
+    """The counts of each hour and experiment."""
+    return {
+        (row[0], row[1]): tuple(row[2:]) for row in rows.groupBy("trace_hour", "experiment_id").agg(*counts).collect()
+    }
 
 
 def _adds_up(line: Any) -> bool:

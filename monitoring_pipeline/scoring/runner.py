@@ -8,13 +8,16 @@ import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from traceback import format_exception_only
 from typing import Any
 
+from dagster import DagsterExecutionInterruptedError
 from mlflow.entities import AssessmentError, AssessmentSourceType, Feedback, Trace
 
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 
 MESSAGE_CHARACTERS = 2000
+SCORER_ERROR = "SCORER_ERROR"
 PASS_WORDS = {"true", "yes", "pass"}
 FAIL_WORDS = {"false", "no", "fail"}
 
@@ -71,9 +74,9 @@ def assess(scorer: ConfiguredScorer, pending: PendingTrace, dagster_run_id: str)
         "scorer_version": None,
         "value": None if error else json.dumps(verdict.value),
         "score": None if error else as_score(verdict.value),
-        "rationale": verdict.rationale,
-        "error_code": error.error_code if error else None,
-        "error_message": (error.error_message or "")[:MESSAGE_CHARACTERS] if error else None,
+        "rationale": None if verdict.rationale is None else _text(verdict.rationale),
+        "error_code": _text(error.error_code or SCORER_ERROR) if error else None,
+        "error_message": _text(error.error_message or "")[:MESSAGE_CHARACTERS] if error else None,
         "source_type": verdict.source_type,
         "sample_rate": scorer.sample_rate,
         "duration_ms": duration_ms,
@@ -107,8 +110,10 @@ def _run(scorer: ConfiguredScorer, pending: PendingTrace) -> Verdict | None:
             expectations=extract_expectations_from_trace(trace),
             trace=trace,
         )
-    except Exception as error:  # noqa: BLE001 - a scorer may raise anything; its failure is a row, never a crash
-        return Verdict(error=AssessmentError("SCORER_ERROR", f"{type(error).__name__}: {error}"))
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):  # the run was told to stop
+        raise
+    except BaseException as error:  # noqa: BLE001 - a scorer may raise anything; its failure is a row, never a crash
+        return Verdict(error=AssessmentError(SCORER_ERROR, "".join(format_exception_only(error)).strip()))
     return _verdict(result)
 
 
@@ -132,9 +137,15 @@ def _verdict(result: Any) -> Verdict | None:
         return _refused(f"the scorer returned {result.value}; a value must be finite")
     try:
         json.dumps(result.value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        return _refused(f"the scorer's value has no JSON form: {error}")
+        as_score(result.value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return _refused(f"the scorer's value cannot be kept: {error}")
     return Verdict(result.value, result.rationale, source_type=source_type)
+
+
+def _text(text: Any) -> str:
+    # A lone surrogate, which a trace may hold, has no place in a table.
+    return str(text).encode(errors="replace").decode()
 
 
 def _refused(message: str) -> Verdict:

@@ -43,7 +43,8 @@ def score_window(
 ) -> ScoreCounts:
     """Run the scorer on the traces of its sample in `window` that have no result for its digest, then the ledger.
 
-    With `retry_failed`, those whose result is an error are scored again. `on_progress` is called after each commit.
+    With `retry_failed`, those whose result is an error are scored again; an error stays where the scorer now returns
+    None. `on_progress` is called after each commit.
     """
     counts = ScoreCounts()
     states = {"pending", "failed"} if retry_failed else {"pending"}

@@ -1,0 +1,255 @@
+"""The shipped scorers: each of their cases, and what they make of the recorded conversations."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+from mlflow.entities import Feedback, Trace, TraceData, TraceInfo, TraceState
+from mlflow.entities.trace_location import TraceLocation
+from mlflow.genai import evaluate
+from mlflow.genai.scorers import Scorer
+from mlflow.tracking._tracking_service import utils as tracking_utils
+
+from monitoring_pipeline.scoring import scorers
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
+from monitoring_pipeline.scoring.runner import PendingTrace, assess
+from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
+from monitoring_pipeline.windows import from_milliseconds
+
+Stage = tuple[str, str, float | None, str | None]  # name, type, seconds (None: unfinished), error
+MakeTrace = Callable[..., Trace]
+
+SHIPPED = [
+    scorers.response_quality,
+    scorers.tool_errors,
+    scorers.tool_selection_accuracy,
+    scorers.stage_latency,
+]
+
+
+@pytest.fixture
+def make_trace(load_tau: ModuleType) -> MakeTrace:
+    """A function that makes a trace of the given stages."""
+
+    def make(*stages: Stage) -> Trace:
+        builder = load_tau.TraceBuilder(("made",), 0)
+        spans = [
+            builder.span(index, None, name, kind, 0, None if seconds is None else int(seconds * 1e9), {}, {}, error)
+            for index, (name, kind, seconds, error) in enumerate(stages)
+        ]
+        location = TraceLocation.from_experiment_id("0")
+        info = TraceInfo(builder.trace_id, location, request_time=0, state=TraceState.OK)
+        return Trace(info, TraceData(spans=spans))
+
+    return make
+
+
+def feedback(scorer: Scorer, **arguments: Any) -> Feedback:
+    result = scorer.run(**arguments)
+    assert isinstance(result, Feedback)
+    return result
+
+
+def bind(name: str, params: dict[str, Any]) -> Scorer:
+    """The shipped scorer with parameters, as the settings give them."""
+    (loaded,) = load_scorers([ScorerSettings(name=name, scorer=f"{SHIPPED_SCORERS}:{name}", params=params)])
+    return loaded.scorer
+
+
+def score_in_production(scorer: Scorer, trace: Trace) -> float | None:
+    """The score that our runner gives, None where the scorer does not apply."""
+    configured = ConfiguredScorer(scorer.name, scorer, "0" * 16, 1.0, None)
+    started = from_milliseconds(trace.info.request_time)
+    row, _ = assess(configured, PendingTrace(trace.info.trace_id, started, "1", trace.to_json()), "run")
+    assert row.get("error_code") is None
+    return row.get("score")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "score"),
+    [
+        (None, 0.0),
+        ("", 0.0),
+        (" \n ", 0.0),
+        ({}, 0.5),
+        ({"content": None}, 0.0),
+        ("fine", 0.5),
+        ("0123456789", 1.0),
+        ("an Error occurred in it", 0.7),
+        ("error", 0.2),
+        ({"content": "long enough text"}, 1.0),
+        ({"response": "long enough text"}, 1.0),
+        ({"unknown": "long enough text"}, 1.0),
+        ({"choices": [{"message": {"content": "an error occurred"}}]}, 0.7),
+        ({"choices": [{"message": None}]}, 0.0),
+        (["a", "list", "of", "words"], 1.0),
+        (7, 0.5),
+    ],
+)
+def test_response_quality(outputs: Any, score: float) -> None:
+    assert feedback(scorers.response_quality, outputs=outputs).value == score
+
+
+def test_response_quality_says_what_is_wrong() -> None:
+    assert feedback(scorers.response_quality, outputs="error").rationale == (
+        "5 characters, fewer than 10; contains 'error'"
+    )
+
+
+def test_response_quality_takes_another_length_and_keyword() -> None:
+    bound = bind("response_quality", {"min_characters": 9, "error_keyword": "SORRY"})
+    assert feedback(bound, outputs="Sorry, no").value == 0.7
+
+
+@pytest.mark.parametrize(
+    ("errors", "score"), [((None,), 0.0), (("e",), 1.0), ((None, "e", "e", None), 0.5), ((None, None, "e"), 1 / 3)]
+)
+def test_tool_errors_is_the_share_of_failed_tools(
+    errors: tuple[str | None, ...], score: float, make_trace: MakeTrace
+) -> None:
+    trace = make_trace(*(("search", "TOOL", 1.0, error) for error in errors))
+    assert feedback(scorers.tool_errors, trace=trace).value == pytest.approx(score)
+
+
+def test_tool_errors_names_each_failed_tool_once(make_trace: MakeTrace) -> None:
+    failed = [("book", "TOOL", 1.0, "e"), ("book", "TOOL", 1.0, "e"), ("ask", "TOOL", 1.0, "e")]
+    rationale = feedback(scorers.tool_errors, trace=make_trace(*failed, ("pay", "TOOL", 1.0, None))).rationale
+    assert rationale == "3 of 4 tool calls failed: ask, book"
+
+
+@pytest.mark.parametrize("stages", [[], [("model", "CHAT_MODEL", 1.0, "failed")]])
+def test_tool_errors_does_not_apply_without_tools(stages: list[Stage], make_trace: MakeTrace) -> None:
+    assert scorers.tool_errors.run(trace=make_trace(*stages)) is None
+
+
+@pytest.mark.parametrize(
+    ("called", "expected", "score"),
+    [
+        ([], [], 1.0),
+        (["a"], [], 0.0),
+        ([], ["a"], 0.0),
+        (["a", "b"], ["b", "a"], 1.0),
+        (["a", "a"], ["a"], 0.5),
+        (["a", "b"], ["b", "c"], 1 / 3),
+    ],
+)
+def test_tool_selection_accuracy_is_the_overlap_of_the_tools(
+    called: list[str], expected: list[str], score: float, make_trace: MakeTrace
+) -> None:
+    trace = make_trace(("root", "AGENT", 1.0, None), *((name, "TOOL", 1.0, None) for name in called))
+    result = feedback(scorers.tool_selection_accuracy, trace=trace, expectations={"expected_tools": expected})
+    assert result.value == pytest.approx(score)
+
+
+def test_tool_selection_accuracy_names_the_difference(make_trace: MakeTrace) -> None:
+    trace = make_trace(("a", "TOOL", 1.0, None), ("b", "TOOL", 1.0, None))
+    result = feedback(scorers.tool_selection_accuracy, trace=trace, expectations={"expected_tools": ["b", "c"]})
+    assert result.rationale == "missing: c; unexpected: a"
+
+
+@pytest.mark.parametrize("expectations", [None, {}, {"expected_answer": "yes"}, {"expected_tools": None}])
+def test_tool_selection_accuracy_does_not_apply_without_the_expectation(
+    expectations: dict[str, Any] | None, make_trace: MakeTrace
+) -> None:
+    trace = make_trace(("a", "TOOL", 1.0, None))
+    assert scorers.tool_selection_accuracy.run(trace=trace, expectations=expectations) is None
+
+
+@pytest.mark.parametrize(
+    ("stages", "value", "rationale"),
+    [
+        ([("t", "TOOL", 2.0, None)], True, "TOOL took 2000 ms of 2000 ms"),
+        ([("t", "TOOL", 2.1, None)], False, "TOOL took 2100 ms of 2000 ms"),
+        ([("t", "TOOL", 1.5, None), ("u", "TOOL", 1.5, None)], False, "TOOL took 3000 ms of 2000 ms"),
+        ([("a", "AGENT", 9.0, None), ("r", "RETRIEVER", 0.5, None)], True, "AGENT took 9000 ms of 10000 ms"),
+        ([("a", "AGENT", 9.0, None), ("r", "RETRIEVER", 1.1, None)], False, "RETRIEVER took 1100 ms of 1000 ms"),
+        ([("a", "AGENT", 1.0, None), ("t", "TOOL", None, None)], True, "AGENT took 1000 ms of 10000 ms"),
+    ],
+)
+def test_stage_latency_tells_of_the_worst_stage(
+    stages: list[Stage], value: bool, rationale: str, make_trace: MakeTrace
+) -> None:
+    result = feedback(scorers.stage_latency, trace=make_trace(*stages))
+    assert (result.value, result.rationale) == (value, rationale)
+
+
+@pytest.mark.parametrize("stages", [[], [("x", "PARSER", 99.0, None)], [("t", "TOOL", None, None)]])
+def test_stage_latency_does_not_apply_without_a_finished_stage_that_has_a_limit(
+    stages: list[Stage], make_trace: MakeTrace
+) -> None:
+    assert scorers.stage_latency.run(trace=make_trace(*stages)) is None
+
+
+def test_stage_latency_takes_other_limits(make_trace: MakeTrace) -> None:
+    trace = make_trace(("p", "PARSER", 0.2, None), ("t", "TOOL", 99.0, None))
+    result = feedback(bind("stage_latency", {"limits_ms": {"PARSER": 100}}), trace=trace)
+    assert (result.value, result.rationale) == (False, "PARSER took 200 ms of 100 ms")
+
+
+def test_tool_errors_agrees_with_the_recorded_conversations(
+    recorded_conversations: list[dict], recorded_traces: list[Trace], load_tau: ModuleType
+) -> None:
+    expected: dict[str, float | None] = {}
+    for conversation in recorded_conversations:
+        session = f"airline-{conversation['task_id']}-{conversation['trial']}"
+        for turn, (_, answer) in enumerate(load_tau.turns(conversation["traj"])):
+            replies = [message["content"] or "" for message in answer if message["role"] == "tool"]
+            failed = sum(reply.startswith("Error") for reply in replies)
+            trace_id = load_tau.TraceBuilder((session, turn), 0).trace_id
+            expected[trace_id] = failed / len(replies) if replies else None
+    found = {trace.info.trace_id: score_in_production(scorers.tool_errors, trace) for trace in recorded_traces}
+    assert found == pytest.approx(expected)
+    assert {None, 0.0, 1.0} < set(expected.values())
+
+
+def test_tool_selection_accuracy_agrees_with_the_recorded_expectations(
+    recorded_conversations: list[dict], recorded_traces: list[Trace], load_tau: ModuleType
+) -> None:
+    expected: dict[str, float | None] = {trace.info.trace_id: None for trace in recorded_traces}
+    for conversation in recorded_conversations:
+        turns = list(load_tau.turns(conversation["traj"]))
+        if not turns:
+            continue
+        called = [message["name"] for message in turns[-1][1] if message["role"] == "tool"]
+        wanted = [action["name"] for action in conversation["info"]["task"]["actions"]]
+        either = {*called, *wanted}
+        most = sum(max(called.count(tool), wanted.count(tool)) for tool in either)
+        common = sum(min(called.count(tool), wanted.count(tool)) for tool in either)
+        session = f"airline-{conversation['task_id']}-{conversation['trial']}"
+        trace_id = load_tau.TraceBuilder((session, len(turns) - 1), 0).trace_id
+        expected[trace_id] = common / most if most else 1.0
+    found = {
+        trace.info.trace_id: score_in_production(scorers.tool_selection_accuracy, trace) for trace in recorded_traces
+    }
+    assert found == pytest.approx(expected)
+    assert len({score for score in expected.values() if score is not None}) > 2
+
+
+@pytest.fixture
+def evaluation_store(recorded_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that an evaluation may write to, in force for the test."""
+    shutil.copy(recorded_store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking_utils, "_tracking_uri", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "airline")
+
+
+@pytest.mark.usefixtures("evaluation_store")
+def test_an_evaluation_gives_the_scores_of_production(recorded_traces: list[Trace]) -> None:
+    with_expectation = [trace for trace in recorded_traces if trace.info.assessments]
+    handful = [*with_expectation[:4], *recorded_traces[:3]]
+    result = evaluate(data=handful, scorers=SHIPPED).result_df
+    assert result is not None
+    evaluated = result.set_index("trace_id")
+    for scorer in SHIPPED:
+        column = f"{scorer.name}/value"
+        found = {str(key): None if pd.isna(value) else float(value) for key, value in evaluated[column].items()}
+        assert found == {trace.info.trace_id: score_in_production(scorer, trace) for trace in handful}
