@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import median
@@ -196,12 +196,12 @@ def scorer_rows(daily_quality: pd.DataFrame, coverage: pd.DataFrame) -> pd.DataF
 def top_errors(errors: pd.DataFrame, limit: int = 10) -> list[dict[str, Any]]:
     """The most frequent causes: span name and first line of its status message.
 
-    Each with trace_count (traces, not spans), first_seen (UTC) and trace_id, the first trace with it.
+    Of the spans of a trace with the same message only the last counts: an exception that passes up through its parents
+    failed in the innermost. Each with trace_count (traces, not spans), first_seen (UTC) and trace_id, the first trace with it.
     """
     seen: list[tuple[tuple[str, str], pd.Timestamp, str]] = []
     for row in errors.to_dict("records"):
-        failed = row["error_spans"]
-        causes = {_cause(span) for span in failed} if failed is not None and len(failed) else {(NO_SPAN, text.MISSING)}
+        causes = _causes(row["error_spans"])
         moment = row["trace_hour"] if pd.isna(row["timestamp"]) else row["timestamp"]
         seen += [(cause, moment, row["trace_id"]) for cause in causes]
     seen.sort()
@@ -218,6 +218,13 @@ def top_errors(errors: pd.DataFrame, limit: int = 10) -> list[dict[str, Any]]:
         for (name, message), rows in groups[:limit]
         for _, first_seen, trace_id in rows[:1]
     ]
+
+
+def _causes(error_spans: Sequence[dict[str, str | None]] | None) -> list[tuple[str, str]]:
+    if error_spans is None or not len(error_spans):
+        return [(NO_SPAN, text.MISSING)]
+    causes = [_cause(span) for span in error_spans]
+    return list({name if message == text.MISSING else message: (name, message) for name, message in causes}.values())
 
 
 def _cause(span: dict[str, str | None]) -> tuple[str, str]:

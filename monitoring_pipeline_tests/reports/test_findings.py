@@ -167,6 +167,12 @@ def test_top_errors_count_traces_by_cause() -> None:
     assert len(findings.top_errors(errors, limit=1)) == 1
 
 
+def test_an_exception_that_passes_up_counts_where_it_started() -> None:
+    spans = [{"name": name, "status_message": "Timeout: 3 s"} for name in ("agent", "lookup")]
+    errors = frame(TRACE_ERRORS, [errors_at(5, 1)[0] | {"error_spans": spans}])
+    assert [(row["span_name"], row["trace_count"]) for row in findings.top_errors(errors)] == [("lookup", 1)]
+
+
 def test_the_first_line_of_a_message_is_its_first_with_text() -> None:
     spans = [{"name": None, "status_message": "\n\n  no key\x00 'a'\nmore"}]
     errors = frame(TRACE_ERRORS, [errors_at(5, 1)[0] | {"error_spans": spans}])
