@@ -1,15 +1,22 @@
-"""Performance of traces and spans: rows of `agent_traces` in, tables of figures out. Durations are in milliseconds."""
+"""Performance of traces and spans: rows of `agent_traces` in, tables of figures out. Durations are in milliseconds.
+
+A span without an end has no duration; one that ends before it starts, by a clock put back, took no time.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from monitoring_pipeline.analysis.sums import in_order, mean, total
+
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
+RANKS = (50, 95, 99)
+
 
 def trace_performance(traces: DataFrame) -> DataFrame:
-    """One row a trace, columns of the table `trace_performance`; a span without an end has no duration."""
+    """One row a trace, columns of the table `trace_performance`."""
     from pyspark.sql import functions as F
 
     durations = F.filter(F.transform("spans", _span_ms), lambda ms: ms.isNotNull())
@@ -76,10 +83,11 @@ def _performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
     figures = performance.groupBy(*keys).agg(
         F.count("*").alias("trace_count"),
         F.sum(is_error).alias("error_count"),
-        F.avg("duration_ms").alias("avg_duration_ms"),
+        in_order("duration_ms").alias("durations_ms"),
+        in_order("cost_usd").alias("costs_usd"),
         _percentiles("duration_ms"),
         F.sum("span_count").alias("span_count"),
-        *(F.sum(column).alias(column) for column in ("input_tokens", "output_tokens", "total_tokens", "cost_usd")),
+        *(F.sum(column).alias(column) for column in ("input_tokens", "output_tokens", "total_tokens")),
     )
     return figures.select(
         F.col("trace_hour").alias("hour"),
@@ -87,13 +95,13 @@ def _performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
         "trace_count",
         "error_count",
         (F.col("error_count") / F.col("trace_count")).alias("error_rate"),
-        "avg_duration_ms",
-        *_percentile_columns("duration_ms"),
+        mean(F.col("durations_ms")).alias("avg_duration_ms"),
+        *(F.col("percentiles")[index].alias(f"p{rank}_duration_ms") for index, rank in enumerate(RANKS)),
         "span_count",
         "input_tokens",
         "output_tokens",
         "total_tokens",
-        "cost_usd",
+        total(F.col("costs_usd")).alias("cost_usd"),
     )
 
 
@@ -115,30 +123,27 @@ def _span_figures(spans: DataFrame, *keys: str) -> DataFrame:
     figures = spans.groupBy(*keys).agg(
         F.count("*").alias("span_count"),
         F.sum((F.col("status") == "ERROR").cast("long")).alias("error_count"),
-        F.sum("span_ms").alias("total_ms"),
-        F.avg("span_ms").alias("avg_ms"),
-        F.max("span_ms").alias("max_ms"),
-        F.sum("self_time_ms").alias("self_time_ms"),
-        _percentiles("span_ms"),
+        F.count("span_us").alias("finished"),
+        F.sum("span_us").alias("total_us"),
+        F.max("span_us").alias("max_us"),
+        F.sum("self_time_us").alias("self_time_us"),
+        _percentiles("span_us"),
     )
     return figures.select(
         F.col("trace_hour").alias("hour"),
         *keys[1:],
         "span_count",
         "error_count",
-        "total_ms",
-        "avg_ms",
-        *(
-            column.alias(name)
-            for column, name in zip(_percentile_columns("span_ms"), ("p50_ms", "p95_ms", "p99_ms"), strict=True)
-        ),
-        "max_ms",
-        "self_time_ms",
+        (F.col("total_us") / 1000).alias("total_ms"),
+        F.when(F.col("finished") > 0, F.col("total_us") / F.col("finished") / 1000).alias("avg_ms"),
+        *((F.col("percentiles")[index] / 1000).alias(f"p{rank}_ms") for index, rank in enumerate(RANKS)),
+        (F.col("max_us") / 1000).alias("max_ms"),
+        (F.col("self_time_us") / 1000).alias("self_time_ms"),
     )
 
 
 def _spans_with_self_time(traces: DataFrame) -> DataFrame:
-    """One row a span: its hour, experiment, type, name, status, `span_ms` and `self_time_ms`."""
+    """One row a span: its hour, experiment, type, name, status, `span_us` and `self_time_us`, in microseconds."""
     from pyspark.sql import functions as F
 
     spans = traces.select(
@@ -157,19 +162,19 @@ def _spans_with_self_time(traces: DataFrame) -> DataFrame:
         F.unix_micros("span.end_time").alias("end_us"),
     )
     children = (
-        spans.where(F.col("parent_id").isNotNull() & F.col("end_us").isNotNull())
+        spans.where(F.col("parent_id").isNotNull() & F.col("start_us").isNotNull() & F.col("end_us").isNotNull())
         .groupBy("trace_id", F.col("parent_id").alias("span_id"))
         .agg(F.sort_array(F.collect_list(F.struct("start_us", "end_us"))).alias("children"))
     )
-    span_us = F.col("end_us") - F.col("start_us")
+    span_us = _span_us(F.col("start_us"), F.col("end_us"))
     return spans.join(children, ["trace_id", "span_id"], "left").select(
         "trace_hour",
         "experiment_id",
         "span_type",
         "span_name",
         "status",
-        (span_us / 1000).alias("span_ms"),
-        ((span_us - F.coalesce(_covered_us(), F.lit(0))) / 1000).alias("self_time_ms"),
+        span_us.alias("span_us"),
+        (span_us - F.coalesce(_covered_us(), F.lit(0).cast("long"))).alias("self_time_us"),
     )
 
 
@@ -191,7 +196,14 @@ def _covered_us() -> Column:
 def _span_ms(span: Column) -> Column:
     from pyspark.sql import functions as F
 
-    return (F.unix_micros(span["end_time"]) - F.unix_micros(span["start_time"])) / 1000
+    return _span_us(F.unix_micros(span["start_time"]), F.unix_micros(span["end_time"])) / 1000
+
+
+def _span_us(start_us: Column, end_us: Column) -> Column:
+    from pyspark.sql import functions as F
+
+    # Not greatest(0, …), which would make a span without an end one of no time.
+    return F.when(end_us >= start_us, end_us - start_us).when(end_us < start_us, F.lit(0).cast("long"))
 
 
 def _error_spans() -> Column:
@@ -203,10 +215,4 @@ def _error_spans() -> Column:
 def _percentiles(column: str) -> Column:
     from pyspark.sql import functions as F
 
-    return F.percentile(column, F.array(F.lit(0.5), F.lit(0.95), F.lit(0.99))).alias("percentiles")
-
-
-def _percentile_columns(column: str) -> list[Column]:
-    from pyspark.sql import functions as F
-
-    return [F.col("percentiles")[index].alias(f"{name}_{column}") for index, name in enumerate(("p50", "p95", "p99"))]
+    return F.percentile(column, F.array(*(F.lit(rank / 100) for rank in RANKS))).alias("percentiles")

@@ -197,7 +197,8 @@ def top_errors(errors: pd.DataFrame, limit: int = 10) -> list[dict[str, Any]]:
     """The most frequent causes: span name and first line of its status message.
 
     Of the spans of a trace with the same message only the last counts: an exception that passes up through its parents
-    failed in the innermost. Each with trace_count (traces, not spans), first_seen (UTC) and trace_id, the first trace with it.
+    failed in the innermost. Each with trace_count (traces, not spans), first_seen (UTC) and trace_id, the first trace
+    with it.
     """
     seen: list[tuple[tuple[str, str], pd.Timestamp, str]] = []
     for row in errors.to_dict("records"):
