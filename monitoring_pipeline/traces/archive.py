@@ -13,7 +13,7 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import flatten
 from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
-from monitoring_pipeline.windows import Window, floor_hour
+from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -45,19 +45,16 @@ def archive(
     `experiment_names` (id -> name) are kept beside the ids. `on_progress` is told the number of traces read so far.
     """
     counts = ArchiveCounts()
-    archived_ids: set[str] = set()
     quarantine: dict[str, dict[str, Any]] = {}
     now = datetime.now(UTC)
     for rows, unreadable in _chunks(batches, now):
         for row in rows:
             row["experiment_name"] = experiment_names.get(row["experiment_id"])
         counts.written += lake.upsert(AGENT_TRACES, _table(rows))
-        archived_ids.update(row["trace_id"] for row in rows)
         quarantine.update({row["trace_id"]: row for row in unreadable})
         counts.read += len(rows) + len(unreadable)
         on_progress(counts.read)
-    counts.quarantined = len(quarantine)
-    _update_quarantine(lake, window, quarantine, archived_ids)
+    counts.quarantined = _update_quarantine(lake, window, quarantine)
     return counts
 
 
@@ -88,10 +85,8 @@ def _row_or_reason(trace: Trace, now: datetime) -> dict[str, Any]:
         _table([row])  # a row that Arrow refuses (a lone surrogate, a number out of range) must not fail its chunk
     except Exception as error:  # noqa: BLE001 - a malformed trace may raise anything, and is kept aside with the reason
         info = trace.info
-        started = datetime.fromtimestamp(info.request_time / 1000, UTC)
-        return _unreadable_row(
-            UnreadableTrace(info.trace_id, started, f"{type(error).__name__}: {error}", repr(info.to_dict()))
-        )
+        started = from_milliseconds(info.request_time)
+        return _unreadable_row(UnreadableTrace(info.trace_id, started, f"{type(error).__name__}: {error}", repr(info)))
     return row
 
 
@@ -99,21 +94,31 @@ def _unreadable_row(trace: UnreadableTrace) -> dict[str, Any]:
     return {
         "trace_id": trace.trace_id,
         "trace_hour": floor_hour(trace.started),
-        "reason": trace.reason,
-        "raw": trace.raw,
+        "reason": _encodable(trace.reason),
+        "raw": _encodable(trace.raw),
     }
 
 
-def _update_quarantine(
-    lake: LakeResource, window: Window, found: dict[str, dict[str, Any]], archived_ids: set[str]
-) -> None:
-    """Keep what was in quarantine before, save what could be archived now, and add what was found."""
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _update_quarantine(lake: LakeResource, window: Window, found: dict[str, dict[str, Any]]) -> int:
+    """Add what was found to the quarantine and take out what is in the archive; returns how many of `found` are in.
+
+    A trace that was archived before it became unreadable stays archived as it was.
+    """
     columns = [name for name in QUARANTINED_TRACES.schema.names if name != "date"]
     before = lake.read_columns(QUARANTINED_TRACES, window, *columns).to_pylist()
-    kept = {row["trace_id"]: row for row in before if row["trace_id"] not in archived_ids} | found
-    if kept != {row["trace_id"]: row for row in before}:
+    if not before and not found:
+        return 0
+    archived = set(lake.read_columns(AGENT_TRACES, window, "trace_id")["trace_id"].to_pylist())
+    known = {row["trace_id"]: row for row in before}
+    kept = {trace_id: row for trace_id, row in (known | found).items() if trace_id not in archived}
+    if kept != known:
         rows = pa.Table.from_pylist(list(kept.values()), schema=_without_date(QUARANTINED_TRACES.schema))
         lake.replace(QUARANTINED_TRACES, window, rows)
+    return len(kept.keys() & found.keys())
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

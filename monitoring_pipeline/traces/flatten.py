@@ -25,12 +25,12 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
     Raises:
         Exception: whatever a malformed trace makes its parsing raise; the caller puts it into quarantine.
     """
-    trace_json = trace.to_json()
+    trace_json = _json(trace)
     body = json.loads(trace_json)
     info, spans = body["info"], body["data"]["spans"]
     tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
     started = datetime.fromisoformat(info["request_time"]).astimezone(UTC)
-    root = next((span for span in spans if span.get("parent_span_id") is None), None)
+    root = next((span for span in spans if not span.get("parent_span_id")), None)
     usage = _json_object(metadata.get("mlflow.trace.tokenUsage"))
     cost = _json_object(metadata.get("mlflow.trace.cost"))
     return {
@@ -58,6 +58,18 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
         "client_request_id": info.get("client_request_id"),
         "content_digest": hashlib.sha256(trace_json.encode("utf-8", "surrogatepass")).hexdigest(),
     }
+
+
+def _json(trace: Trace) -> str:
+    """What `trace.to_json()` gives, with the keys of `info` sorted.
+
+    Protocol buffers order the entries of a map anew in every process; the same trace must give the same text.
+    """
+    from mlflow.tracing.utils import TraceJSONEncoder
+
+    body = trace.to_dict()
+    info = json.dumps(body["info"], sort_keys=True)
+    return f'{{"info": {info}, "data": {json.dumps(body["data"], cls=TraceJSONEncoder)}}}'
 
 
 def _span(span: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +152,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:  # free text in a place where MLflow itself writes JSON
+    except (ValueError, RecursionError):  # free text in a place where MLflow itself writes JSON
         return None
 
 
@@ -156,8 +168,8 @@ def _number(value: Any) -> float | None:
 
 
 def _time(nanoseconds: int | None) -> datetime | None:
-    # Whole microseconds, the precision of a Spark timestamp; trace_json keeps the nanoseconds.
-    return EPOCH + timedelta(microseconds=nanoseconds // 1000) if nanoseconds is not None else None
+    # Whole microseconds, the precision of a Spark timestamp; trace_json keeps the nanoseconds. Zero means unknown.
+    return EPOCH + timedelta(microseconds=nanoseconds // 1000) if nanoseconds else None
 
 
 def _iso_time(text: str | None) -> datetime | None:
@@ -165,5 +177,7 @@ def _iso_time(text: str | None) -> datetime | None:
 
 
 def _hex_id(encoded: str | None) -> str | None:
-    """A span id as MLflow shows it: 16 hexadecimal digits; its JSON form is base64."""
-    return base64.b64decode(encoded).hex() if encoded else None
+    """A span id as MLflow shows it: 16 hexadecimal digits; its JSON form is base64, but not so in MLflow 3.5.0."""
+    if not encoded or len(encoded) == 16:
+        return encoded or None
+    return base64.b64decode(encoded).hex()

@@ -13,6 +13,7 @@ from monitoring_pipeline.windows import Window, from_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracing.client import TracingClient
 
 PAGE = 500  # what a server gives at most
@@ -23,12 +24,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UnreadableTrace:
-    """A trace that the source lists but cannot give: `raw` is its info as JSON, `reason` what reading it raised."""
+    """A trace that the source has but cannot give: `raw` is what is known of it, `reason` what reading it raised."""
 
     trace_id: str
     started: datetime
     reason: str
     raw: str
+
+    @property
+    def request_time(self) -> int:
+        """`started` in milliseconds, as a TraceInfo has it."""
+        return _milliseconds(self.started)
 
 
 def read_traces(
@@ -44,7 +50,9 @@ def read_traces(
             yield _with_spans(client, infos[first : first + BATCH])
 
 
-def _pages(client: TracingClient, experiment_ids: list[str], window: Window) -> Iterator[list[TraceInfo]]:
+def _pages(
+    client: TracingClient, experiment_ids: list[str], window: Window
+) -> Iterator[list[TraceInfo | UnreadableTrace]]:
     """The infos of the window, in the order of time.
 
     MLflow's page tokens are offsets, which skip a trace when an earlier one is deleted meanwhile. So each page starts
@@ -54,13 +62,7 @@ def _pages(client: TracingClient, experiment_ids: list[str], window: Window) -> 
     seen: set[str] = set()
     token: str | None = None
     while True:
-        page, token = client.store.search_traces(
-            experiment_ids=experiment_ids,
-            filter_string=f"timestamp_ms >= {since_ms} AND timestamp_ms < {end_ms}",
-            max_results=PAGE,
-            order_by=["timestamp_ms ASC", "request_id ASC"],
-            page_token=token,
-        )
+        page, token = _page(client, experiment_ids, since_ms, end_ms, token)
         fresh = [info for info in page if info.trace_id not in seen]
         if fresh:
             yield fresh
@@ -72,7 +74,64 @@ def _pages(client: TracingClient, experiment_ids: list[str], window: Window) -> 
         seen.update(info.trace_id for info in page if info.request_time == since_ms)
 
 
-def _with_spans(client: TracingClient, infos: list[TraceInfo]) -> list[Trace | UnreadableTrace]:
+def _page(
+    client: TracingClient, experiment_ids: list[str], since_ms: int, end_ms: int, token: str | None
+) -> tuple[list[TraceInfo | UnreadableTrace], str | None]:
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    try:
+        return client.store.search_traces(
+            experiment_ids=experiment_ids,
+            filter_string=f"timestamp_ms >= {since_ms} AND timestamp_ms < {end_ms}",
+            max_results=PAGE,
+            order_by=["timestamp_ms ASC", "request_id ASC"],
+            page_token=token,
+        )
+    except MlflowException as error:
+        if not isinstance(client.store, SqlAlchemyStore):
+            raise
+        log.warning("listing traces one by one, as listing them together failed: %s", error)
+        return _page_one_by_one(client, client.store, experiment_ids, since_ms, end_ms, token)
+
+
+def _page_one_by_one(
+    client: TracingClient,
+    store: SqlAlchemyStore,
+    experiment_ids: list[str],
+    since_ms: int,
+    end_ms: int,
+    token: str | None,
+) -> tuple[list[TraceInfo | UnreadableTrace], str | None]:
+    """A page that MLflow cannot list, as it cannot parse one of its infos: the database gives the ids unparsed."""
+    from mlflow.store.tracking.dbmodels.models import SqlTraceInfo
+    from mlflow.utils.search_utils import SearchTraceUtils
+
+    offset = SearchTraceUtils.parse_start_offset_from_page_token(token)
+    with store.ManagedSessionMaker() as session:
+        rows = (
+            session.query(SqlTraceInfo.request_id, SqlTraceInfo.timestamp_ms, SqlTraceInfo.status)
+            .filter(SqlTraceInfo.experiment_id.in_([int(experiment_id) for experiment_id in experiment_ids]))
+            .filter(SqlTraceInfo.timestamp_ms >= since_ms, SqlTraceInfo.timestamp_ms < end_ms)
+            .order_by(SqlTraceInfo.timestamp_ms, SqlTraceInfo.request_id)
+            .offset(offset)
+            .limit(PAGE)
+            .all()
+        )
+    page: list[TraceInfo | UnreadableTrace] = []
+    for trace_id, started_ms, status in rows:
+        try:
+            page.append(client.get_trace_info(trace_id))
+        except Exception as error:  # noqa: BLE001 - malformed content raises anything; the probe tells it from an outage
+            store.get_experiment(experiment_ids[0])
+            raw = json.dumps({"trace_id": trace_id, "timestamp_ms": started_ms, "status": status})
+            page.append(UnreadableTrace(trace_id, from_milliseconds(started_ms), str(error), raw))
+    next_token = SearchTraceUtils.create_page_token(offset + PAGE).decode() if len(rows) == PAGE else None
+    return page, next_token
+
+
+def _with_spans(client: TracingClient, listed: list[TraceInfo | UnreadableTrace]) -> list[Trace | UnreadableTrace]:
+    infos = [info for info in listed if not isinstance(info, UnreadableTrace)]
     trace_ids = [info.trace_id for info in infos]
     try:
         complete = {trace.info.trace_id: trace for trace in client.store.batch_get_traces(trace_ids)}
@@ -80,7 +139,8 @@ def _with_spans(client: TracingClient, infos: list[TraceInfo]) -> list[Trace | U
         log.warning("reading %d traces one by one, as the batch failed: %s", len(infos), error)
         complete = {}
     traces = [complete.get(info.trace_id) or _alone(client, info) for info in infos]
-    return [trace for trace in traces if trace is not None]
+    unlisted = [trace for trace in listed if isinstance(trace, UnreadableTrace)]
+    return [trace for trace in traces if trace is not None] + unlisted
 
 
 def _alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | None:
@@ -90,10 +150,11 @@ def _alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | 
 
     try:
         if info.tags.get("mlflow.trace.spansLocation") == "TRACKING_STORE":
-            return client.store.get_trace(info.trace_id, allow_partial=True)
-        found = client.batch_get_traces([info.trace_id])
-        if found:
-            return found[0]
+            trace = client.store.get_trace(info.trace_id, allow_partial=True)
+        else:
+            trace = next(iter(client.batch_get_traces([info.trace_id])), None)
+        if trace and trace.data.spans:
+            return trace
         if info.state == "IN_PROGRESS":
             return Trace(info, TraceData(spans=[]))
         reason = "its spans are missing or corrupt"
@@ -105,7 +166,7 @@ def _alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | 
         reason = f"{type(error).__name__}: {error}"
     client.get_trace_info(info.trace_id)  # raises when it is the source that fails, not the trace
     started = from_milliseconds(info.request_time)
-    return UnreadableTrace(info.trace_id, started, reason, json.dumps(info.to_dict()))
+    return UnreadableTrace(info.trace_id, started, reason, repr(info))
 
 
 def _milliseconds(moment: datetime) -> int:
