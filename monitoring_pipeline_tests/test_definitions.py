@@ -25,7 +25,7 @@ from monitoring_pipeline.settings import (
     ScorerSettings,
     Settings,
 )
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE, TABLES, Table
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, HOURLY_PERFORMANCE, SCORER_COVERAGE, TABLES, Table
 
 FIRST, LAST = "2026-01-01-00:00", "2026-01-02-23:00"
 HOURS = 48
@@ -132,10 +132,12 @@ def test_table_assets_show_their_columns(finished: Project) -> None:
 
 def test_an_hour_carries_its_own_figures(finished: Project) -> None:
     records = finished.instance.fetch_materializations(dg.AssetKey("hourly_performance"), limit=HOURS).records
-    by_partition = {record.partition_key: record.asset_materialization for record in records}
-    assert len(by_partition) == HOURS
-    rows = finished.lake.read(TABLES[4]).toPandas()
-    for partition, materialization in by_partition.items():
+    assert len({record.partition_key for record in records}) == HOURS
+    rows = finished.lake.read(HOURLY_PERFORMANCE).toPandas()
+    for record in records:
+        partition, materialization = record.partition_key, record.asset_materialization
+        assert partition is not None
+        assert materialization is not None
         hour = pd.Timestamp(f"{partition[:10]} {partition[11:]}")
         row = rows[(rows["hour"] == hour) & rows["trace_name"].isna()].iloc[0]
         metadata = {name: value.value for name, value in materialization.metadata.items()}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 COMMIT_ATTEMPTS = 20
-SAIL_PATH = r"[\w!$&'()+,.:;=@~/-]*"  # Sail 0.7.2 finds no table in a folder with any other character in its path
+SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 finds no table in a folder with any other character in its path
 T = TypeVar("T")
 
 
@@ -157,7 +157,7 @@ class LakeResource(dg.ConfigurableResource):
         path = self.path(table)
         if "://" not in path and not re.fullmatch(SAIL_PATH, path, re.ASCII):
             raise LakeError(
-                f"cannot open {path!r}: the path may hold ASCII letters, digits and !$&'()+,-.:;=@_~/ only; "
+                f"cannot open {path!r}: the path may hold ASCII letters, digits and !$&'()+,-.:;=@_/ only; "
                 "change [lake] location"
             )
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
 
+REASON_CHARACTERS = 300
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
 
 class TrackingResource(dg.ConfigurableResource):
     """The MLflow store or server that is monitored, and which of its experiments are."""
@@ -34,7 +38,7 @@ class TrackingResource(dg.ConfigurableResource):
         """MLflow's tracing client for the store.
 
         Raises:
-            TrackingError: there is no such file, or nothing listens at the address.
+            TrackingError: there is no such file, nothing listens at the address, or it is no MLflow store.
         """
         return _client(self.tracking_uri)
 
@@ -42,20 +46,22 @@ class TrackingResource(dg.ConfigurableResource):
         """The monitored experiments, id -> name.
 
         Raises:
-            TrackingError: the store is unreachable, or has no experiment of a name.
+            TrackingError: the store cannot be read, or has no experiment of a name.
         """
         from mlflow import MlflowClient
 
         _ = self.client
-        client = MlflowClient(self.tracking_uri)
-        if not self.experiments:
-            return _all_experiments(client)
-        found = {name: client.get_experiment_by_name(name) for name in self.experiments}
-        missing = [name for name, experiment in found.items() if experiment is None]
+        with _errors_of(self.tracking_uri):
+            client = MlflowClient(self.tracking_uri)
+            if not self.experiments:
+                return _all_experiments(client)
+            found = {name: client.get_experiment_by_name(name) for name in self.experiments}
+            missing = [name for name, experiment in found.items() if experiment is None]
+            known = sorted(_all_experiments(client).values()) if missing else []
         if missing:
-            known = ", ".join(repr(name) for name in sorted(_all_experiments(client).values()))
+            names, others = (", ".join(map(repr, names)) for names in (missing, known))
             store = without_password(self.tracking_uri)
-            raise TrackingError(f"no experiment {', '.join(map(repr, missing))} at {store}; it has {known}")
+            raise TrackingError(f"no experiment {names} at {store}; it has {others}")
         return {experiment.experiment_id: name for name, experiment in found.items() if experiment}
 
     def traces(self, window: Window) -> Iterator[list[Trace | UnreadableTrace]]:
@@ -83,19 +89,36 @@ def _client(tracking_uri: str) -> TracingClient:
     _check_reachable(tracking_uri)
     from mlflow.tracing.client import TracingClient
 
-    return TracingClient(tracking_uri)
+    with _errors_of(tracking_uri):
+        return TracingClient(tracking_uri)
+
+
+@contextmanager
+def _errors_of(tracking_uri: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a server, a database driver or MLflow may raise anything
+        reason = without_password(" ".join(str(error).split())[:REASON_CHARACTERS])
+        raise TrackingError(
+            f"cannot use the MLflow store at {without_password(tracking_uri)}: {type(error).__name__}: {reason}; "
+            "check [mlflow] tracking_uri"
+        ) from None  # the cause may hold the password
 
 
 def _check_reachable(tracking_uri: str) -> None:
     """Fail at once and in a line: MLflow would create a mistyped SQLite file, and retry a dead server for minutes."""
-    parts = urlsplit(tracking_uri)
     shown = without_password(tracking_uri)
+    try:
+        parts = urlsplit(tracking_uri)
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        raise TrackingError(f"{shown} is not an address; check [mlflow] tracking_uri") from None
     if parts.scheme.startswith("sqlite"):
         file = Path(tracking_uri.split("://", 1)[1].split("?", 1)[0].removeprefix("/"))
         if not file.is_file():
             raise TrackingError(f"no MLflow store at {shown}: no such file; check [mlflow] tracking_uri")
-    elif parts.scheme in ("http", "https") and parts.hostname:
-        reason = why_unreachable(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+    elif parts.hostname and port:
+        reason = why_unreachable(parts.hostname, port)
         if reason:
             raise TrackingError(
                 f"no MLflow server answers at {shown}: {reason}; start it or check [mlflow] tracking_uri"

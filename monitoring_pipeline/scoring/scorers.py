@@ -20,6 +20,8 @@ def response_quality(outputs: Any, min_characters: int = 10, error_keyword: str 
     text = outputs
     if isinstance(text, dict) and text.get("choices"):
         text = text["choices"][0].get("message")
+    if isinstance(text, dict) and text.get("messages"):
+        text = text["messages"][-1]
     if isinstance(text, dict):
         text = next((text[key] for key in ("content", "response", "output", "text", "answer") if key in text), text)
     if text is not None and not isinstance(text, str):

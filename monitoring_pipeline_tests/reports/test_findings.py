@@ -90,7 +90,9 @@ def test_three_other_hours_are_needed() -> None:
     ("usual", "scored", "mean", "stands_out"),
     [(0.9, 50, 0.5, True), (0.9, 19, 0.1, False), (0.9, 50, 0.8, False), (0.1, 50, 0.6, True)],
 )
-def test_quality_stands_out_when_its_interval_lies_apart(usual: float, scored: int, mean: float, stands_out: bool) -> None:
+def test_quality_stands_out_when_its_interval_lies_apart(
+    usual: float, scored: int, mean: float, stands_out: bool
+) -> None:
     rows = [quality_row(hour, "1", "polite", 50, usual) for hour in range(24) if hour != 14]
     quality = findings.as_floats(frame(HOURLY_QUALITY, [*rows, quality_row(14, "1", "polite", scored, mean)]))
     expected = [Standout("1", 14, "score", mean, usual, "polite")] if stands_out else []
