@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
             *report_assets(days, scorers, Path(settings.reports.location)),
         ],
         jobs=jobs(),
-        resources={**build_resources(settings), **(resources or {})},
+        resources={**build_resources(_addresses_by_name(settings)), **(resources or {})},
         executor=dg.in_process_executor if settings.dagster.executor == "in_process" else dg.multiprocess_executor,
     )
 
@@ -60,6 +61,25 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "spark": spark,
         "lake": LakeResource(location=settings.lake.location, spark=spark),
     }
+
+
+def _addresses_by_name(settings: Settings) -> Settings:
+    """`settings` with addresses from the environment given as the names of their variables.
+
+    The UI shows the values of resources, and an address may hold a password or token.
+    """
+
+    def by_name(variable: str, value: str | None) -> str | None:
+        return dg.EnvVar(variable) if value is not None and os.environ.get(variable) == value else value
+
+    mlflow, spark = settings.mlflow, settings.spark
+    tracking_uri, remote = by_name("MLFLOW_TRACKING_URI", mlflow.tracking_uri), by_name("SPARK_REMOTE", spark.remote)
+    return settings.model_copy(
+        update={
+            "mlflow": mlflow.model_copy(update={"tracking_uri": tracking_uri}),
+            "spark": spark.model_copy(update={"remote": remote}),
+        }
+    )
 
 
 defs = build_definitions(load_settings())

@@ -124,6 +124,15 @@ def test_every_asset_has_group_kinds_description_and_code_version(finished: Proj
         assert node.code_version, key
 
 
+def test_an_address_from_the_environment_is_shown_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "http://someone:secret@127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
+    resources = build_definitions(Settings()).resources
+    assert resources is not None
+    assert "secret" not in str(resources)
+    assert resources["tracking"].process_config_and_initialize().tracking_uri == secret
+
+
 def test_table_assets_show_their_columns(finished: Project) -> None:
     graph = finished.definitions().resolve_asset_graph()
     schema = graph.get(dg.AssetKey("hourly_performance")).metadata["dagster/column_schema"]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame
 
-PASS_FAIL = r'^(true|false|"(?i:yes|no|true|false|pass|fail)")$'
+# JSON of what `as_score` takes for a pass or a fail, which looks past spaces around a word.
+PASS_FAIL = r'^(true|false|"( |\\[nrt])*(?i:yes|no|true|false|pass|fail)( |\\[nrt])*")$'
 
 
 def quality(assessments: DataFrame, coverage: DataFrame, *, by_hour: bool) -> pd.DataFrame:
