@@ -6,6 +6,7 @@ start when another process commits to the same days first, so that overlapping r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from pydantic import Field
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -145,14 +147,15 @@ class LakeResource(dg.ConfigurableResource):
     def _rows(self, delta: DeltaTable, table: Table, window: Window) -> Any:
         hour, days = pc.field(table.hour), window.days()
         dataset = delta.to_pyarrow_dataset(
-            file_pruning_predicate=[("date", ">=", str(days[0])), ("date", "<=", str(days[-1]))]
+            filesystem=_filesystem(self.path(table)),
+            file_pruning_predicate=[("date", ">=", str(days[0])), ("date", "<=", str(days[-1]))],
         )
         return dataset.filter((hour >= window.start) & (hour < window.end))
 
     def _open(self, table: Table) -> DeltaTable:
         """The Delta table, made when it is not there yet."""
-        from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError, TableNotFoundError
+        from deltalake import CommitProperties, DeltaTable
+        from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
         path = self.path(table)
         if "://" not in path and not re.fullmatch(SAIL_PATH, path, re.ASCII):
@@ -164,17 +167,19 @@ class LakeResource(dg.ConfigurableResource):
             try:
                 return DeltaTable(path)
             except TableNotFoundError:
-                DeltaTable.create(
-                    path,
-                    schema=table.schema,
-                    mode="ignore",
-                    name=table.name,
-                    description=table.description,
-                    partition_by=["date"],
-                    # Statistics of the hour alone: Sail takes a column that is constant in a file from them, and reads
-                    # a floating-point number there with its last digits lost.
-                    configuration={"delta.dataSkippingStatsColumns": table.hour, **table.properties},
-                )
+                with contextlib.suppress(CommitFailedError):  # another has just made it
+                    DeltaTable.create(
+                        path,
+                        schema=table.schema,
+                        mode="ignore",
+                        name=table.name,
+                        description=table.description,
+                        partition_by=["date"],
+                        # Statistics of the hour alone: Sail takes a column that is constant in a file from them, and
+                        # reads a floating-point number there with its last digits lost.
+                        configuration={"delta.dataSkippingStatsColumns": table.hour, **table.properties},
+                        commit_properties=CommitProperties(max_commit_retries=0),
+                    )
                 return DeltaTable(path)
         except (DeltaError, OSError) as error:
             raise LakeError(f"cannot open {path}: {_first_line(error)}; check [lake] location") from error
@@ -244,6 +249,11 @@ def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitPropert
     names = [f"{table.name}/{day}" for day in days]
     transactions = [Transaction(name, (delta.transaction_version(name) or 0) + 1) for name in names]
     return CommitProperties(app_transactions=transactions, max_commit_retries=0 if days else None)
+
+
+def _filesystem(path: str) -> SubTreeFileSystem | None:
+    """Arrow's own for a folder: delta-rs's is Python, whose reading threads can abort a process as it exits."""
+    return None if "://" in path else SubTreeFileSystem(path, LocalFileSystem())
 
 
 def _pin(delta: DeltaTable, path: str, version: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from pyspark.sql import DataFrame
 from scipy import stats
 
 from monitoring_pipeline.analysis.quality import quality
@@ -53,7 +54,9 @@ def summed_up(
 ) -> list[dict[str, Any]]:
     """The rows that `quality` makes of what is stored, in order, with None for null."""
 
-    def stored(table: Table, rows: list[dict[str, Any]]) -> Any:
+    def stored(table: Table, rows: list[dict[str, Any]]) -> DataFrame:
+        if not rows:
+            return lake.read(table)
         schema = pa.schema([column for column in table.schema if column.name != "date"])
         arrow = conform(table, pa.Table.from_pylist(rows, schema=schema))
         return lake.spark.session.createDataFrame(arrow)
@@ -85,6 +88,7 @@ def test_the_mean_is_that_of_the_scores(lake: LakeResource) -> None:
         ("yes", "no", "yes", "yes"),
         ("PASS", "Fail", "pass", "true"),
         (True, "no", "yes", True),
+        (" yes", "no ", "Yes\n", "\tpass\r\n"),
     ],
 )
 def test_the_pass_rate_is_the_mean_of_passes_and_fails(lake: LakeResource, values: tuple[Any, ...]) -> None:
@@ -95,7 +99,7 @@ def test_the_pass_rate_is_the_mean_of_passes_and_fails(lake: LakeResource, value
 
 @pytest.mark.parametrize(
     "values",
-    [(1, 0, 1, 1), (1.0, 0.0), (True, 0.5), (True, "maybe"), ("1", "0"), ("yes\n",), ("not yes",), ({"yes": 1},)],
+    [(1, 0, 1, 1), (1.0, 0.0), (True, 0.5), (True, "maybe"), ("1", "0"), ("not yes",), ({"yes": 1},)],
     ids=str,
 )
 def test_other_values_have_no_pass_rate(lake: LakeResource, values: tuple[Any, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from functools import cache
@@ -37,7 +38,7 @@ def mlflow_samples(rate: float) -> Callable[[str], bool]:
     """Whether MLflow's online sampler takes a trace for a scorer that is alone."""
     config = OnlineScoringConfig("config", "scorer", sample_rate=rate, experiment_id="0")
     judge = Guidelines(name=NAME, guidelines="Be kind.")  # MLflow runs judges alone online, no code
-    sampler = OnlineScorerSampler([OnlineScorer(NAME, judge.model_dump_json(), config)])
+    sampler = OnlineScorerSampler([OnlineScorer(NAME, json.dumps(judge.model_dump()), config)])
     (alone,) = sampler.group_scorers_by_filter(session_level=False)[None]
     return lambda trace_id: sampler.sample(trace_id, [alone]) == [alone]
 

@@ -88,7 +88,10 @@ def score_in_production(scorer: Scorer, trace: Trace) -> float | None:
         ({"unknown": "long enough text"}, 1.0),
         ({"choices": [{"message": {"content": "an error occurred"}}]}, 0.7),
         ({"choices": [{"message": None}]}, 0.0),
-        ({"messages": [{"role": "user", "content": "an error?"}, {"role": "assistant", "content": "none at all"}]}, 1.0),
+        (
+            {"messages": [{"role": "user", "content": "an error?"}, {"role": "assistant", "content": "none at all"}]},
+            1.0,
+        ),
         (["a", "list", "of", "words"], 1.0),
         (7, 0.5),
     ],

@@ -1,0 +1,89 @@
+"""Rows for a lake, and a process that writes them: the tests kill it, or run several at once.
+
+python -m monitoring_pipeline_tests.resources.lake_writer METHOD LOCATION NUMBER, METHOD being insert, upsert, maintain,
+many (a line on stdout for each commit), stock (NUMBER rows) or change (a row of those; its memory in MB on stdout).
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.tables import AGENT_TRACES
+from monitoring_pipeline.windows import HOUR
+
+MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
+TURNS = 4
+
+
+def traces(*rows: tuple[str, int, str]) -> pa.Table:
+    """Rows of agent_traces from (trace id, hours after MIDNIGHT, content)."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "trace_id": trace_id,
+                "created_at": MIDNIGHT,
+                "trace_hour": MIDNIGHT + hour * HOUR,
+                "trace_info": {"request_id": trace_id, "timestamp": MIDNIGHT, "status": "OK"},
+                "spans": [{"name": "root", "span_type": "AGENT", "tags": [("tag", "value")]}],
+                "tags": [("environment", "production")],
+                "content_digest": content,
+                "trace_json": content,
+            }
+            for trace_id, hour, content in rows
+        ],
+        schema=pa.schema([column for column in AGENT_TRACES.schema if column.name != "date"]),
+    )
+
+
+def overlap(lake: LakeResource, method: str, first: int) -> None:
+    """Write 20 ids from `first` on in each of several turns, over three days."""
+    for turn in range(TURNS):
+        if method == "maintain":
+            lake.maintain(AGENT_TRACES)
+            continue
+        rows = traces(*((f"t{number}", number % 3 * 24, f"{first}.{turn}") for number in range(first, first + 20)))
+        getattr(lake, method)(AGENT_TRACES, rows)
+
+
+def many(lake: LakeResource) -> None:
+    """A commit for each of 40 ids."""
+    for number in range(40):
+        lake.upsert(AGENT_TRACES, traces((f"t{number}", number % 3 * 12, "many")))
+        print(number, flush=True)
+
+
+def stock(lake: LakeResource, rows: int) -> None:
+    """Rows of an hour, 20 kB each, in portions."""
+    rng = random.Random(1)
+    for start in range(0, rows, 500):
+        portion = traces(*((f"t{number}", 0, "x") for number in range(start, start + 500)))
+        texts = pa.array([rng.randbytes(10_000).hex() for _ in range(500)])
+        lake.insert(AGENT_TRACES, portion.set_column(portion.column_names.index("trace_json"), "trace_json", texts))
+
+
+def change(lake: LakeResource) -> None:
+    """Change one row."""
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lake.upsert(AGENT_TRACES, traces(("t0", 0, "changed")))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024)
+
+
+if __name__ == "__main__":
+    method, location, number = sys.argv[1:]
+    lake = LakeResource(location=location, spark=SparkResource())
+    match method:
+        case "many":
+            many(lake)
+        case "stock":
+            stock(lake, int(number))
+        case "change":
+            change(lake)
+        case _:
+            overlap(lake, method, int(number))
