@@ -3,7 +3,6 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-INSTANCE := $(or $(DAGSTER_HOME),$(CURDIR)/data/dagster)
 
 .PHONY: install run ui test lint lock
 
@@ -19,12 +18,9 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY)
 	@$(BIN)/monitoring-pipeline make-run
 
-ui: $(READY) $(INSTANCE)/dagster.yaml
-	DAGSTER_HOME=$(INSTANCE) $(BIN)/dagster dev --workspace workspace.yaml
-
-$(INSTANCE)/dagster.yaml:
-	mkdir -p $(@D)
-	ln -sf $(CURDIR)/dagster.yaml $@
+ui: $(READY)
+	@mkdir -p data/dagster && ln -sf ../../dagster.yaml data/dagster/dagster.yaml
+	DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)/data/dagster}" $(BIN)/dagster dev --workspace workspace.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest

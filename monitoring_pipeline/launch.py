@@ -176,9 +176,8 @@ def _failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
     for event in result.all_events:
         if event.is_step_failure and event.step_key:
             error = event.step_failure_data.error
-            while error and error.cause:
-                error = error.cause
-            failures[event.step_key.replace("__", "/")] = error.message.strip() if error else "unknown reason"
+            raised = error.cause or error if error else None  # Dagster's own error wraps the one that was raised
+            failures[event.step_key.replace("__", "/")] = raised.message.strip() if raised else "unknown reason"
     return failures
 
 

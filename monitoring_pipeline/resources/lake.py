@@ -6,9 +6,13 @@ start when another process commits to the same days first, so that overlapping r
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 COMMIT_ATTEMPTS = 20
 SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 finds no table in a folder with any other character in its path
+DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # delta-rs 1.6.6 writes elsewhere or panics where a path holds one of these
 T = TypeVar("T")
 
 
@@ -61,7 +66,8 @@ class LakeResource(dg.ConfigurableResource):
         if version is not None:
             _pin(delta, self.path(table), version)
             reader = reader.option("versionAsOf", version)
-        rows = reader.load(self.path(table))
+        location = self.location if self.spark.remote else _for_sail(self.location)
+        rows = reader.load(f"{location.rstrip('/')}/{table.name}")
         if window is None:
             return rows
         return rows.where(
@@ -158,11 +164,8 @@ class LakeResource(dg.ConfigurableResource):
         from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
         path = self.path(table)
-        if "://" not in path and not re.fullmatch(SAIL_PATH, path, re.ASCII):
-            raise LakeError(
-                f"cannot open {path!r}: the path may hold ASCII letters, digits and !$&'()+,-.:;=@_/ only; "
-                "change [lake] location"
-            )
+        if "://" not in path and (refused := re.search(DELTA_REFUSES, path)):
+            raise LakeError(f"cannot open {path!r}: a path must not hold {refused[0]!r}; change [lake] location")
         try:
             try:
                 return DeltaTable(path)
@@ -249,6 +252,18 @@ def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitPropert
     names = [f"{table.name}/{day}" for day in days]
     transactions = [Transaction(name, (delta.transaction_version(name) or 0) + 1) for name in names]
     return CommitProperties(app_transactions=transactions, max_commit_retries=0 if days else None)
+
+
+@functools.cache
+def _for_sail(location: str) -> str:
+    """The location under a name that Sail can read: a link to the folder where its own name has a space or the like."""
+    if "://" in location or re.fullmatch(SAIL_PATH, location, re.ASCII):
+        return location
+    folder = tempfile.mkdtemp(prefix="monitoring-lake-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = Path(folder) / "lake"
+    link.symlink_to(Path(location).absolute())
+    return str(link)
 
 
 def _filesystem(path: str) -> SubTreeFileSystem | None:

@@ -19,7 +19,7 @@ from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.windows import HOUR
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
-TURNS = 4
+TURNS = 3
 
 
 def traces(*rows: tuple[str, int, str]) -> pa.Table:

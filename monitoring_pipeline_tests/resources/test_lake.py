@@ -315,8 +315,8 @@ def test_an_impossible_location_is_told_with_its_path(tmp_path: Path, spark: Spa
             use()
 
 
-@pytest.mark.parametrize("folder", ["with space", "ü", "50%", "a#b", "a?b", "[a]", "*", "~"])
-def test_a_path_that_the_engine_cannot_read_is_refused_before_anything_is_written(
+@pytest.mark.parametrize("folder", ["50%", "[a]", "a|b", "^", "back\\slash", "tab\t"])
+def test_a_path_that_cannot_be_written_is_refused_before_anything_is_written(
     tmp_path: Path, spark: SparkResource, folder: str
 ) -> None:
     lake = LakeResource(location=str(tmp_path / folder), spark=spark)
@@ -327,8 +327,9 @@ def test_a_path_that_the_engine_cannot_read_is_refused_before_anything_is_writte
     assert not (tmp_path / folder).exists()
 
 
-def test_every_character_that_is_let_through_can_be_read(tmp_path: Path, spark: SparkResource) -> None:
-    lake = LakeResource(location=str(tmp_path / "!$&'()+,-.:;=@_"), spark=spark)
+@pytest.mark.parametrize("folder", ["!$&'()+,-.:;=@_", "My Projects", "ü", "a#b", "a?b", "*", "~", '{}"<>`'])
+def test_any_other_path_can_be_written_and_read(tmp_path: Path, spark: SparkResource, folder: str) -> None:
+    lake = LakeResource(location=str(tmp_path / folder), spark=spark)
     lake.insert(AGENT_TRACES, traces(("a", 0, "x")))
 
     assert ids(through_spark(lake)) == ["a"]
@@ -344,9 +345,9 @@ def test_a_corrupt_table_is_told_with_its_path(lake: LakeResource) -> None:
 
 
 def test_changing_a_row_takes_no_more_memory_among_more_rows(tmp_path: Path) -> None:
-    few, many = (_memory_of_a_change(tmp_path / f"{rows}", rows) for rows in (1_000, 8_000))
+    few, many = (_memory_of_a_change(tmp_path / f"{rows}", rows) for rows in (500, 5_000))
 
-    assert many - few < 70  # MB; the second table holds 140 MB of text more
+    assert many - few < 45  # MB; the second table holds 90 MB of text more
 
 
 def _memory_of_a_change(location: Path, rows: int) -> float:
