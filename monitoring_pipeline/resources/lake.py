@@ -9,18 +9,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
@@ -28,6 +26,7 @@ from pydantic import Field
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from monitoring_pipeline.errors import LakeError
+from monitoring_pipeline.resources.rows import conform, dates, differences, having_keys_of, identity_columns, within
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
@@ -83,10 +82,7 @@ class LakeResource(dg.ConfigurableResource):
     def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
         """Make `rows` the only rows of the table in `window`; returns how many there are."""
         new = conform(table, rows)
-        days = window.days()
-        dates = f"date >= '{days[0]}' AND date <= '{days[-1]}'"
-        predicate = f"{dates} AND {table.hour} >= '{_z(window.start)}' AND {table.hour} < '{_z(window.end)}'"
-        self._commit(table, lambda delta: _Write(new.to_reader(), predicate))
+        self._commit(table, lambda delta: _Write(new.to_reader(), within(table, window)))
         return new.num_rows
 
     def insert(self, table: Table, rows: pa.Table) -> int:
@@ -126,29 +122,19 @@ class LakeResource(dg.ConfigurableResource):
         def write(delta: DeltaTable) -> _Write | None:
             nonlocal touched
             window = Window.covering(pc.unique(new[table.hour]).to_pylist())
-            added, changed = self._differences(delta, table, window, new, update)
+            present = self._rows(delta, table, window).to_table(columns=identity_columns(table))
+            added, changed = differences(table, present, new)
+            changed = changed if update else changed.slice(0, 0)
             touched = added.num_rows + changed.num_rows
             if changed.num_rows:
                 rows = pa.concat_tables([changed, added])
-                return _Write(rows.to_reader(), _having_keys_of(rows, table), guard=_dates(rows))
+                return _Write(rows.to_reader(), having_keys_of(table, rows), guard=dates(rows))
             if added.num_rows:
-                return _Write(added.to_reader(), None, guard=_dates(added))
+                return _Write(added.to_reader(), None, guard=dates(added))
             return None
 
         self._commit(table, write)
         return touched
-
-    def _differences(
-        self, delta: DeltaTable, table: Table, window: Window, new: pa.Table, update: bool
-    ) -> tuple[pa.Table, pa.Table]:
-        """The rows of `new` whose key is not in the table, and those that are there with other content."""
-        columns = {table.hour, *table.key, *table.content}
-        present = self._rows(delta, table, window).to_table(columns=sorted(columns))
-        known = dict(zip(_keys(present, table), _tuples(present, table.content), strict=True))
-        last = dict(zip(_keys(new, table), enumerate(_tuples(new, table.content)), strict=True))
-        added = [index for key, (index, _) in last.items() if key not in known]
-        changed = [index for key, (index, value) in last.items() if update and key in known and known[key] != value]
-        return _only(new, added), _only(new, changed)
 
     def _rows(self, delta: DeltaTable, table: Table, window: Window) -> Any:
         hour, days = pc.field(table.hour), window.days()
@@ -228,22 +214,6 @@ class _Write:
     guard: list[date] = field(default_factory=list)
 
 
-def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
-    """`rows` with exactly the table's columns, order and types; the column `date` may be left out.
-
-    Raises:
-        LakeError: a column is missing or is not the table's.
-    """
-    arrow: Any = rows if isinstance(rows, pa.Table) else rows.toArrow()
-    if "date" not in arrow.column_names:
-        arrow = arrow.append_column("date", arrow[table.hour].cast(pa.date32()))
-    missing = set(table.schema.names) - set(arrow.column_names)
-    unknown = set(arrow.column_names) - set(table.schema.names)
-    if missing or unknown:
-        raise LakeError(f"{table.name}: columns missing: {sorted(missing)}, not in the table: {sorted(unknown)}")
-    return arrow.select(table.schema.names).cast(table.schema)
-
-
 def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitProperties:
     # Delta's application transactions as a lock: of two commits that started from the same version and name the same
     # day, the second fails. A plain append would otherwise never conflict and could add a row twice.
@@ -287,53 +257,3 @@ def _pin(delta: DeltaTable, path: str, version: int) -> None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _dates(rows: pa.Table) -> list[date]:
-    return sorted(pc.unique(rows["date"]).to_pylist())
-
-
-def _having_keys_of(rows: pa.Table, table: Table) -> str:
-    """A predicate for the stored rows with the hours and keys of `rows`.
-
-    Keys are content, so the SQL holds their hashes. Only the files with such a row are rewritten, and by delta-rs:
-    rows given to it as a stream it would keep in memory as a whole.
-    """
-    columns = [column for column in table.key if column != table.hour]
-    hashes = ", ".join(f"coalesce(encode(sha256({column}), 'hex'), '-')" for column in columns)
-    hours = [_z(hour) for hour in rows[table.hour].to_pylist()]
-    identities = [hour + "".join(map(_hash, key)) for hour, key in zip(hours, _tuples(rows, columns), strict=True)]
-    return (
-        f"date IN ({_quoted(_dates(rows))}) AND {table.hour} IN ({_quoted(sorted(set(hours)))}) "
-        f"AND concat(cast({table.hour} AS varchar), {hashes}) IN ({_quoted(identities)})"
-    )
-
-
-def _hash(text: str | None) -> str:
-    return "-" if text is None else hashlib.sha256(text.encode()).hexdigest()
-
-
-def _quoted(values: Iterable[object]) -> str:
-    return ", ".join(f"'{value}'" for value in values)
-
-
-def _only(rows: pa.Table, indices: list[int]) -> pa.Table:
-    wanted = np.zeros(rows.num_rows, bool)
-    wanted[indices] = True
-    return rows.filter(pa.array(wanted))
-
-
-def _keys(rows: pa.Table | pa.RecordBatch, table: Table) -> list[tuple[Any, ...]]:
-    """Each row's hour (in microseconds) and key, which identify it."""
-    hours = rows.column(table.hour).cast(pa.int64()).to_pylist()  # 20 times faster than as datetimes
-    return list(zip(hours, _tuples(rows, table.key), strict=True))
-
-
-def _tuples(rows: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-    if not columns:
-        return [()] * rows.num_rows
-    return list(zip(*(rows.column(column).to_pylist() for column in columns), strict=True))
-
-
-def _z(moment: datetime) -> str:
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"  # as delta-rs writes a time

@@ -13,7 +13,8 @@ from pyspark.sql import DataFrame
 from scipy import stats
 
 from monitoring_pipeline.analysis.quality import quality
-from monitoring_pipeline.resources.lake import LakeResource, conform
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import conform
 from monitoring_pipeline.scoring.runner import as_score
 from monitoring_pipeline.tables import ASSESSMENTS, HOURLY_QUALITY, SCORER_COVERAGE, Table
 

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from monitoring_pipeline.errors import LakeError
-from monitoring_pipeline.resources.lake import LakeResource, conform
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import conform
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES, TABLES, Table
 from monitoring_pipeline.windows import HOUR, Window

@@ -1,0 +1,110 @@
+"""Rows of a table: their exact shape, what tells two of them apart, and the predicates that find them in Delta."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from monitoring_pipeline.errors import LakeError
+from monitoring_pipeline.tables import Table
+from monitoring_pipeline.windows import Window
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
+    """`rows` with exactly the table's columns, order and types; the column `date` may be left out.
+
+    Raises:
+        LakeError: a column is missing or is not the table's.
+    """
+    arrow: Any = rows if isinstance(rows, pa.Table) else rows.toArrow()
+    if "date" not in arrow.column_names:
+        arrow = arrow.append_column("date", arrow[table.hour].cast(pa.date32()))
+    missing = set(table.schema.names) - set(arrow.column_names)
+    unknown = set(arrow.column_names) - set(table.schema.names)
+    if missing or unknown:
+        raise LakeError(f"{table.name}: columns missing: {sorted(missing)}, not in the table: {sorted(unknown)}")
+    return arrow.select(table.schema.names).cast(table.schema)
+
+
+def identity_columns(table: Table) -> list[str]:
+    """The columns that `differences` needs of the rows that are there."""
+    return sorted({table.hour, *table.key, *table.content})
+
+
+def differences(table: Table, present: pa.Table, new: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows of `new` whose key is not among those `present`, and those that are there with other content.
+
+    Of rows of `new` with one key the last counts.
+    """
+    known = dict(zip(_keys(present, table), _tuples(present, table.content), strict=True))
+    last = dict(zip(_keys(new, table), enumerate(_tuples(new, table.content)), strict=True))
+    added = [index for key, (index, _) in last.items() if key not in known]
+    changed = [index for key, (index, value) in last.items() if key in known and known[key] != value]
+    return _only(new, added), _only(new, changed)
+
+
+def within(table: Table, window: Window) -> str:
+    """A predicate for the stored rows whose hour is in `window`."""
+    days, start, end = window.days(), _utc_text(window.start), _utc_text(window.end)
+    return f"date >= '{days[0]}' AND date <= '{days[-1]}' AND {table.hour} >= '{start}' AND {table.hour} < '{end}'"
+
+
+def having_keys_of(table: Table, rows: pa.Table) -> str:
+    """A predicate for the stored rows with the hours and keys of `rows`.
+
+    Keys are content, so the SQL holds their hashes. Only the files with such a row are rewritten, and by delta-rs:
+    rows given to it as a stream it would keep in memory as a whole.
+    """
+    columns = [column for column in table.key if column != table.hour]
+    hashes = ", ".join(f"coalesce(encode(sha256({column}), 'hex'), '-')" for column in columns)
+    hours = [_utc_text(hour) for hour in rows[table.hour].to_pylist()]
+    identities = [hour + "".join(map(_hash, key)) for hour, key in zip(hours, _tuples(rows, columns), strict=True)]
+    return (
+        f"date IN ({_quoted(dates(rows))}) AND {table.hour} IN ({_quoted(sorted(set(hours)))}) "
+        f"AND concat(cast({table.hour} AS varchar), {hashes}) IN ({_quoted(identities)})"
+    )
+
+
+def dates(rows: pa.Table) -> list[date]:
+    """The dates of the rows, in order."""
+    return sorted(pc.unique(rows["date"]).to_pylist())
+
+
+def _utc_text(moment: datetime) -> str:
+    """A time as delta-rs writes and reads it."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+
+
+def _hash(text: str | None) -> str:
+    return "-" if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _quoted(values: Iterable[object]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+def _only(rows: pa.Table, indices: list[int]) -> pa.Table:
+    wanted = np.zeros(rows.num_rows, bool)
+    wanted[indices] = True
+    return rows.filter(pa.array(wanted))
+
+
+def _keys(rows: pa.Table | pa.RecordBatch, table: Table) -> list[tuple[Any, ...]]:
+    """Each row's hour (in microseconds) and key, which identify it."""
+    hours = rows.column(table.hour).cast(pa.int64()).to_pylist()  # 20 times faster than as datetimes
+    return list(zip(hours, _tuples(rows, table.key), strict=True))
+
+
+def _tuples(rows: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    if not columns:
+        return [()] * rows.num_rows
+    return list(zip(*(rows.column(column).to_pylist() for column in columns), strict=True))
