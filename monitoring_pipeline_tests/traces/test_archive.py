@@ -174,20 +174,6 @@ def parsed(value: Any) -> Any:
 # ---- archiving again ----
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a store without a trace: copying it is quicker than making another."""
-    folder = tmp_path_factory.mktemp("empty")
-    Store.create(folder)
-    return folder
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Store:
-    shutil.copytree(empty_store, tmp_path / "store")
-    return Store.open(tmp_path / "store" / "mlflow.db")
-
-
 @pytest.fixture
 def small_commits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_module, "COMMIT_TRACES", 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,20 +19,6 @@ from monitoring_pipeline.traces.mlflow_source import UnreadableTrace, read_trace
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.traces.stores import HOUR, START, START_MS, Faulty, Store, no_answer, span_json, trace_id
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a store without a trace: copying it is quicker than making another."""
-    folder = tmp_path_factory.mktemp("empty")
-    Store.create(folder)
-    return folder
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Store:
-    shutil.copytree(empty_store, tmp_path / "store")
-    return Store.open(tmp_path / "store" / "mlflow.db")
 
 
 @pytest.fixture
