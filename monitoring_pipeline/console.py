@@ -14,7 +14,7 @@ from rich.table import Table
 from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.launch import ChainResult, StepEvent
 from monitoring_pipeline.scoring.registry import load_scorers
-from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.settings import Settings, without_password
 from monitoring_pipeline.summary import Summary, summarize
 from monitoring_pipeline.windows import Window
 
@@ -56,9 +56,12 @@ def show_summary(settings: Settings, window: Window, result: ChainResult) -> Non
     """The closing table, what failed, and where to look on."""
     scorers = load_scorers(settings.scorers)
     summary = summarize(build_resources(settings)["lake"], scorers, window)
-    _show_figures(summary)
-    if summary.scorers:
+    if summary.traces:
+        _show_figures(summary)
         _show_scorers(summary)
+    else:
+        store = without_password(settings.mlflow.tracking_uri)
+        console.print(f"No traces in this range at {escape(store)}: nothing to measure or score.", soft_wrap=True)
     for step, reason in result.failed_steps.items():
         console.print(f"[red]failed[/] {step}: {escape(reason)}", soft_wrap=True)
     for check in result.failed_checks:
@@ -71,9 +74,6 @@ def show_summary(settings: Settings, window: Window, result: ChainResult) -> Non
 
 
 def _show_figures(summary: Summary) -> None:
-    if not summary.traces:
-        console.print("No traces in this range: nothing to measure or score.")
-        return
     error_rate = "unknown" if summary.error_rate is None else f"{summary.error_rate:.1%}"
     p95 = "unknown" if summary.p95_duration_ms is None else f"{summary.p95_duration_ms:,.0f} ms"
     console.print(

@@ -133,6 +133,12 @@ def test_an_address_from_the_environment_is_shown_by_its_name(monkeypatch: pytes
     assert resources["tracking"].process_config_and_initialize().tracking_uri == secret
 
 
+def test_only_the_archive_loads_the_monitored_server(finished: Project) -> None:
+    graph = finished.definitions().resolve_asset_graph()
+    reads = {key: graph.get(key).tags["monitoring/reads"] for key in graph.get_all_asset_keys()}
+    assert {key for key, source in reads.items() if source == "mlflow"} == {dg.AssetKey("archived_traces")}
+
+
 def test_table_assets_show_their_columns(finished: Project) -> None:
     graph = finished.definitions().resolve_asset_graph()
     schema = graph.get(dg.AssetKey("hourly_performance")).metadata["dagster/column_schema"]

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from monitoring_pipeline.assets.common import record_hours, table_metadata, utc_index
+from monitoring_pipeline.assets.common import record_hours, table_metadata, tags, utc_index
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -18,6 +18,7 @@ def archive_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDe
         kinds={"mlflow", "deltalake"},
         code_version="1",
         backfill_policy=dg.BackfillPolicy.single_run(),
+        tags=tags(AGENT_TRACES, reads="mlflow"),
         metadata=table_metadata(AGENT_TRACES),
         description="Every trace that MLflow has for the hour, merged into `agent_traces`; what MLflow has since "
         "deleted stays. Traces that cannot be read go to `quarantined_traces`, with the reason.",

@@ -3,7 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
-from monitoring_pipeline.assets.common import plain_number, record_hours, table_metadata, utc_index
+from monitoring_pipeline.assets.common import plain_number, record_hours, table_metadata, tags, utc_index
 from monitoring_pipeline.assets.performance import ARCHIVE_KEY
 from monitoring_pipeline.checks import LEDGER_ADDS_UP, ledger_adds_up, scorer_works, scorer_works_spec
 from monitoring_pipeline.partitions import run_window
@@ -47,6 +47,7 @@ def _scorer_asset(
         kinds={"mlflow", "deltalake"},
         code_version=scorer.digest,
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run),
+        tags=tags(ASSESSMENTS),
         metadata={**table_metadata(ASSESSMENTS), "scorer_digest": scorer.digest, "sample_rate": scorer.sample_rate},
         check_specs=[scorer_works_spec(key)],
         description=f"{scorer.scorer.description or scorer.name}, on {share}. Only what this digest of the scorer has "
@@ -93,6 +94,7 @@ def _coverage_asset(hours: dg.TimeWindowPartitionsDefinition, scorers: list[Conf
         kinds={"spark", "deltalake"},
         code_version="1",
         backfill_policy=dg.BackfillPolicy.single_run(),
+        tags=tags(SCORER_COVERAGE),
         metadata=table_metadata(SCORER_COVERAGE),
         check_specs=[LEDGER_ADDS_UP],
         description=SCORER_COVERAGE.description,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pandas as pd
 
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
+
+
+def tags(table: Table | None, reads: Literal["mlflow", "lake"] = "lake") -> dict[str, str]:
+    """What an asset can be selected by: the table that it writes, and whether it loads the monitored MLflow server."""
+    return {"monitoring/reads": reads, **({"monitoring/table": table.name} if table else {})}
 
 
 def table_metadata(table: Table) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from monitoring_pipeline.analysis import performance
-from monitoring_pipeline.assets.common import record_hours, table_metadata, utc_index
+from monitoring_pipeline.assets.common import record_hours, table_metadata, tags, utc_index
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.tables import (
@@ -61,6 +61,7 @@ def _table_asset(
         kinds={"spark", "deltalake"},
         code_version="1",
         backfill_policy=dg.BackfillPolicy.single_run(),
+        tags=tags(table),
         metadata=table_metadata(table),
         description=table.description,
     )

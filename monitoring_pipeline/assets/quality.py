@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow as pa
 
 from monitoring_pipeline.analysis.quality import quality
-from monitoring_pipeline.assets.common import record_hours, table_metadata, utc_index
+from monitoring_pipeline.assets.common import record_hours, table_metadata, tags, utc_index
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
@@ -25,6 +25,7 @@ def quality_assets(
         kinds={"spark", "deltalake"},
         code_version="1",
         backfill_policy=dg.BackfillPolicy.single_run(),
+        tags=tags(HOURLY_QUALITY),
         metadata=table_metadata(HOURLY_QUALITY),
         description=HOURLY_QUALITY.description,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.assets.common import tags
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
@@ -42,6 +43,7 @@ def report_assets(
         partitions_def=days,
         group_name="reports",
         kinds={"html", "markdown"},
+        tags=tags(None),
         code_version="1",
         backfill_policy=dg.BackfillPolicy.single_run(),
         description="The day on a page: volume, errors, latency and quality by hour, what stands out, the slowest "
