@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 HOUR = timedelta(hours=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def floor_hour(moment: datetime) -> datetime:
@@ -16,7 +17,7 @@ def floor_hour(moment: datetime) -> datetime:
 
 def from_milliseconds(milliseconds: int) -> datetime:
     """The UTC time that many milliseconds after 1970, without the rounding of floating point."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+    return EPOCH + timedelta(milliseconds=milliseconds)
 
 
 def parse_utc(text: str) -> datetime:

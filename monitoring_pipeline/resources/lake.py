@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,11 +29,11 @@ from monitoring_pipeline.errors import LakeError
 from monitoring_pipeline.resources.rows import conform, dates, differences, having_keys_of, identity_columns, within
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import Table
-from monitoring_pipeline.windows import Window
+from monitoring_pipeline.windows import EPOCH, Window
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 COMMIT_ATTEMPTS = 20
 SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 finds no table in a folder with any other character in its path
@@ -71,8 +71,8 @@ class LakeResource(dg.ConfigurableResource):
             return rows
         return rows.where(
             rows["date"].between(window.days()[0], window.days()[-1])
-            & (rows[table.hour] >= window.start)
-            & (rows[table.hour] < window.end)
+            & (rows[table.hour] >= _timestamp(window.start))
+            & (rows[table.hour] < _timestamp(window.end))
         )
 
     def read_columns(self, table: Table, window: Window, *columns: str) -> pa.Table:
@@ -222,6 +222,13 @@ def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitPropert
     names = [f"{table.name}/{day}" for day in days]
     transactions = [Transaction(name, (delta.transaction_version(name) or 0) + 1) for name in names]
     return CommitProperties(app_transactions=transactions, max_commit_retries=0 if days else None)
+
+
+def _timestamp(moment: datetime) -> Column:
+    # Not the datetime itself: for each of those, pyspark asks the server which kind of timestamp it prefers.
+    from pyspark.sql import functions as F
+
+    return F.timestamp_micros(F.lit((moment - EPOCH) // timedelta(microseconds=1)))
 
 
 @functools.cache

@@ -9,12 +9,11 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.windows import floor_hour
+from monitoring_pipeline.windows import EPOCH, floor_hour
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Kept in columns of their own, so not repeated among a span's metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
 
