@@ -15,6 +15,7 @@ from monitoring_pipeline.resources.network import why_unreachable
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+    from pyspark.sql.connect.client.retries import RetryPolicy
 
 
 DEFAULT_PORT = 15002
@@ -47,8 +48,28 @@ def _session(remote: str | None) -> SparkSession:
     if remote:
         _check_reachable(remote)
     session = LazyPySparkResource(spark_config={"spark.remote": remote or _embedded_server()}).spark_session
+    session.client.set_retry_policies([*session.client.get_retry_policies(), _garbled_replies()])
     session.conf.set("spark.sql.session.timeZone", "UTC")
     return session
+
+
+def _garbled_replies() -> RetryPolicy:
+    """Ask again where a reply cannot be parsed: seen, though rarely, of Sail's on a busy machine.
+
+    Safe as the engine only ever reads; all writes go through the lake.
+    """
+    import grpc
+    from pyspark.sql.connect.client.retries import RetryPolicy
+
+    class GarbledReplies(RetryPolicy):
+        def can_retry(self, exception: BaseException) -> bool:
+            return (
+                isinstance(exception, grpc.RpcError)
+                and exception.code() == grpc.StatusCode.INTERNAL
+                and "Exception deserializing response" in str(exception)
+            )
+
+    return GarbledReplies(max_retries=3, initial_backoff=50)
 
 
 def _check_reachable(remote: str) -> None:

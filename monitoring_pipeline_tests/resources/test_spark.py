@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
+import grpc
 import pytest
 from pysail.spark import SparkConnectServer
+from pyspark.errors import PySparkException
 
 from monitoring_pipeline.errors import EngineError
 from monitoring_pipeline.resources.spark import SparkResource
@@ -31,6 +34,41 @@ def test_a_remote_address_is_used() -> None:
     printed = subprocess.check_output([sys.executable, "-c", code], text=True)
     server.stop()
     assert printed.split() == ["3", f"{host}:{port}"]
+
+
+class Garbled(grpc.RpcError):
+    """What grpc raises when it cannot parse a reply."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.INTERNAL
+
+    def trailing_metadata(self) -> tuple[Any, ...]:
+        return ()
+
+    def __str__(self) -> str:
+        return 'status = StatusCode.INTERNAL, details = "Exception deserializing response!"'
+
+
+@pytest.mark.parametrize(("garbled", "answered"), [(3, True), (4, False)])
+def test_a_reply_that_cannot_be_parsed_is_asked_for_again(
+    spark: SparkResource, monkeypatch: pytest.MonkeyPatch, garbled: int, answered: bool
+) -> None:
+    stub = spark.session.client._stub
+    replies = [Garbled()] * garbled
+    ask = stub.Config
+
+    def config(*arguments: Any, **named: Any) -> Any:
+        if replies:
+            raise replies.pop()
+        return ask(*arguments, **named)
+
+    monkeypatch.setattr(stub, "Config", config)
+
+    if answered:
+        assert spark.session.conf.get("spark.sql.session.timeZone") == "UTC"
+    else:
+        with pytest.raises(PySparkException), pytest.warns(UserWarning, match="RETRIES_EXCEEDED"):
+            spark.session.conf.get("spark.sql.session.timeZone")
 
 
 def test_an_address_where_nothing_answers_is_named_without_its_token() -> None:
