@@ -142,6 +142,7 @@ def _demo(settings: Settings) -> int:
 def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
     """Check, run, and print the summary; returns the exit code."""
     from monitoring_pipeline.console import show_progress, show_summary
+    from monitoring_pipeline.definitions import build_definitions
     from monitoring_pipeline.doctor import examine
     from monitoring_pipeline.launch import run_chain, start_instance, step_count
 
@@ -149,8 +150,9 @@ def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
     if problems:
         raise MonitoringError("\n".join(problems))
     instance = start_instance(config_folder())
-    with show_progress(window, step_count(settings, window, scorers)) as on_event:
-        result = run_chain(settings, window, scorers, instance, on_event)
+    definitions = build_definitions(settings)
+    with show_progress(window, step_count(definitions, settings, window, scorers)) as on_event:
+        result = run_chain(definitions, settings, window, scorers, instance, on_event)
     show_summary(settings, window, result)
     return 0 if result.succeeded else 1
 

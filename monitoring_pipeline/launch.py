@@ -13,10 +13,9 @@ import dagster as dg
 
 from monitoring_pipeline.assets.assessments import scorer_key
 from monitoring_pipeline.assets.common import partition_key
-from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.jobs import DAILY_REPORT, MONITORING
 from monitoring_pipeline.settings import Settings
-from monitoring_pipeline.windows import HOUR, Window
+from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
 if TYPE_CHECKING:
     from dagster._core.events.log import EventLogEntry
@@ -68,6 +67,7 @@ def start_instance(folder: Path) -> dg.DagsterInstance:
 
 
 def run_chain(
+    definitions: dg.Definitions,
     settings: Settings,
     window: Window,
     scorers: list[str] | None,
@@ -78,8 +78,7 @@ def run_chain(
 
     Long windows are taken in runs of `[backfill] max_partitions_per_run` hours, in order, until one fails.
     """
-    definitions = build_definitions(settings)
-    selection = _selection(settings, definitions, scorers)
+    selection = _selection(definitions, settings, scorers)
     failed_checks: list[dg.AssetCheckEvaluation] = []
     for part in _parts(window, settings.backfill.max_partitions_per_run):
         keys = (partition_key(part.start), partition_key(part.end - HOUR))
@@ -92,28 +91,15 @@ def run_chain(
     return ChainResult(_failures(reports), failed_checks)
 
 
-def step_count(settings: Settings, window: Window, scorers: list[str] | None) -> int:
+def step_count(definitions: dg.Definitions, settings: Settings, window: Window, scorers: list[str] | None) -> int:
     """How many steps `run_chain` takes: those of each part of the window, and the report."""
-    wanted = len(scorers) if scorers else len(settings.scorers)
-    parts = len(_parts(window, settings.backfill.max_partitions_per_run))
-    return parts * (len(FIXED_STEPS) + wanted) + 1
+    parts = _parts(window, settings.backfill.max_partitions_per_run)
+    return len(parts) * len(_selection(definitions, settings, scorers)) + 1
 
 
-FIXED_STEPS = (
-    "archived_traces",
-    "trace_performance",
-    "trace_errors",
-    "hourly_performance",
-    "span_profile",
-    "scorer_coverage",
-    "hourly_quality",
-)
-
-
-def _selection(settings: Settings, definitions: dg.Definitions, scorers: list[str] | None) -> list[dg.AssetKey] | None:
-    if not scorers:
-        return None
-    left_out = {scorer_key(scorer.name) for scorer in settings.scorers if scorer.name not in scorers}
+def _selection(definitions: dg.Definitions, settings: Settings, scorers: list[str] | None) -> list[dg.AssetKey]:
+    """The assets of the hourly chain, with only `scorers`, if given."""
+    left_out = {scorer_key(scorer.name) for scorer in settings.scorers if scorers and scorer.name not in scorers}
     every = definitions.resolve_job_def(MONITORING).asset_layer.selected_asset_keys
     return [key for key in every if key not in left_out]
 
@@ -183,5 +169,5 @@ def _failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
 
 def hours_until_now(hours: int) -> Window:
     """The last `hours` whole hours and the current one."""
-    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + HOUR
+    end = floor_hour(datetime.now(UTC)) + HOUR
     return Window(end - timedelta(hours=hours), end)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.coverage import is_of
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
@@ -62,10 +63,9 @@ def summarize(lake: LakeResource, scorers: list[ConfiguredScorer], window: Windo
 def _scorer_summary(lake: LakeResource, scorer: ConfiguredScorer, window: Window) -> ScorerSummary:
     from pyspark.sql import functions as F
 
-    own = (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)
     counted = ("archived", "filtered_out", "unsampled", "scored", "failed", "pending")
-    ledger = lake.read(SCORER_COVERAGE, window).where(own).toPandas()
-    value = lake.read(ASSESSMENTS, window).where(own).agg(F.avg("score").alias("mean")).toPandas()["mean"][0]
+    ledger = lake.read(SCORER_COVERAGE, window).where(is_of(scorer)).toPandas()
+    value = lake.read(ASSESSMENTS, window).where(is_of(scorer)).agg(F.avg("score").alias("mean")).toPandas()["mean"][0]
     return ScorerSummary(
         scorer=scorer.name,
         digest=scorer.digest,

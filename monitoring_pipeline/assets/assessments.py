@@ -8,7 +8,7 @@ from monitoring_pipeline.assets.performance import ARCHIVE_KEY
 from monitoring_pipeline.checks import LEDGER_ADDS_UP, ledger_adds_up, scorer_works, scorer_works_spec
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.scoring.coverage import update_ledger
+from monitoring_pipeline.scoring.coverage import is_of, update_ledger
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.scoring import score_window
 from monitoring_pipeline.tables import ASSESSMENTS, SCORER_COVERAGE
@@ -67,8 +67,7 @@ def _scorer_asset(
             config.retry_failed,
             on_progress=lambda counts: context.log.info(f"{counts.seen} traces seen"),
         )
-        is_this = (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)
-        results = lake.read(ASSESSMENTS, window).where(is_this)
+        results = lake.read(ASSESSMENTS, window).where(is_of(scorer))
         by_hour = results.groupBy("trace_hour").agg(
             F.count("*").alias("rows"),
             F.sum(F.col("error_code").isNull().cast("int")).alias("scored"),

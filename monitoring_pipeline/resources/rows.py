@@ -35,6 +35,11 @@ def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
     return arrow.select(table.schema.names).cast(table.schema)
 
 
+def from_dicts(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
+    """`rows` in the table's types, without the column `date`, which `conform` adds."""
+    return pa.Table.from_pylist(rows, schema=table.schema.remove(table.schema.get_field_index("date")))
+
+
 def identity_columns(table: Table) -> list[str]:
     """The columns that `differences` needs of the rows that are there."""
     return sorted({table.hour, *table.key, *table.content})

@@ -34,10 +34,10 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
     )
     results = (
         lake.read(ASSESSMENTS, window)
-        .where(_is(scorer))
+        .where(is_of(scorer))
         .select("trace_id", F.when(F.col("error_code").isNull(), "scored").otherwise("failed").alias("result"))
     )
-    declined = lake.read(NOT_APPLICABLE, window).where(_is(scorer)).select("trace_id", F.lit(True).alias("declined"))
+    declined = lake.read(NOT_APPLICABLE, window).where(is_of(scorer)).select("trace_id", F.lit(True).alias("declined"))
     state = (
         F.when(F.col("result").isNotNull(), F.col("result"))
         .when(F.col("declined"), "not_applicable")
@@ -102,7 +102,7 @@ def ledger_problems(lake: LakeResource, scorers: list[ConfiguredScorer], window:
             for line in lines
             if (line.scorer, line.scorer_digest) == (scorer.name, scorer.digest)
         }
-        results = _counts(lake.read(ASSESSMENTS, window).where(_is(scorer)), F.sum(1 - failed), F.sum(failed))
+        results = _counts(lake.read(ASSESSMENTS, window).where(is_of(scorer)), F.sum(1 - failed), F.sum(failed))
         for hour, experiment_id in sorted({*told, *archived, *results}, key=str):
             key = (hour, experiment_id)
             found = (*archived.get(key, (0,)), *results.get(key, (0, 0)))
@@ -114,7 +114,8 @@ def ledger_problems(lake: LakeResource, scorers: list[ConfiguredScorer], window:
     return problems
 
 
-def _is(scorer: ConfiguredScorer) -> Column:
+def is_of(scorer: ConfiguredScorer) -> Column:
+    """The condition that a row of assessments, coverage or quality belongs to the scorer's current digest."""
     from pyspark.sql import functions as F
 
     return (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)

@@ -8,13 +8,12 @@ from datetime import UTC, datetime, time, timedelta
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.coverage import trace_states, update_ledger
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import PendingTrace, assess
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, Table
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE
 from monitoring_pipeline.windows import Window, from_milliseconds
 
 COMMIT_RESULTS = 500  # a crash costs at most this many calls
@@ -54,8 +53,8 @@ def score_window(
         while chunk := list(islice(pending, COMMIT_RESULTS)):
             rows, declined = _assess_all(scorer, chunk, dagster_run_id, counts)
             # Failed rows are the only ones that a later result replaces.
-            (lake.upsert if retry_failed else lake.insert)(ASSESSMENTS, _table(ASSESSMENTS, rows))
-            lake.insert(NOT_APPLICABLE, _table(NOT_APPLICABLE, declined))
+            (lake.upsert if retry_failed else lake.insert)(ASSESSMENTS, from_dicts(ASSESSMENTS, rows))
+            lake.insert(NOT_APPLICABLE, from_dicts(NOT_APPLICABLE, declined))
             on_progress(counts)
     update_ledger(lake, [scorer], window)
     return counts
@@ -96,7 +95,3 @@ def _days(window: Window) -> Iterator[Window]:
     for day in window.days():
         midnight = datetime.combine(day, time(), UTC)
         yield Window(max(window.start, midnight), min(window.end, midnight + timedelta(days=1)))
-
-
-def _table(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=table.schema.remove(table.schema.get_field_index("date")))

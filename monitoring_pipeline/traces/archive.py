@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import flatten
 from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
@@ -50,7 +49,7 @@ def archive(
     for rows, unreadable in _chunks(batches, now):
         for row in rows:
             row["experiment_name"] = experiment_names.get(row["experiment_id"])
-        counts.written += lake.upsert(AGENT_TRACES, _table(rows))
+        counts.written += lake.upsert(AGENT_TRACES, from_dicts(AGENT_TRACES, rows))
         quarantine.update({row["trace_id"]: row for row in unreadable})
         counts.read += len(rows) + len(unreadable)
         on_progress(counts.read)
@@ -65,8 +64,7 @@ def _chunks(
     unreadable: list[dict[str, Any]] = []
     characters = 0
     for batch in batches:
-        for trace in batch:
-            row = _unreadable_row(trace) if isinstance(trace, UnreadableTrace) else _row_or_reason(trace, now)
+        for row in _flattened(batch, now):
             if "trace_json" in row:
                 rows.append(row)
                 characters += len(row["trace_json"])
@@ -79,10 +77,22 @@ def _chunks(
         yield rows, unreadable
 
 
+def _flattened(batch: list[Trace | UnreadableTrace], now: datetime) -> list[dict[str, Any]]:
+    readable = [trace for trace in batch if not isinstance(trace, UnreadableTrace)]
+    try:
+        rows = [flatten(trace, now) for trace in readable]
+        from_dicts(AGENT_TRACES, rows)
+    except Exception:  # noqa: BLE001 - one malformed trace fails its batch, in any way; each is tried alone
+        rows = [_row_or_reason(trace, now) for trace in readable]
+    return rows + [_unreadable_row(trace) for trace in batch if isinstance(trace, UnreadableTrace)]
+
+
 def _row_or_reason(trace: Trace, now: datetime) -> dict[str, Any]:
     try:
         row = flatten(trace, now)
-        _table([row])  # a row that Arrow refuses (a lone surrogate, a number out of range) must not fail its chunk
+        from_dicts(
+            AGENT_TRACES, [row]
+        )  # a row that Arrow refuses (a lone surrogate, a number out of range) must not fail its chunk
     except Exception as error:  # noqa: BLE001 - a malformed trace may raise anything, and is kept aside with the reason
         info = trace.info
         started = from_milliseconds(info.request_time)
@@ -116,14 +126,5 @@ def _update_quarantine(lake: LakeResource, window: Window, found: dict[str, dict
     known = {row["trace_id"]: row for row in before}
     kept = {trace_id: row for trace_id, row in (known | found).items() if trace_id not in archived}
     if kept != known:
-        rows = pa.Table.from_pylist(list(kept.values()), schema=_without_date(QUARANTINED_TRACES.schema))
-        lake.replace(QUARANTINED_TRACES, window, rows)
+        lake.replace(QUARANTINED_TRACES, window, from_dicts(QUARANTINED_TRACES, list(kept.values())))
     return len(kept.keys() & found.keys())
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=_without_date(AGENT_TRACES.schema))
-
-
-def _without_date(schema: pa.Schema) -> pa.Schema:
-    return schema.remove(schema.get_field_index("date"))
