@@ -13,9 +13,9 @@ import re
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -80,11 +80,77 @@ class SparkSettings(Section):
 
 
 class ScorerSettings(Section):
+    """A scorer: the user's own (`scorer`) or one of MLflow's (`builtin`), how much it sees, and what it may use."""
+
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
-    scorer: str = Field(pattern=SCORER_REFERENCE, description="module:attribute")
-    sample_rate: float = Field(default=1.0, ge=0, le=1, description="share of the traces that pass the filter")
-    filter: str | None = Field(default=None, description="MLflow trace filter")
+    scorer: str | None = Field(default=None, pattern=SCORER_REFERENCE, description="module:attribute")
+    builtin: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_]\w*$",
+        description="a class of mlflow.genai.scorers, such as Safety, or make_judge",
+    )
+    model: str | None = Field(default=None, pattern=r"^[a-z][\w-]*:/.+$", description="the judge's model")
     params: dict[str, Any] = Field(default={}, description="keyword arguments of the scorer")
+    state: Literal["active", "stopped", "registered"] = Field(
+        default="active", description="the state that `scorers apply` brings it to; only an active one runs by itself"
+    )
+    sample_rate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the traces that pass the filter; default by kind: safety 1.0, relevance 0.2, "
+        "guidelines 0.1, other judges 0.05, code 1.0",
+    )
+    filter: str | None = Field(default=None, description="MLflow trace filter")
+    pass_if: str | None = Field(
+        default=None,
+        pattern=r"^(<|<=|>|>=|==) *-?\d+(\.\d+)?$",
+        description="the scores that pass, for pass rates and agreement; default: 1 of scores that are 0 or 1, and "
+        "for agreement the upper half",
+    )
+    compare_with: list[str] = Field(
+        default=[], description="names of people's feedback that the scorer is compared with; default: its own name"
+    )
+    concurrency: int | None = Field(default=None, ge=1, description="calls at a time; default: judges 8, code 1")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="requests to the model; none: no limit")
+    timeout_seconds: float = Field(default=60.0, gt=0, description="of one request to the model")
+    max_attempts: int = Field(default=5, ge=1, description="of one request, on 429, 5xx and time-outs")
+    usd_per_million_input_tokens: float | None = Field(
+        default=None, ge=0, description="price of the model; default: MLflow's price list"
+    )
+    usd_per_million_output_tokens: float | None = Field(
+        default=None, ge=0, description="price of the model; default: MLflow's price list"
+    )
+    max_usd_per_day: float | None = Field(default=None, gt=0, description="spent in one UTC day; none: no limit")
+    max_traces_per_hour: int | None = Field(
+        default=None, ge=1, description="traces scored in one hour of the clock; none: no limit"
+    )
+    session_idle_minutes: int = Field(
+        default=30, ge=0, description="how long a session must be quiet before a scorer of sessions sees it"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.scorer is None) == (self.builtin is None):
+            given = "neither" if self.scorer is None else "both"
+            raise ValueError(f"{given} of scorer and builtin given; a scorer needs one of them")
+        if self.model is not None and self.builtin is None:
+            raise ValueError(f"model = {self.model!r} is for a builtin; a scorer of your own names its model itself")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """What the scorer is, in the user's words: module:attribute, or the name of MLflow's."""
+        return self.scorer or self.builtin or ""
+
+
+class ScoringSettings(Section):
+    experiment: str | None = Field(
+        default=None,
+        description="name of the experiment that keeps the scorers' states; default: the first of [mlflow] "
+        "experiments, else MLflow's default experiment",
+    )
+    write_back: bool = Field(default=False, description="log results to MLflow as feedback on their traces")
 
 
 class BackfillSettings(Section):
@@ -121,6 +187,7 @@ class Settings(BaseSettings):
     archive: ArchiveSettings = Field(default_factory=ArchiveSettings)
     spark: SparkSettings = Field(default_factory=SparkSettings)
     scorers: list[ScorerSettings] = Field(default_factory=_default_scorers)
+    scoring: ScoringSettings = Field(default_factory=ScoringSettings)
     backfill: BackfillSettings = Field(default_factory=BackfillSettings)
     reports: ReportSettings = Field(default_factory=ReportSettings)
     dagster: DagsterSettings = Field(default_factory=DagsterSettings)
@@ -231,8 +298,9 @@ def _line(path: Path | None, raw: dict[str, Any], detail: Any) -> str:
             return f"{where}: {context['error']}"
         case "string_pattern_mismatch":
             return f"{where} = {value}: must look like {_EXAMPLES[str(location[-1])]}"
-        case "greater_than_equal" | "less_than_equal":
-            bound = f"at least {context['ge']}" if "ge" in context else f"at most {context['le']}"
+        case "greater_than_equal" | "less_than_equal" | "greater_than":
+            words = {"ge": "at least", "le": "at most", "gt": "more than"}
+            bound = next(f"{words[name]} {limit}" for name, limit in context.items() if name in words)
             return f"{where} = {value}: must be {bound}"
         case "model_type":
             return f"{where} = {value}: must be a table, [[scorers]] or [section], with keys of its own"
@@ -257,8 +325,12 @@ def _holds(raw: Any, location: tuple[str | int, ...]) -> bool:
 _EXAMPLES = {
     "name": "my_scorer (letters, digits and _)",
     "scorer": "package.module:attribute",
+    "builtin": "Safety",
+    "model": "openai:/gpt-4.1-mini",
+    "pass_if": ">= 0.5",
     "remote": "sc://host:15002",
     "experiments": '["my-agent"]',
+    "compare_with": '["thumbs_up"]',
     "scorers": "a [[scorers]] table for each",
 }
 

@@ -58,14 +58,14 @@ TOKENS = [("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("total_t
 class Table:
     """One table of the lake.
 
-    `hour` names the column that holds the start of a row's hour; `key` the columns that identify a row within it;
-    `content` the columns that tell two versions of a row apart (without any, rows with the same key are the same).
+    `hour` names the column that holds the start of a row's hour (or day); `key` the columns that identify a row within
+    it; `content` the columns that tell two versions of a row apart (without any, rows with the same key are the same).
     """
 
     name: str
     description: str
     schema: pa.Schema
-    hour: Literal["hour", "trace_hour"]
+    hour: Literal["hour", "trace_hour", "day"]
     key: tuple[str, ...]
     content: tuple[str, ...] = ()
     properties: dict[str, str] = field(default_factory=dict)
@@ -205,7 +205,9 @@ SPAN_PROFILE = Table(
 
 ASSESSMENTS = Table(
     "assessments",
-    "One row for each trace, scorer and digest: the score, or the error in its place.",
+    "One row for each trace, scorer and digest: the score, or the error in its place. Tokens and cost include those of "
+    "earlier tries at the same assessment. session_id and session_traces (how many traces it had) of a scorer of "
+    "sessions, whose row stands at the session's first trace.",
     _schema(
         ("trace_id", pa.string()),
         ("trace_hour", TIME),
@@ -227,6 +229,8 @@ ASSESSMENTS = Table(
         ("cost_usd", pa.float64()),
         ("assessment_id", pa.string()),
         ("dagster_run_id", pa.string()),
+        ("session_id", pa.string()),
+        ("session_traces", pa.int64()),
         required=("trace_id", "trace_hour", "scorer", "scorer_digest", "assessment_id"),
     ),
     hour="trace_hour",
@@ -306,6 +310,51 @@ HOURLY_QUALITY = Table(
     key=("hour", "experiment_id", "scorer", "scorer_digest"),
 )
 
+WRITTEN_BACK = Table(
+    "written_back",
+    "Which results are feedback in MLflow: assessed_at is that of the result that was sent.",
+    _schema(
+        ("assessment_id", pa.string()),
+        ("trace_id", pa.string()),
+        ("trace_hour", TIME),
+        ("scorer", pa.string()),
+        ("scorer_digest", pa.string()),
+        ("assessed_at", TIME),
+        ("written_at", TIME),
+        ("outcome", pa.string()),
+        required=("assessment_id", "trace_id", "trace_hour"),
+    ),
+    hour="trace_hour",
+    key=("assessment_id",),
+    content=("assessed_at", "outcome"),
+)
+
+SCORER_AGREEMENT = Table(
+    "scorer_agreement",
+    "How far a scorer agrees with people's feedback (reference human) or with its own earlier digest (reference "
+    "digest) on the traces of a day that both judged: counts of pass and fail, agreement, Cohen's kappa and its 95 % "
+    "interval. In the counts the scorer's verdict comes first.",
+    _schema(
+        ("day", TIME),
+        ("experiment_id", pa.string()),
+        ("scorer", pa.string()),
+        ("scorer_digest", pa.string()),
+        ("reference", pa.string()),
+        ("reference_name", pa.string()),
+        ("pass_pass", pa.int64()),
+        ("pass_fail", pa.int64()),
+        ("fail_pass", pa.int64()),
+        ("fail_fail", pa.int64()),
+        ("agreement", pa.float64()),
+        ("kappa", pa.float64()),
+        ("kappa_low", pa.float64()),
+        ("kappa_high", pa.float64()),
+    ),
+    hour="day",
+    key=("day", "experiment_id", "scorer", "scorer_digest", "reference", "reference_name"),
+    content=("pass_pass", "pass_fail", "fail_pass", "fail_fail"),
+)
+
 TABLES: tuple[Table, ...] = (
     AGENT_TRACES,
     QUARANTINED_TRACES,
@@ -317,4 +366,6 @@ TABLES: tuple[Table, ...] = (
     NOT_APPLICABLE,
     SCORER_COVERAGE,
     HOURLY_QUALITY,
+    WRITTEN_BACK,
+    SCORER_AGREEMENT,
 )

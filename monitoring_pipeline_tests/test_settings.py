@@ -16,7 +16,7 @@ from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.settings import ScorerSettings, Settings, config_path, load_settings, without_password
 
 SCORER = '[[scorers]]\nname = "a"\nscorer = "json:loads"\n'
-KEYS = "mlflow, lake, archive, spark, scorers, backfill, reports, dagster"
+KEYS = "mlflow, lake, archive, spark, scorers, scoring, backfill, reports, dagster"
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +262,16 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         ("scorers = 1", "scorers = 1: must be a list"),
         ('scorers = ["x"]', "scorers[0] = 'x': must be a table"),
         ('[scorers]\nname = "a"', "scorers = {'name': 'a'}: must be a list"),
-        ('[[scorers]]\nname = "a"', "scorers[0].scorer: missing"),
+        ('[[scorers]]\nname = "a"', "scorers[0]: neither of scorer and builtin given"),
+        (SCORER + 'builtin = "Safety"', "scorers[0]: both of scorer and builtin given"),
+        (SCORER + 'model = "openai:/x"', "scorers[0]: model = 'openai:/x' is for a builtin"),
+        ('[[scorers]]\nname = "a"\nbuiltin = "no-name"', "scorers[0].builtin = 'no-name': must look like Safety"),
+        ('[[scorers]]\nname = "a"\nbuiltin = "Safety"\nmodel = "gpt"', "scorers[0].model = 'gpt': must look like"),
+        (SCORER + 'pass_if = "high"', "scorers[0].pass_if = 'high': must look like >= 0.5"),
+        (SCORER + 'compare_with = "x"', "scorers[0].compare_with = 'x': must be a list, such as"),
+        (SCORER + "concurrency = 0", "scorers[0].concurrency = 0: must be at least 1"),
+        (SCORER + "max_usd_per_day = 0", "scorers[0].max_usd_per_day = 0: must be more than 0"),
+        (SCORER + 'state = "on"', "scorers[0].state = 'on': "),
         ('[[scorers]]\nscorer = "json:loads"', "scorers[0].name: missing"),
         ('[[scorers]]\nname = 1\nscorer = "json:loads"', "scorers[0].name = 1: "),
         ('[[scorers]]\nname = ["a"]\nscorer = "json:loads"', "scorers[0].name = ['a']: "),
@@ -276,7 +285,10 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         (SCORER + "sample_rate = inf", "scorers[0].sample_rate = inf: must be at most 1"),
         (SCORER + "sample_rate = -inf", "scorers[0].sample_rate = -inf: must be at least 0"),
         (SCORER + "sample_rate = -0.1", "scorers[0].sample_rate = -0.1: must be at least 0"),
-        (SCORER + "rate = 1", "scorers[0].rate: unknown key; known here: name, scorer, sample_rate, filter, params"),
+        (
+            SCORER + "rate = 1",
+            "scorers[0].rate: unknown key; known here: name, scorer, builtin, model, params, state, ",
+        ),
         (SCORER + "filter = 1", "scorers[0].filter = 1: "),
         (SCORER + "params = 1", "scorers[0].params = 1: "),
         ("colour = 1", f"colour: unknown key; known here: {KEYS}"),

@@ -154,7 +154,7 @@ class LakeResource(dg.ConfigurableResource):
             raise LakeError(f"cannot open {path!r}: a path must not hold {refused[0]!r}; change [lake] location")
         try:
             try:
-                return DeltaTable(path)
+                return _grown(DeltaTable(path), table)
             except TableNotFoundError:
                 with contextlib.suppress(CommitFailedError):  # another has just made it
                     DeltaTable.create(
@@ -212,6 +212,17 @@ class _Write:
     rows: pa.RecordBatchReader
     predicate: str | None
     guard: list[date] = field(default_factory=list)
+
+
+def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
+    """The table with the columns that our schema has gained since it was made; rows from before have none of them."""
+    from deltalake import Schema
+
+    present = {column.name for column in delta.schema().fields}
+    missing = [column for column in table.schema if column.name not in present]
+    if missing:
+        delta.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields)
+    return delta
 
 
 def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitProperties:

@@ -9,26 +9,73 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from mlflow.genai.scorers import Scorer
 from mlflow.genai.scorers import scorer as as_scorer
 from mlflow.genai.scorers.base import ScorerKind
 
 from monitoring_pipeline.errors import SettingsError
+from monitoring_pipeline.scoring.builtins import build, default_rate, model_of
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.traces.filters import parse_filter
+
+JUDGE_CONCURRENCY = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How fast a scorer may ask: calls at a time, requests to the model in a minute, and how often one is repeated."""
+
+    concurrency: int = 1
+    requests_per_minute: int | None = None
+    timeout_seconds: float = 60.0
+    max_attempts: int = 5
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a scorer may use: dollars in a UTC day, traces in an hour of the clock; None is without limit."""
+
+    max_usd_per_day: float | None = None
+    max_traces_per_hour: int | None = None
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a judge's model costs."""
+
+    usd_per_input_token: float
+    usd_per_output_token: float
+
+    def cost_usd(self, input_tokens: int, output_tokens: int) -> float:
+        return input_tokens * self.usd_per_input_token + output_tokens * self.usd_per_output_token
 
 
 @dataclass(frozen=True)
 class ConfiguredScorer:
-    """A scorer as it runs in production. Results belong to its `digest`: they are another scorer's once it changes."""
+    """A scorer as it runs in production. Results belong to its `digest`: they are another scorer's once it changes.
+
+    `model` and `price` are a judge's; `session_idle` is given where the scorer asks for whole sessions. `active` says
+    whether it runs by itself, `version` counts its registered digests.
+    """
 
     name: str
     scorer: Scorer
     digest: str
     sample_rate: float
     filter: str | None
+    model: str | None = None
+    price: Price | None = None
+    limits: Limits = Limits()
+    budget: Budget = Budget()
+    session_idle: timedelta | None = None
+    pass_if: str | None = None
+    compare_with: tuple[str, ...] = ()
+    active: bool = True
+    version: int | None = None
 
 
 def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
@@ -54,18 +101,69 @@ class _Problem(Exception):
 
 
 def _load(entry: ScorerSettings) -> ConfiguredScorer:
-    scorer = _import(entry.scorer)
-    if scorer.is_session_level_scorer:
-        raise _Problem(f"{entry.scorer} asks for whole sessions; give one that takes a trace")
     if entry.filter:
         try:
             parse_filter(entry.filter)
         except ValueError as error:
             raise _Problem(str(error)) from error
-    bound = _bind(scorer, entry)
+    if entry.scorer:
+        scorer = _import(entry.scorer)
+        bound = _bind(scorer, entry)
+    else:
+        try:
+            scorer = bound = build(entry)
+        except ValueError as error:
+            raise _Problem(str(error)) from error
+    model = model_of(scorer)
+    price = _price(entry, model)
+    if entry.max_usd_per_day is not None and price is None:
+        raise _Problem(
+            f"max_usd_per_day needs the price of {model or 'a model'}; set usd_per_million_input_tokens and "
+            "usd_per_million_output_tokens"
+            if model
+            else "max_usd_per_day is for judges, whose calls cost money; use max_traces_per_hour"
+        )
     return ConfiguredScorer(
-        entry.name, bound, _digest(scorer, entry.scorer, entry.params), entry.sample_rate, entry.filter
+        name=entry.name,
+        scorer=bound,
+        digest=_digest(scorer, entry.reference, entry.params),
+        sample_rate=default_rate(scorer) if entry.sample_rate is None else entry.sample_rate,
+        filter=entry.filter,
+        model=model,
+        price=price,
+        limits=Limits(
+            entry.concurrency or (JUDGE_CONCURRENCY if model else 1),
+            entry.requests_per_minute,
+            entry.timeout_seconds,
+            entry.max_attempts,
+        ),
+        budget=Budget(entry.max_usd_per_day, entry.max_traces_per_hour),
+        session_idle=timedelta(minutes=entry.session_idle_minutes) if scorer.is_session_level_scorer else None,
+        pass_if=entry.pass_if,
+        compare_with=tuple(entry.compare_with or [entry.name]),
+        active=entry.state == "active",
     )
+
+
+def listed_price(model: str) -> Price | None:
+    """The model's price in the list that MLflow comes with; None where it is not there."""
+    from mlflow.genai.utils.llm_utils import _lookup_model_cost
+
+    try:
+        costs = [_lookup_model_cost(model, *tokens) for tokens in ((1_000_000, 0), (0, 1_000_000))]
+    except MlflowException:  # not an address of a model, such as Databricks' own judge
+        return None
+    return None if None in costs else Price(*(float(cost or 0) / 1e6 for cost in costs))
+
+
+def _price(entry: ScorerSettings, model: str | None) -> Price | None:
+    """The price that the settings give, else that of MLflow's price list; None where there is neither."""
+    given = (entry.usd_per_million_input_tokens, entry.usd_per_million_output_tokens)
+    if None not in given:
+        return Price(*(float(price or 0) / 1e6 for price in given))
+    if given != (None, None):
+        raise _Problem("usd_per_million_input_tokens and usd_per_million_output_tokens go together; set both")
+    return listed_price(model) if model else None
 
 
 def _import(reference: str) -> Scorer:
@@ -88,12 +186,12 @@ def _bind(scorer: Scorer, entry: ScorerSettings) -> Scorer:
         return scorer
     function = _function(scorer)
     if function is None:
-        raise _Problem(f"{entry.scorer} takes no params; only functions decorated with @scorer do")
+        raise _Problem(f"{entry.reference} takes no params; only functions decorated with @scorer do")
     accepted = set(inspect.signature(function).parameters) - {"inputs", "outputs", "expectations", "trace"}
     unknown = sorted(set(entry.params) - accepted)
     if unknown:
         known = ", ".join(sorted(accepted)) or "none"
-        raise _Problem(f"{entry.scorer} has no parameter {', '.join(map(repr, unknown))}; it has {known}")
+        raise _Problem(f"{entry.reference} has no parameter {', '.join(map(repr, unknown))}; it has {known}")
     bound = functools.partial(function, **entry.params)
     return as_scorer(bound, name=scorer.name, description=scorer.description, timeout=scorer.timeout)
 
@@ -116,8 +214,8 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
         "class": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
         "source": inspect.getsource(type(scorer)),
         "fields": {name: getattr(scorer, name) for name in type(scorer).model_fields},
-        "instructions": getattr(scorer, "instructions", None),
-        "model": getattr(scorer, "model", None),
+        "instructions": _instructions(scorer),
+        "model": model_of(scorer) or getattr(scorer, "model", None),
         # What MLflow keeps in private attributes: a judge's scale and parameters, an ensemble's parts.
         "judge": scorer.model_dump()["instructions_judge_pydantic_data"]
         if scorer.kind == ScorerKind.INSTRUCTIONS
@@ -125,6 +223,13 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
         "parts": [_identity(part) for part in getattr(scorer, "_scorers", ())],
         "combined_by": getattr(scorer, "_ensemble_fn", None),
     }
+
+
+def _instructions(scorer: Scorer) -> str | None:
+    try:
+        return getattr(scorer, "instructions", None)
+    except NotImplementedError:  # it is composed of another, which its fields hold
+        return None
 
 
 def _plain(value: Any) -> Any:

@@ -173,7 +173,6 @@ def test_each_kind_of_scorer_runs(name: str, expected: object) -> None:
         pytest.param(sample("undecorated"), "is a function, not a scorer", id="not a scorer"),
         pytest.param(sample("MODEL"), "is a str, not a scorer", id="a text"),
         pytest.param(sample("nothing"), "has no 'nothing'", id="missing attribute"),
-        pytest.param(sample("whole_session"), "asks for whole sessions", id="session scorer"),
         pytest.param(sample("flight", filter="status = OK"), "trace filter 'status = OK'", id="bad filter"),
         pytest.param(sample("without_source"), "write it in a module", id="no source"),
         pytest.param(

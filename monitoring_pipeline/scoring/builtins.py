@@ -1,0 +1,97 @@
+"""MLflow's own scorers by name: built-in judges, make_judge, and those that need no model."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any, Literal
+
+from mlflow.exceptions import MlflowException
+from mlflow.genai.judges import make_judge
+from mlflow.genai.judges.base import Judge
+from mlflow.genai.scorers import Scorer, builtin_scorers
+from pydantic import ValidationError
+
+from monitoring_pipeline.settings import ScorerSettings
+
+MAKE_JUDGE = "make_judge"
+VALUE_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+# The rates that monitoring guides recommend; what is not named here and asks a model is "custom".
+RATES = {"safety": 1.0, "relevance": 0.2, "guidelines": 0.1}
+CUSTOM_JUDGE_RATE = 0.05
+
+
+def names() -> list[str]:
+    """What `builtin` may name."""
+    found = [
+        name
+        for name, value in vars(builtin_scorers).items()
+        if inspect.isclass(value)
+        and issubclass(value, builtin_scorers.BuiltInScorer)
+        and not inspect.isabstract(value)
+        and not name.startswith(("_", "BuiltIn"))
+    ]
+    return [*sorted(found), MAKE_JUDGE]
+
+
+def build(entry: ScorerSettings) -> Scorer:
+    """The scorer that `entry.builtin` names, with its model and parameters.
+
+    Raises:
+        ValueError: MLflow has no such scorer, or it does not take the parameters or a model.
+    """
+    known = names()
+    if entry.builtin not in known:
+        close = difflib.get_close_matches(str(entry.builtin), known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"MLflow has no built-in scorer {entry.builtin!r}; {hint}it has {', '.join(known)}")
+    params = {**entry.params, **({"model": entry.model} if entry.model else {})}
+    try:
+        # A judge bounds its requests itself; MLflow's own time limit would leave the thread of one running.
+        if entry.builtin == MAKE_JUDGE:
+            return make_judge(name=entry.name, **_with_value_type(params)).model_copy(update={"timeout": 0})
+        scorer_class = getattr(builtin_scorers, str(entry.builtin))
+        if unknown := sorted(set(params) - set(scorer_class.model_fields)):
+            own = sorted(set(scorer_class.model_fields) - {"name", "aggregations", "required_columns", "timeout"})
+            raise ValueError(f"{entry.builtin} has no parameter {', '.join(unknown)}; it has {', '.join(own)}")
+        return scorer_class(name=entry.name, timeout=0, **params)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
+        raise ValueError(f"{entry.builtin} does not take its params: {problems}") from error
+    except (MlflowException, TypeError) as error:
+        raise ValueError(f"{entry.builtin} does not take its params: {' '.join(str(error).split())}") from error
+
+
+def model_of(scorer: Scorer) -> str | None:
+    """The model that the scorer asks, such as openai:/gpt-4.1-mini; None where it asks none."""
+    if not isinstance(scorer, Judge) or _needs_no_model(scorer):
+        return None
+    from mlflow.genai.judges.utils import get_default_model
+
+    return getattr(scorer, "model", None) or get_default_model()
+
+
+def default_rate(scorer: Scorer) -> float:
+    """The sample rate of a scorer that is given none, by its kind: 1.0 for what asks no model."""
+    if model_of(scorer) is None:
+        return 1.0
+    kind = type(scorer).__name__.lower()
+    return next((rate for word, rate in RATES.items() if word in kind), CUSTOM_JUDGE_RATE)
+
+
+def _needs_no_model(scorer: Scorer) -> bool:
+    return isinstance(scorer, builtin_scorers.BuiltInScorer) and "model" not in type(scorer).model_fields
+
+
+def _with_value_type(params: dict[str, Any]) -> dict[str, Any]:
+    """`params` of make_judge with the type that feedback_value_type, in TOML a name or a list of values, stands for."""
+    given = params.get("feedback_value_type")
+    if given is None:
+        return params
+    if isinstance(given, list):
+        return {**params, "feedback_value_type": Literal[tuple(given)]}
+    if given not in VALUE_TYPES:
+        raise ValueError(
+            f"feedback_value_type = {given!r}: must be one of {', '.join(VALUE_TYPES)}, or a list of values"
+        )
+    return {**params, "feedback_value_type": VALUE_TYPES[given]}
