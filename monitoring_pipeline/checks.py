@@ -57,3 +57,21 @@ def scorer_works(key: dg.AssetKey, results: DataFrame, scored: int | float, fail
         severity=dg.AssetCheckSeverity.ERROR if failed and not scored else dg.AssetCheckSeverity.WARN,
         metadata=metadata,
     )
+
+
+def within_budget_spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
+    """The check that a scorer's budget was enough for the window; a warning where it was not."""
+    return dg.AssetCheckSpec(
+        "within_budget", asset=key, description="The budget was enough. A warning where a later run has to go on."
+    )
+
+
+def within_budget(key: dg.AssetKey, over_budget: str) -> dg.AssetCheckResult:
+    """The result of the check `within_budget`; `over_budget` says what was used up, or is empty."""
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name="within_budget",
+        passed=not over_budget,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"used": over_budget or "not used up"},
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from monitoring_pipeline.commands import scorers
 from monitoring_pipeline.commands.common import (
     Config,
     check_scorer_names,
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Production monitoring for GenAI agents: MLflow traces archived, measured, scored and reported on.",
 )
+app.add_typer(scorers.app, name="scorers")
 
 
 def main() -> None:

@@ -15,11 +15,13 @@ import dagster as dg
 warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", message="Asset job .* with varying BackfillPolicies", category=UserWarning)
 
+from monitoring_pipeline.assets.agreement import agreement_assets  # noqa: E402
 from monitoring_pipeline.assets.archive import archive_assets  # noqa: E402
 from monitoring_pipeline.assets.assessments import assessment_assets  # noqa: E402
 from monitoring_pipeline.assets.performance import performance_assets  # noqa: E402
 from monitoring_pipeline.assets.quality import quality_assets  # noqa: E402
 from monitoring_pipeline.assets.reports import report_assets  # noqa: E402
+from monitoring_pipeline.assets.write_back import write_back_assets  # noqa: E402
 from monitoring_pipeline.jobs import jobs  # noqa: E402
 from monitoring_pipeline.partitions import daily, hourly  # noqa: E402
 from monitoring_pipeline.resources.lake import LakeResource  # noqa: E402
@@ -41,8 +43,10 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         assets=[
             *archive_assets(hours),
             *performance_assets(hours),
-            *assessment_assets(hours, scorers, settings.backfill.max_partitions_per_run),
+            *assessment_assets(hours, scorers, settings.backfill.max_partitions_per_run, settings.scoring.experiment),
+            *(write_back_assets(hours, scorers) if settings.scoring.write_back else []),
             *quality_assets(hours, scorers),
+            *agreement_assets(days, scorers),
             *report_assets(days, scorers, Path(settings.reports.location)),
         ],
         jobs=jobs(),

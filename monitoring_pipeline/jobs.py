@@ -1,24 +1,26 @@
 """Jobs: what a person launches at once.
 
-Two, because Dagster refuses a job over assets of different partitions: the chain is hourly, its report daily.
+Two, because Dagster refuses a job over assets of different partitions: the chain is hourly; agreement and report daily.
 """
 
 from __future__ import annotations
 
 import dagster as dg
 
+from monitoring_pipeline.tables import SCORER_AGREEMENT
+
 MONITORING = "monitoring"
 DAILY_REPORT = "daily_report_job"
-REPORTS = dg.AssetSelection.groups("reports")
+BY_DAY = dg.AssetSelection.groups("reports") | dg.AssetSelection.assets(SCORER_AGREEMENT.name)
 
 
 def jobs() -> list[dg.UnresolvedAssetJobDefinition]:
-    """The whole hourly chain, from the archive to quality, and the report made of it."""
+    """The whole hourly chain, from the archive to quality, and what is made of it by day."""
     return [
         dg.define_asset_job(
             MONITORING,
-            selection=dg.AssetSelection.all() - REPORTS,
+            selection=dg.AssetSelection.all() - BY_DAY,
             description="Archive, performance, assessments and quality of the chosen hours.",
         ),
-        dg.define_asset_job(DAILY_REPORT, selection=REPORTS, description="The reports of the chosen days."),
+        dg.define_asset_job(DAILY_REPORT, selection=BY_DAY, description="Agreement and reports of the chosen days."),
     ]

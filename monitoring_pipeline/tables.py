@@ -249,10 +249,12 @@ NOT_APPLICABLE = Table(
         ("scorer_digest", pa.string()),
         ("assessed_at", TIME),
         ("assessment_id", pa.string()),
+        ("session_traces", pa.int64()),
         required=("trace_id", "trace_hour", "scorer", "scorer_digest", "assessment_id"),
     ),
     hour="trace_hour",
     key=("assessment_id",),
+    content=("session_traces",),
 )
 
 SCORER_COVERAGE = Table(

@@ -25,7 +25,15 @@ from monitoring_pipeline.settings import (
     ScorerSettings,
     Settings,
 )
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, HOURLY_PERFORMANCE, SCORER_COVERAGE, TABLES, Table
+from monitoring_pipeline.tables import (
+    AGENT_TRACES,
+    ASSESSMENTS,
+    HOURLY_PERFORMANCE,
+    SCORER_AGREEMENT,
+    SCORER_COVERAGE,
+    TABLES,
+    Table,
+)
 
 FIRST, LAST = "2026-01-01-00:00", "2026-01-02-23:00"
 HOURS = 48
@@ -241,6 +249,46 @@ def test_the_report_of_a_day_is_written_and_named_on_its_partition(copied: Proje
     assert record.partition_key == "2026-01-01"
     assert Path(str(metadata["report"].value)).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert metadata["trace_count"].value == 370
+
+
+def test_agreement_by_day_goes_before_the_report_that_shows_it(copied: Project) -> None:
+    with_checker = copied.with_scorers([scorer("tool_errors", pass_if="<= 0", compare_with=["task_success"])])
+    result = with_checker.run("2026-01-01", "2026-01-02", job=DAILY_REPORT)
+    steps = [event.step_key for event in result.all_events if event.is_step_success]
+    assert steps == ["scorer_agreement", "daily_report"]
+
+    rows = with_checker.rows(SCORER_AGREEMENT)
+    records = with_checker.instance.fetch_materializations(dg.AssetKey("scorer_agreement"), limit=9).records
+    by_day = {record.partition_key: record.asset_materialization for record in records}
+    assert list(rows["day"]) == [pd.Timestamp(day) for day in sorted(map(str, by_day))]
+    for row in rows.itertuples():
+        materialization = by_day[f"{row.day:%Y-%m-%d}"]
+        assert materialization is not None
+        metadata = {name: value.value for name, value in materialization.metadata.items()}
+        assert metadata["tool_errors_task_success_agreement"] == pytest.approx(row.agreement)
+        assert metadata.get("tool_errors_task_success_kappa", float("nan")) == pytest.approx(row.kappa, nan_ok=True)
+
+    reports = Path(with_checker.settings.reports.location)
+    first, both = (
+        (reports / day / "report.md").read_text(encoding="utf-8").count(f"task\\_success | {compared} |")
+        for day, compared in (
+            ("2026-01-01", rows.loc[0, ["pass_pass", "pass_fail", "fail_pass", "fail_fail"]].sum()),
+            ("2026-01-02", rows[["pass_pass", "pass_fail", "fail_pass", "fail_fail"]].sum().sum()),
+        )
+    )
+    assert (first, both) == (1, 1)
+
+    assert with_checker.run("2026-01-02", "2026-01-02", job=DAILY_REPORT).success
+    pd.testing.assert_frame_equal(with_checker.rows(SCORER_AGREEMENT), rows)
+
+
+def test_agreement_is_of_the_daily_job_alone(finished: Project) -> None:
+    jobs = {name: finished.definitions().resolve_job_def(name) for name in (MONITORING, DAILY_REPORT)}
+    selected = {
+        name: {key.to_user_string() for key in job.asset_layer.selected_asset_keys} for name, job in jobs.items()
+    }
+    assert selected[DAILY_REPORT] == {"scorer_agreement", "daily_report"}
+    assert not selected[DAILY_REPORT] & selected[MONITORING]
 
 
 def test_a_range_without_traces_ends_well(tmp_path: Path, recorded_store: str) -> None:

@@ -1,10 +1,12 @@
-"""Statistics of sampled scores: means with intervals that know how much of the population was seen."""
+"""Statistics of scores: intervals of means that know how much of the population was seen, and agreement of verdicts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import variance
+from fractions import Fraction
+from statistics import NormalDist, variance
+from typing import NamedTuple
 
 CONFIDENCE = 0.95
 
@@ -42,3 +44,43 @@ def _wilson(share: float, count: float, z: float) -> tuple[float, float]:
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     margin = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+class Kappa(NamedTuple):
+    """Cohen's kappa and the bounds of its 95 % interval; None where the counts do not tell."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def cohen_kappa(pass_pass: int, pass_fail: int, fail_pass: int, fail_fail: int) -> Kappa:
+    """Agreement beyond chance of two raters' verdicts on the same traces: 1 is complete, 0 what chance would give.
+
+    `pass_fail` counts the traces that the first passed and the second failed. No kappa where one of them gave a single
+    verdict only: the formula is then 0, or 0 / 0, whatever the other judged. No bounds where the standard error is 0,
+    as it is where they agree everywhere: such counts do not tell how far luck reached. Traces count as independent.
+
+    Source: J. Cohen, Educational and Psychological Measurement 20, 1960; the large-sample standard error of J. L.
+    Fleiss, J. Cohen and B. S. Everitt, Psychological Bulletin 72, 1969. The bounds are cut off at -1 and 1.
+    """
+    total = pass_pass + pass_fail + fail_pass + fail_fail
+    totals = ((pass_pass + pass_fail, fail_pass + fail_fail), (pass_pass + fail_pass, pass_fail + fail_fail))
+    if any(0 in of_rater for of_rater in totals):
+        return Kappa(None, None, None)
+    # Fractions, so that a standard error of 0 is exactly that
+    same = (Fraction(pass_pass, total), Fraction(fail_fail, total))
+    other = (Fraction(pass_fail, total), Fraction(fail_pass, total))
+    first, second = ([Fraction(count, total) for count in of_rater] for of_rater in totals)
+    chance = first[0] * second[0] + first[1] * second[1]
+    kappa = (sum(same) - chance) / (1 - chance)
+    spread = (
+        sum(same[i] * (1 - (first[i] + second[i]) * (1 - kappa)) ** 2 for i in (0, 1))
+        + (1 - kappa) ** 2 * sum(other[i] * (second[i] + first[1 - i]) ** 2 for i in (0, 1))
+        - (kappa - chance * (1 - kappa)) ** 2
+    )
+    if spread == 0:
+        return Kappa(float(kappa), None, None)
+    error = math.sqrt(spread / total) / (1 - chance)
+    margin = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
+    return Kappa(float(kappa), max(-1.0, float(kappa) - margin), min(1.0, float(kappa) + margin))

@@ -1,23 +1,49 @@
 """Scorer assessments: one asset a scorer, and the ledger of what was scored."""
 
+from dataclasses import replace
+
 import dagster as dg
 from pydantic import Field
 
 from monitoring_pipeline.assets.common import plain_number, record_hours, table_metadata, tags, utc_index
 from monitoring_pipeline.assets.performance import ARCHIVE_KEY
-from monitoring_pipeline.checks import LEDGER_ADDS_UP, ledger_adds_up, scorer_works, scorer_works_spec
+from monitoring_pipeline.checks import (
+    LEDGER_ADDS_UP,
+    ledger_adds_up,
+    scorer_works,
+    scorer_works_spec,
+    within_budget,
+    within_budget_spec,
+)
+from monitoring_pipeline.jobs import MONITORING
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.coverage import is_of, update_ledger
+from monitoring_pipeline.scoring.lifecycle import effective
+from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.scoring.scoring import ScoreCounts, score_window
+from monitoring_pipeline.scoring.states import ScorerLog
 from monitoring_pipeline.tables import ASSESSMENTS, SCORER_COVERAGE
+
+# Tags that Dagster puts on runs that no person has asked for.
+AUTOMATION_TAGS = {
+    "dagster/sensor_name",
+    "dagster/schedule_name",
+    "dagster/auto_materialize",
+    "dagster/from_automation_condition",
+}
 
 
 class ScorerRunConfig(dg.Config):
     """What may be asked of one run of a scorer."""
 
     retry_failed: bool = Field(default=False, description="score again the traces whose result is an error")
+    newest_first: bool = Field(default=False, description="begin with the latest hour")
+    sample_rate: float | None = Field(
+        default=None, description="share of the traces to score in this run (0 to 1), in place of the scorer's own"
+    )
 
 
 def scorer_key(name: str) -> dg.AssetKey:
@@ -26,17 +52,24 @@ def scorer_key(name: str) -> dg.AssetKey:
 
 
 def assessment_assets(
-    hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer], max_partitions_per_run: int
+    hours: dg.TimeWindowPartitionsDefinition,
+    scorers: list[ConfiguredScorer],
+    max_partitions_per_run: int,
+    states_in: str | None,
 ) -> list[dg.AssetsDefinition]:
-    """An asset for each scorer, and the ledger of all of them."""
-    assets = [_scorer_asset(hours, scorer, max_partitions_per_run) for scorer in scorers]
-    return [*assets, _coverage_asset(hours, scorers)]
+    """An asset for each scorer, and the ledger of all of them; `states_in` is the experiment of the scorers' states."""
+    assets = [_scorer_asset(hours, scorer, max_partitions_per_run, states_in) for scorer in scorers]
+    return [*assets, _coverage_asset(hours, scorers, states_in)]
 
 
 def _scorer_asset(
-    hours: dg.TimeWindowPartitionsDefinition, scorer: ConfiguredScorer, max_partitions_per_run: int
+    hours: dg.TimeWindowPartitionsDefinition,
+    scorer: ConfiguredScorer,
+    max_partitions_per_run: int,
+    states_in: str | None,
 ) -> dg.AssetsDefinition:
     key = scorer_key(scorer.name)
+    has_budget = scorer.budget != Budget()
     share = f"{scorer.sample_rate:.0%} of the traces" + (f" that match `{scorer.filter}`" if scorer.filter else "")
 
     @dg.asset(
@@ -49,24 +82,30 @@ def _scorer_asset(
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run),
         tags=tags(ASSESSMENTS),
         metadata={**table_metadata(ASSESSMENTS), "scorer_digest": scorer.digest, "sample_rate": scorer.sample_rate},
-        check_specs=[scorer_works_spec(key)],
+        check_specs=[scorer_works_spec(key), *([within_budget_spec(key)] if has_budget else [])],
         description=f"{scorer.scorer.description or scorer.name}, on {share}. Only what this digest of the scorer has "
         "not seen is scored; results of earlier digests stay.",
     )
     def scorer_asset(
-        context: dg.AssetExecutionContext, config: ScorerRunConfig, lake: LakeResource
+        context: dg.AssetExecutionContext, config: ScorerRunConfig, tracking: TrackingResource, lake: LakeResource
     ) -> dg.MaterializeResult:
         from pyspark.sql import functions as F
 
         window = run_window(context)
-        counts = score_window(
-            lake,
-            scorer,
-            window,
-            context.run_id,
-            config.retry_failed,
-            on_progress=lambda counts: context.log.info(f"{counts.seen} traces seen"),
-        )
+        (current,) = effective([scorer], ScorerLog(tracking, states_in))
+        counts = ScoreCounts()
+        if current.active or not _is_automatic(context):
+            counts = score_window(
+                lake,
+                current if config.sample_rate is None else replace(current, sample_rate=config.sample_rate),
+                window,
+                context.run_id,
+                config.retry_failed,
+                config.newest_first,
+                on_progress=lambda counts: context.log.info(f"{counts.seen} traces seen"),
+            )
+        else:
+            context.log.info("not active: only a backfill runs it; `scorers start` makes it run by itself again")
         results = lake.read(ASSESSMENTS, window).where(is_of(scorer))
         by_hour = results.groupBy("trace_hour").agg(
             F.count("*").alias("rows"),
@@ -80,12 +119,24 @@ def _scorer_asset(
             f"{window}: {counts.scored} scored, {counts.failed} failed, {counts.not_applicable} not applicable"
         )
         scored, failed = plain_number(figures["scored"].sum()), plain_number(figures["failed"].sum())
-        return dg.MaterializeResult(check_results=[scorer_works(key, results, scored, failed)])
+        checks = [scorer_works(key, results, scored, failed)]
+        if has_budget:
+            checks.append(within_budget(key, counts.over_budget))
+        if counts.over_budget:
+            context.log.warning(f"out of budget ({counts.over_budget}); a later run goes on from here")
+        return dg.MaterializeResult(check_results=checks)
 
     return scorer_asset
 
 
-def _coverage_asset(hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer]) -> dg.AssetsDefinition:
+def _is_automatic(context: dg.AssetExecutionContext) -> bool:
+    """Whether no person has named this scorer for this run: it is of the whole chain, or of a sensor or schedule."""
+    return context.run.job_name == MONITORING or not AUTOMATION_TAGS.isdisjoint(context.run_tags)
+
+
+def _coverage_asset(
+    hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer], states_in: str | None
+) -> dg.AssetsDefinition:
     @dg.asset(
         deps=[ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers)],
         partitions_def=hours,
@@ -98,11 +149,13 @@ def _coverage_asset(hours: dg.TimeWindowPartitionsDefinition, scorers: list[Conf
         check_specs=[LEDGER_ADDS_UP],
         description=SCORER_COVERAGE.description,
     )
-    def scorer_coverage(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    def scorer_coverage(
+        context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
+    ) -> dg.MaterializeResult:
         from pyspark.sql import functions as F
 
         window = run_window(context)
-        update_ledger(lake, scorers, window)
+        update_ledger(lake, effective(scorers, ScorerLog(tracking, states_in)), window)
         by_hour = (
             lake.read(SCORER_COVERAGE, window)
             .where(F.col("scorer_digest").isin(*(scorer.digest for scorer in scorers)))

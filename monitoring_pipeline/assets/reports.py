@@ -16,6 +16,7 @@ from monitoring_pipeline.tables import (
     ASSESSMENTS,
     HOURLY_PERFORMANCE,
     HOURLY_QUALITY,
+    SCORER_AGREEMENT,
     SCORER_COVERAGE,
     TRACE_ERRORS,
     TRACE_PERFORMANCE,
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
 
 SLOWEST_TRACES = 10
 ERROR_ROWS = 5000
-UPSTREAM = ["trace_performance", "trace_errors", "hourly_performance", "scorer_coverage", "hourly_quality"]
+UPSTREAM = [
+    "trace_performance",
+    "trace_errors",
+    "hourly_performance",
+    "scorer_coverage",
+    "hourly_quality",
+    SCORER_AGREEMENT.name,
+]
 
 
 def report_assets(
@@ -75,10 +83,11 @@ def report_data(lake: LakeResource, scorers: list[ConfiguredScorer], day: date) 
     """All that the report of `day` shows, read from the lake; of the scorers only their current digests."""
     from pyspark.sql import functions as F
 
-    from monitoring_pipeline.reports.daily import DailyReportData
+    from monitoring_pipeline.reports.daily import AGREEMENT_DAYS, DailyReportData
 
     midnight = datetime.combine(day, time(), UTC)
     window = Window(midnight, midnight + timedelta(days=1))
+    trailing = Window(window.end - timedelta(days=AGREEMENT_DAYS), window.end)
 
     def current(rows: "DataFrame") -> "DataFrame":
         keys = [f"{scorer.name}:{scorer.digest}" for scorer in scorers]
@@ -98,6 +107,7 @@ def report_data(lake: LakeResource, scorers: list[ConfiguredScorer], day: date) 
         errors=_frame(
             lake.read(TRACE_ERRORS, window).orderBy("timestamp").limit(ERROR_ROWS), "trace_hour", "timestamp"
         ),
+        agreement=_frame(current(lake.read(SCORER_AGREEMENT, trailing)), "day"),
         experiment_names=dict(zip(names["experiment_id"], names["experiment_name"].fillna(""), strict=True)),
         day_percentiles=_percentiles(traces),
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CHARTED_EXPERIMENTS = 6
+AGREEMENT_DAYS = 28
 HTML_DPI = 200
 MARKDOWN_DPI = 100
 MARKDOWN_IMAGE_BYTES = 280_000
@@ -39,6 +40,7 @@ class DailyReportData:
     slowest: the slowest rows of trace_performance, slowest first: trace_id, trace_hour, experiment_id, trace_name,
         status, span_count, duration_ms.
     errors: the day's rows of trace_errors, or the first few thousand of them.
+    agreement: the rows of scorer_agreement of `AGREEMENT_DAYS` days up to this one, of the scorers' current digests.
     experiment_names: names by experiment id; an id without a name is shown itself.
     day_percentiles: p50, p95 and p99 of all traces of the day in milliseconds, where the caller has computed them.
     """
@@ -50,6 +52,7 @@ class DailyReportData:
     coverage: pd.DataFrame
     slowest: pd.DataFrame
     errors: pd.DataFrame
+    agreement: pd.DataFrame
     experiment_names: dict[str, str]
     day_percentiles: dict[str, float] | None = None
 
@@ -188,6 +191,9 @@ def _context(data: DailyReportData, image: Callable[[Figure], str]) -> dict[str,
         "sections": sections,
         "charts_left_out": sum(not address for section in sections for *_, address in section["charts"]),
         "scorers": scorers.to_dict("records"),
+        "agreement": findings.agreement_rows(data.agreement).to_dict("records"),
+        "agreement_days": AGREEMENT_DAYS,
+        "kappa_explained": findings.KAPPA_EXPLAINED,
         "scoring_cost_usd": scorers["scoring_cost_usd"].sum(min_count=1),
         "causes": findings.top_errors(data.errors),
         "error_traces": len(data.errors),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from monitoring_pipeline.analysis.agreement import COUNTS, with_kappa
 from monitoring_pipeline.reports import text
 
 MIN_TRACES = 20
@@ -28,6 +29,11 @@ RULE = (
     f"Latency: its p95 is at least {LATENCY_FACTOR:g} times the median. "
     f"Quality: the whole 95 % interval of its mean score is more than {SCORE_MARGIN:g} away from the median, on either "
     f"side. Only hours with at least {MIN_TRACES} traces, or {MIN_SCORED} scored traces, are compared."
+)
+
+KAPPA_EXPLAINED = (
+    "Kappa is agreement beyond chance, given how often each of the two passes: 1 is complete agreement, 0 what chance "
+    "alone would give, below 0 less. It has no value where one of the two gave the same verdict throughout."
 )
 
 
@@ -191,6 +197,20 @@ def scorer_rows(daily_quality: pd.DataFrame, coverage: pd.DataFrame) -> pd.DataF
     for column in ("scored", "failed"):
         rows[column] = rows[column].fillna(rows.pop(f"{column}_quality"))
     return rows.sort_values(key, ignore_index=True)
+
+
+def agreement_rows(agreement: pd.DataFrame) -> pd.DataFrame:
+    """One row an experiment, scorer and reference: the days' counts summed, and what the sums amount to.
+
+    Columns: experiment_id, scorer, reference, reference_name, the four counts, compared (their sum), agreement, kappa,
+    and its 95 % interval ci_low and ci_high.
+    """
+    key = ["scorer", "experiment_id", "reference", "reference_name"]
+    sums = agreement.groupby(key, as_index=False, dropna=False)[COUNTS].sum()
+    rows = with_kappa(sums).rename(columns={"kappa_low": "ci_low", "kappa_high": "ci_high"})
+    rows["compared"] = rows[COUNTS].sum(axis="columns")
+    people_first = [True, True, False, True]
+    return rows.sort_values(key, ascending=people_first, ignore_index=True)
 
 
 def top_errors(errors: pd.DataFrame, limit: int = 10) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from pydantic import Field
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 COMMIT_ATTEMPTS = 20
+CLOCK_SKEW = timedelta(hours=1)  # between the machine that writes a file and the one that asks
 SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 finds no table in a folder with any other character in its path
 DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # delta-rs 1.6.6 writes elsewhere or panics where a path holds one of these
 T = TypeVar("T")
@@ -78,6 +80,16 @@ class LakeResource(dg.ConfigurableResource):
     def read_columns(self, table: Table, window: Window, *columns: str) -> pa.Table:
         """The given columns of the rows in `window`, read without an engine."""
         return self._rows(self._open(table), table, window).to_table(columns=list(columns))
+
+    def read_written_since(self, table: Table, moment: datetime, *columns: str) -> pa.Table:
+        """The given columns of all rows in files written at or after `moment`, and of older rows beside them."""
+        delta = self._open(table)
+        files = pa.table(delta.get_add_actions(flatten=True)).select(["path", "modification_time"]).to_pylist()
+        since_ms = (moment - CLOCK_SKEW - EPOCH) // timedelta(milliseconds=1)
+        recent = {file["path"] for file in files if file["modification_time"] >= since_ms}
+        dataset = delta.to_pyarrow_dataset(filesystem=_filesystem(self.path(table)))
+        fragments = [fragment for fragment in dataset.get_fragments() if fragment.path in recent]
+        return FileSystemDataset(fragments, dataset.schema, ParquetFileFormat()).to_table(columns=list(columns))
 
     def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
         """Make `rows` the only rows of the table in `window`; returns how many there are."""

@@ -18,6 +18,7 @@ from monitoring_pipeline.settings import without_password
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Trace
     from mlflow.tracing.client import TracingClient
 
@@ -42,17 +43,26 @@ class TrackingResource(dg.ConfigurableResource):
         """
         return _client(self.tracking_uri)
 
+    @contextmanager
+    def calls(self) -> Iterator[MlflowClient]:
+        """MLflow's client for the store, to call within a `with` block.
+
+        Raises:
+            TrackingError: as `client`; and instead of all that is raised within the block.
+        """
+        from mlflow import MlflowClient
+
+        _ = self.client
+        with _errors_of(self.tracking_uri):
+            yield MlflowClient(self.tracking_uri)
+
     def experiment_names(self) -> dict[str, str]:
         """The monitored experiments, id -> name.
 
         Raises:
             TrackingError: the store cannot be read, or has no experiment of a name.
         """
-        from mlflow import MlflowClient
-
-        _ = self.client
-        with _errors_of(self.tracking_uri):
-            client = MlflowClient(self.tracking_uri)
+        with self.calls() as client:
             if not self.experiments:
                 return _all_experiments(client)
             found = {name: client.get_experiment_by_name(name) for name in self.experiments}
@@ -73,11 +83,11 @@ class TrackingResource(dg.ConfigurableResource):
             yield from read_traces(self.client, experiment_ids, window)
 
 
-def _all_experiments(client: object) -> dict[str, str]:
+def _all_experiments(client: MlflowClient) -> dict[str, str]:
     names: dict[str, str] = {}
     token: str | None = None
     while True:
-        page = client.search_experiments(page_token=token)  # type: ignore[attr-defined]
+        page = client.search_experiments(page_token=token)
         names.update({experiment.experiment_id: experiment.name for experiment in page})
         token = page.token
         if not token:
@@ -98,11 +108,38 @@ def _errors_of(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - a server, a database driver or MLflow may raise anything
-        reason = without_password(" ".join(str(error).split())[:REASON_CHARACTERS])
         raise TrackingError(
-            f"cannot use the MLflow store at {without_password(tracking_uri)}: {type(error).__name__}: {reason}; "
+            f"cannot use the MLflow store at {without_password(tracking_uri)}: {in_a_line(error)}; "
             "check [mlflow] tracking_uri"
         ) from None  # the cause may hold the password
+
+
+def in_a_line(error: Exception) -> str:
+    """The error on one line, without a password."""
+    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:REASON_CHARACTERS]}"
+
+
+@contextmanager
+def impatience() -> Iterator[None]:
+    """Within the block, MLflow's requests of this process give up within seconds: by default it repeats for minutes."""
+    from mlflow.environment_variables import (
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+        MLFLOW_HTTP_REQUEST_TIMEOUT,
+        MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER,
+    )
+
+    # One repetition, which is made at once, for a connection that the server closed while it was idle.
+    limits = {MLFLOW_HTTP_REQUEST_MAX_RETRIES: 1, MLFLOW_HTTP_REQUEST_TIMEOUT: 10}
+    limits = {variable: min(variable.get(), limit) for variable, limit in limits.items()}
+    limits[MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER] = False
+    before = {variable: variable.get_raw() for variable in limits}
+    try:
+        for variable, limit in limits.items():
+            variable.set(limit)
+        yield
+    finally:
+        for variable, value in before.items():
+            variable.unset() if value is None else variable.set(value)
 
 
 def _check_reachable(tracking_uri: str) -> None:

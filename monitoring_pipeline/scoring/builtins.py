@@ -6,9 +6,11 @@ import difflib
 import inspect
 from typing import Any, Literal
 
+from mlflow.entities import Trace
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import make_judge
 from mlflow.genai.judges.base import Judge
+from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers import Scorer, builtin_scorers
 from pydantic import ValidationError
 
@@ -19,6 +21,17 @@ VALUE_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str":
 # The rates that monitoring guides recommend; what is not named here and asks a model is "custom".
 RATES = {"safety": 1.0, "relevance": 0.2, "guidelines": 0.1}
 CUSTOM_JUDGE_RATE = 0.05
+RETRIEVAL_JUDGES = (
+    builtin_scorers.RetrievalGroundedness,
+    builtin_scorers.RetrievalRelevance,
+    builtin_scorers.RetrievalSufficiency,
+)
+TOOL_JUDGES = (builtin_scorers.ToolCallCorrectness, builtin_scorers.ToolCallEfficiency)
+EXPECTATION_JUDGES = (
+    builtin_scorers.Correctness,
+    builtin_scorers.Equivalence,
+    builtin_scorers.ExpectationsGuidelines,
+)
 
 
 def names() -> list[str]:
@@ -77,6 +90,26 @@ def default_rate(scorer: Scorer) -> float:
         return 1.0
     kind = type(scorer).__name__.lower()
     return next((rate for word, rate in RATES.items() if word in kind), CUSTOM_JUDGE_RATE)
+
+
+def reads_spans(scorer: Scorer) -> bool:
+    """Whether a judge is shown more of a trace than its request and response."""
+    if isinstance(scorer, InstructionsJudge):
+        return "trace" in scorer.template_variables
+    return isinstance(scorer, (*RETRIEVAL_JUDGES, *TOOL_JUDGES))
+
+
+def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -> bool:
+    """Whether the trace has what a judge of MLflow's is about: retrieved context, expectations. True for all others."""
+    if isinstance(scorer, RETRIEVAL_JUDGES) and all(span.span_type != "RETRIEVER" for span in trace.data.spans):
+        return False
+    return bool(expectations) or not _needs_expectations(scorer)
+
+
+def _needs_expectations(scorer: Scorer) -> bool:
+    if isinstance(scorer, InstructionsJudge):
+        return "expectations" in scorer.template_variables
+    return isinstance(scorer, EXPECTATION_JUDGES)
 
 
 def _needs_no_model(scorer: Scorer) -> bool:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.sampling import drawn
+from monitoring_pipeline.scoring.sessions import session_heads
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SCORER_COVERAGE
 from monitoring_pipeline.traces.filters import matches
 from monitoring_pipeline.windows import Window
@@ -16,12 +20,20 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 
+SEEN = "session_traces"
+SPENT = ("input_tokens", "output_tokens", "cost_usd")
+
+
 def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> DataFrame:
     """What each trace archived in `window` (at `version` of the archive) is to the scorer.
 
-    Columns trace_id, trace_hour, experiment_id and state, the first of these that holds: `scored` or `failed` (a row in
-    assessments for this digest), `not_applicable`, `filtered_out`, `unsampled`, else `pending`. A result counts even
-    where the rate or the filter has since become narrower, so the ledger always adds up.
+    Columns trace_id, trace_hour, experiment_id, state and due. `state` is the first of these that holds: `scored` or
+    `failed` (a row in assessments for this digest), `not_applicable`, `filtered_out`, `unsampled`, else `pending`. A
+    result counts even where the rate or the filter has since become narrower, so the ledger always adds up. `due` says
+    whether the trace is to be scored now: it is pending, and for a scorer of sessions its session is quiet, or has gone
+    on since it was scored and is quiet again. To such a scorer all traces but a session's first are `filtered_out`.
+    Besides: last_active (start of the session's last trace; null without sessions), and input_tokens, output_tokens and
+    cost_usd of the result, where there is one.
     """
     from pyspark.sql import functions as F
 
@@ -32,28 +44,43 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         matches(scorer.filter).alias("passes"),
         drawn(scorer.name, scorer.sample_rate).alias("drawn"),
     )
-    results = (
-        lake.read(ASSESSMENTS, window)
+    result = F.when(F.col("error_code").isNull(), "scored").otherwise("failed").alias("result")
+    results = lake.read(ASSESSMENTS, window).where(is_of(scorer)).select("trace_id", result, SEEN, *SPENT)
+    declined = (
+        lake.read(NOT_APPLICABLE, window)
         .where(is_of(scorer))
-        .select("trace_id", F.when(F.col("error_code").isNull(), "scored").otherwise("failed").alias("result"))
+        .select("trace_id", F.lit(True).alias("declined"), F.col(SEEN).alias("seen_declined"))
     )
-    declined = lake.read(NOT_APPLICABLE, window).where(is_of(scorer)).select("trace_id", F.lit(True).alias("declined"))
+    if scorer.session_idle is None:
+        traces = traces.withColumns(
+            {
+                "represents": F.lit(True),
+                "quiet": F.lit(True),
+                "length": F.lit(None).cast("long"),
+                "last_active": F.lit(None).cast("timestamp"),
+            }
+        )
+    else:
+        traces = traces.join(session_heads(lake, scorer.session_idle, window, version), "trace_id", "left")
     state = (
         F.when(F.col("result").isNotNull(), F.col("result"))
         .when(F.col("declined"), "not_applicable")
-        .when(~F.col("passes"), "filtered_out")
+        .when(F.col("represents").isNull() | ~F.col("passes"), "filtered_out")
         .when(~F.col("drawn"), "unsampled")
         .otherwise("pending")
     )
+    has_gone_on = F.col("length") != F.coalesce(SEEN, "seen_declined")
+    due = F.coalesce("quiet", F.lit(False)) & ((F.col("state") == "pending") | F.coalesce(has_gone_on, F.lit(False)))
     return (
         traces.join(results, "trace_id", "left")
         .join(declined, "trace_id", "left")
-        .select("trace_id", "trace_hour", "experiment_id", state.alias("state"))
+        .withColumn("state", state)
+        .select("trace_id", "trace_hour", "experiment_id", "state", due.alias("due"), "last_active", *SPENT)
     )
 
 
 def ledger(states: DataFrame, scorer: ConfiguredScorer) -> DataFrame:
-    """`trace_states` summed up by hour and experiment, columns of the table `scorer_coverage`."""
+    """`trace_states` summed up by hour and experiment, columns of the table `scorer_coverage`; over_budget is 0."""
     from pyspark.sql import functions as F
 
     def count(*names: str) -> Column:
@@ -76,16 +103,44 @@ def ledger(states: DataFrame, scorer: ConfiguredScorer) -> DataFrame:
     )
 
 
-def update_ledger(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> int:
+def update_ledger(
+    lake: LakeResource, scorers: list[ConfiguredScorer], window: Window, over_budget: bool | None = None
+) -> int:
     """Bring the ledger of `window` up to date for the scorers' current digests; returns the number of its rows.
 
-    The lines of other scorers and digests stay as they are.
+    The lines of other scorers and digests stay as they are. `over_budget` says of a scorer's run whether it left the
+    rest because its budget was used up; without it the rest stays what that run made it.
     """
     version = lake.version(AGENT_TRACES)
-    lines = [ledger(trace_states(lake, scorer, window, version), scorer).toArrow() for scorer in scorers]
-    for line in lines:
-        lake.upsert(SCORER_COVERAGE, line)
-    return sum(line.num_rows for line in lines)
+    count = 0
+    for scorer in scorers:
+        states = trace_states(lake, scorer, window, version)
+        lines = ledger(states, scorer).toArrow()
+        waiting = lines["pending"]
+        left = (
+            _left_over_budget(lake, scorer, window, lines)
+            if over_budget is None
+            else pc.multiply(waiting, int(over_budget))
+        )
+        lines = lines.set_column(lines.column_names.index("over_budget"), "over_budget", left)
+        lines = lines.set_column(lines.column_names.index("pending"), "pending", pc.subtract(waiting, left))
+        lake.upsert(SCORER_COVERAGE, lines)
+        count += lines.num_rows
+    return count
+
+
+def _left_over_budget(lake: LakeResource, scorer: ConfiguredScorer, window: Window, lines: pa.Table) -> pa.Array:
+    """How many of the traces that wait the scorer's last run left because its budget was used up, line by line."""
+    columns = ("hour", "experiment_id", "scorer", "scorer_digest", "over_budget")
+    told = {
+        (row["hour"], row["experiment_id"]): row["over_budget"]
+        for row in lake.read_columns(SCORER_COVERAGE, window, *columns).to_pylist()
+        if (row["scorer"], row["scorer_digest"]) == (scorer.name, scorer.digest)
+    }
+    keys = lines.select(["hour", "experiment_id", "pending"]).to_pylist()
+    return pa.array(
+        [min(told.get((line["hour"], line["experiment_id"]), 0), line["pending"]) for line in keys], pa.int64()
+    )
 
 
 def ledger_problems(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> list[str]:

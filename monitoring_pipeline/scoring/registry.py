@@ -8,50 +8,22 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from mlflow.genai.scorers import Scorer
 from mlflow.genai.scorers import scorer as as_scorer
 from mlflow.genai.scorers.base import ScorerKind
 
 from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.scoring.builtins import build, default_rate, model_of
+from monitoring_pipeline.scoring.limits import Budget, Limits, Price, listed_price
+from monitoring_pipeline.scoring.metering import is_metered
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.traces.filters import parse_filter
 
 JUDGE_CONCURRENCY = 8
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How fast a scorer may ask: calls at a time, requests to the model in a minute, and how often one is repeated."""
-
-    concurrency: int = 1
-    requests_per_minute: int | None = None
-    timeout_seconds: float = 60.0
-    max_attempts: int = 5
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much a scorer may use: dollars in a UTC day, traces in an hour of the clock; None is without limit."""
-
-    max_usd_per_day: float | None = None
-    max_traces_per_hour: int | None = None
-
-
-@dataclass(frozen=True)
-class Price:
-    """What a judge's model costs."""
-
-    usd_per_input_token: float
-    usd_per_output_token: float
-
-    def cost_usd(self, input_tokens: int, output_tokens: int) -> float:
-        return input_tokens * self.usd_per_input_token + output_tokens * self.usd_per_output_token
 
 
 @dataclass(frozen=True)
@@ -69,8 +41,8 @@ class ConfiguredScorer:
     filter: str | None
     model: str | None = None
     price: Price | None = None
-    limits: Limits = Limits()
-    budget: Budget = Budget()
+    limits: Limits = field(default_factory=Limits)
+    budget: Budget = field(default_factory=Budget)
     session_idle: timedelta | None = None
     pass_if: str | None = None
     compare_with: tuple[str, ...] = ()
@@ -123,6 +95,11 @@ def _load(entry: ScorerSettings) -> ConfiguredScorer:
             if model
             else "max_usd_per_day is for judges, whose calls cost money; use max_traces_per_hour"
         )
+    if entry.requests_per_minute is not None and not (model and is_metered(model)):
+        raise _Problem(
+            f"requests_per_minute cannot be held for {model or 'a scorer that asks no model'}: MLflow does not "
+            "send its requests itself; use concurrency or max_traces_per_hour"
+        )
     return ConfiguredScorer(
         name=entry.name,
         scorer=bound,
@@ -143,17 +120,6 @@ def _load(entry: ScorerSettings) -> ConfiguredScorer:
         compare_with=tuple(entry.compare_with or [entry.name]),
         active=entry.state == "active",
     )
-
-
-def listed_price(model: str) -> Price | None:
-    """The model's price in the list that MLflow comes with; None where it is not there."""
-    from mlflow.genai.utils.llm_utils import _lookup_model_cost
-
-    try:
-        costs = [_lookup_model_cost(model, *tokens) for tokens in ((1_000_000, 0), (0, 1_000_000))]
-    except MlflowException:  # not an address of a model, such as Databricks' own judge
-        return None
-    return None if None in costs else Price(*(float(cost or 0) / 1e6 for cost in costs))
 
 
 def _price(entry: ScorerSettings, model: str | None) -> Price | None:
@@ -214,7 +180,7 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
         "class": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
         "source": inspect.getsource(type(scorer)),
         "fields": {name: getattr(scorer, name) for name in type(scorer).model_fields},
-        "instructions": _instructions(scorer),
+        "instructions": instructions(scorer),
         "model": model_of(scorer) or getattr(scorer, "model", None),
         # What MLflow keeps in private attributes: a judge's scale and parameters, an ensemble's parts.
         "judge": scorer.model_dump()["instructions_judge_pydantic_data"]
@@ -225,7 +191,8 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
     }
 
 
-def _instructions(scorer: Scorer) -> str | None:
+def instructions(scorer: Scorer) -> str | None:
+    """What a judge is told to do; None where it is no judge."""
     try:
         return getattr(scorer, "instructions", None)
     except NotImplementedError:  # it is composed of another, which its fields hold

@@ -1,4 +1,4 @@
-"""One scorer run on one trace, as a row of `assessments` or as nothing to say."""
+"""One scorer run on one trace or session, as a row of `assessments` or as nothing to say."""
 
 from __future__ import annotations
 
@@ -6,30 +6,61 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from traceback import format_exception_only
 from typing import Any
 
 from dagster import DagsterExecutionInterruptedError
 from mlflow.entities import AssessmentError, AssessmentSourceType, Feedback, Trace
+from mlflow.genai.judges.base import Judge
+from mlflow.tracing.constant import AssessmentMetadataKey
+from pydantic import TypeAdapter, ValidationError
 
+from monitoring_pipeline.scoring.builtins import applies
+from monitoring_pipeline.scoring.metering import Call, Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 
 MESSAGE_CHARACTERS = 2000
 SCORER_ERROR = "SCORER_ERROR"
+INVALID_VALUE = "INVALID_VALUE"
+MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
+MALFORMED_OUTPUT = "MALFORMED_OUTPUT"
 PASS_WORDS = {"true", "yes", "pass"}
 FAIL_WORDS = {"false", "no", "fail"}
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a judge has used: tokens, and dollars where the price is known."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            _sum(self.input_tokens, other.input_tokens),
+            _sum(self.output_tokens, other.output_tokens),
+            _sum(self.cost_usd, other.cost_usd),
+        )
+
+
+@dataclass(frozen=True)
 class PendingTrace:
-    """A trace that a scorer has yet to see."""
+    """A trace that a scorer has yet to see, or a session by its first trace.
+
+    `traces` is the trace's JSON, or that of all traces of the session in order; `prompt_bytes` the size of what a judge
+    is shown of it, `spent` what earlier tries at the same assessment used.
+    """
 
     trace_id: str
     trace_hour: datetime
     experiment_id: str | None
-    trace_json: str
+    traces: tuple[str, ...]
+    session_id: str | None = None
+    prompt_bytes: int = 0
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True)
@@ -48,14 +79,17 @@ def assessment_id(trace_id: str, scorer: ConfiguredScorer) -> str:
     return f"a-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
 
-def assess(scorer: ConfiguredScorer, pending: PendingTrace, dagster_run_id: str) -> tuple[dict[str, Any], bool]:
+def assess(
+    scorer: ConfiguredScorer, pending: PendingTrace, dagster_run_id: str, meter: Meter
+) -> tuple[dict[str, Any], bool]:
     """The scorer's row on the trace, and whether it applies.
 
     The row has the columns of `assessments` where it does (a scorer that raises gives one with the error), and those
     of `not_applicable` where the scorer returned None.
     """
     started = time.perf_counter()
-    verdict = _run(scorer, pending)
+    with meter.call() as call:
+        verdict, told = _run(scorer, pending, call)
     duration_ms = (time.perf_counter() - started) * 1000
     row = {
         "trace_id": pending.trace_id,
@@ -65,13 +99,15 @@ def assess(scorer: ConfiguredScorer, pending: PendingTrace, dagster_run_id: str)
         "scorer_digest": scorer.digest,
         "assessed_at": datetime.now(UTC),
         "assessment_id": assessment_id(pending.trace_id, scorer),
+        "session_traces": None if scorer.session_idle is None else len(pending.traces),
     }
     if verdict is None:
         return row, False
     error = verdict.error
+    spent = pending.spent + (_used(scorer, call) if call.requests else told)
     return {
         **row,
-        "scorer_version": None,
+        "scorer_version": scorer.version,
         "value": None if error else json.dumps(verdict.value),
         "score": None if error else as_score(verdict.value),
         "rationale": None if verdict.rationale is None else _text(verdict.rationale),
@@ -80,10 +116,11 @@ def assess(scorer: ConfiguredScorer, pending: PendingTrace, dagster_run_id: str)
         "source_type": verdict.source_type,
         "sample_rate": scorer.sample_rate,
         "duration_ms": duration_ms,
-        "input_tokens": None,
-        "output_tokens": None,
-        "cost_usd": None,
+        "input_tokens": spent.input_tokens,
+        "output_tokens": spent.output_tokens,
+        "cost_usd": spent.cost_usd,
         "dagster_run_id": dagster_run_id,
+        "session_id": pending.session_id,
     }, True
 
 
@@ -95,58 +132,125 @@ def as_score(value: Any) -> float | None:
     return 1.0 if word in PASS_WORDS else 0.0 if word in FAIL_WORDS else None
 
 
-def _run(scorer: ConfiguredScorer, pending: PendingTrace) -> Verdict | None:
+def _run(scorer: ConfiguredScorer, pending: PendingTrace, call: Call) -> tuple[Verdict | None, Spent]:
+    """The verdict, and what the scorer itself says that it used."""
+    source_type = AssessmentSourceType.LLM_JUDGE if scorer.model else AssessmentSourceType.CODE
+    told = Spent()
+    try:
+        result = _result(scorer, pending)
+        told = _told(result)
+        return _verdict(scorer, result), told
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):  # the run was told to stop
+        raise
+    except _RefusedError as error:
+        code = MALFORMED_OUTPUT if scorer.model else INVALID_VALUE
+        return Verdict(error=AssessmentError(code, str(error)), source_type=source_type), told
+    except BaseException as error:  # noqa: BLE001 - a scorer may raise anything; its failure is a row, never a crash
+        code = (MALFORMED_OUTPUT if call.answered else MODEL_UNAVAILABLE) if call.requests else SCORER_ERROR
+        message = "".join(format_exception_only(error)).strip()
+        return Verdict(error=AssessmentError(code, message), source_type=source_type), told
+
+
+def _result(scorer: ConfiguredScorer, pending: PendingTrace) -> Any:
     from mlflow.genai.utils.trace_utils import (
         extract_expectations_from_trace,
         extract_inputs_from_trace,
         extract_outputs_from_trace,
     )
 
-    try:
-        trace = Trace.from_json(pending.trace_json)
-        result = scorer.scorer.run(
-            inputs=extract_inputs_from_trace(trace),
-            outputs=extract_outputs_from_trace(trace),
-            expectations=extract_expectations_from_trace(trace),
-            trace=trace,
-        )
-    except (KeyboardInterrupt, DagsterExecutionInterruptedError):  # the run was told to stop
-        raise
-    except BaseException as error:  # noqa: BLE001 - a scorer may raise anything; its failure is a row, never a crash
-        return Verdict(error=AssessmentError(SCORER_ERROR, "".join(format_exception_only(error)).strip()))
-    return _verdict(result)
+    trace = Trace.from_json(pending.traces[0])
+    expectations = extract_expectations_from_trace(trace)
+    if not applies(scorer.scorer, trace, expectations):
+        return None
+    if scorer.session_idle is not None:
+        session = [Trace.from_json(text) for text in pending.traces]
+        return scorer.scorer.run(session=session, expectations=expectations)
+    return scorer.scorer.run(
+        inputs=extract_inputs_from_trace(trace),
+        outputs=extract_outputs_from_trace(trace),
+        expectations=expectations,
+        trace=trace,
+    )
 
 
-def _verdict(result: Any) -> Verdict | None:
-    if isinstance(result, list):
-        if len(result) != 1:
-            return _refused(f"the scorer returned {len(result)} assessments; return one")
-        result = result[0]
-    if result is None:
+class _RefusedError(Exception):
+    """A scorer's answer that is no result."""
+
+
+def _verdict(scorer: ConfiguredScorer, result: Any) -> Verdict | None:
+    verdicts = [verdict for item in _items(scorer, result) if (verdict := _checked(scorer, item)) is not None]
+    failed = next((verdict for verdict in verdicts if verdict.error), None)
+    if failed or len(verdicts) <= 1:
+        return failed or next(iter(verdicts), None)
+    scores = [as_score(verdict.value) or 0.0 for verdict in verdicts]
+    reasons = [f"{verdict.value}: {verdict.rationale}" for verdict in verdicts]
+    return Verdict(sum(scores) / len(scores), "\n".join(reasons), source_type=verdicts[0].source_type)
+
+
+def _items(scorer: ConfiguredScorer, result: Any) -> list[Any]:
+    """The assessments that a scorer returned: one, or several where a judge of MLflow's looks at each retrieval."""
+    if not isinstance(result, list):
+        return [] if result is None else [result]
+    if scorer.model:
+        return [item for item in result if item.name == scorer.scorer.name]
+    if len(result) != 1:
+        raise _RefusedError(f"the scorer returned {len(result)} assessments; return one")
+    return result
+
+
+def _checked(scorer: ConfiguredScorer, item: Any) -> Verdict | None:
+    feedback = Feedback(value=item) if isinstance(item, bool | int | float | str) else item
+    if not isinstance(feedback, Feedback):
+        raise _RefusedError("the scorer returned an assessment that is not feedback")
+    source_type = feedback.source.source_type if feedback.source else AssessmentSourceType.CODE
+    if feedback.error is not None:
+        return Verdict(error=feedback.error, source_type=source_type)
+    value = feedback.value
+    if scorer.model and isinstance(scorer.scorer, Judge):
+        value = _of_its_type(scorer.scorer, value)
+    elif value is None:
         return None
-    if not isinstance(result, Feedback):
-        result = Feedback(value=result) if isinstance(result, bool | int | float | str) else None
-    if result is None:
-        return _refused("the scorer returned an assessment that is not feedback")
-    source_type = result.source.source_type if result.source else AssessmentSourceType.CODE
-    if result.error is not None:
-        return Verdict(error=result.error, source_type=source_type)
-    if result.value is None:
-        return None
-    if isinstance(result.value, float) and not math.isfinite(result.value):
-        return _refused(f"the scorer returned {result.value}; a value must be finite")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _RefusedError(f"the scorer returned {value}; a value must be finite")
     try:
-        json.dumps(result.value, allow_nan=False)
-        as_score(result.value)
+        json.dumps(value, allow_nan=False)
+        as_score(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        return _refused(f"the scorer's value cannot be kept: {error}")
-    return Verdict(result.value, result.rationale, source_type=source_type)
+        raise _RefusedError(f"the scorer's value cannot be kept: {error}") from error
+    return Verdict(value, feedback.rationale, source_type=source_type)
+
+
+def _of_its_type(judge: Judge, value: Any) -> Any:
+    """`value` as the type that the judge was told to answer in; models also answer something else."""
+    try:
+        return TypeAdapter(judge.feedback_value_type).validate_python(value)
+    except ValidationError as error:
+        raise _RefusedError(f"the judge answered {value!r}: {error.errors()[0]['msg']}") from error
+
+
+def _used(scorer: ConfiguredScorer, call: Call) -> Spent:
+    cost_usd = scorer.price.cost_usd(call.input_tokens, call.output_tokens) if scorer.price else None
+    return Spent(call.input_tokens, call.output_tokens, cost_usd)
+
+
+def _told(result: Any) -> Spent:
+    """What MLflow notes of a judge's use, for models whose requests do not pass the meter."""
+    items = [item for item in (result if isinstance(result, list) else [result]) if isinstance(item, Feedback)]
+    spent = Spent()
+    for item in items:
+        found: dict[str, Any] = dict(item.metadata or {})
+        spent += Spent(
+            found.get(AssessmentMetadataKey.JUDGE_INPUT_TOKENS),
+            found.get(AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS),
+            found.get(AssessmentMetadataKey.JUDGE_COST),
+        )
+    return spent
+
+
+def _sum(one: Any, other: Any) -> Any:
+    return other if one is None else one if other is None else one + other
 
 
 def _text(text: Any) -> str:
     # A lone surrogate, which a trace may hold, has no place in a table.
     return str(text).encode(errors="replace").decode()
-
-
-def _refused(message: str) -> Verdict:
-    return Verdict(error=AssessmentError("INVALID_VALUE", message))

@@ -1,4 +1,4 @@
-"""Intervals of sampled means: the formulas computed again, their limits, and how often they hold the truth."""
+"""Intervals of means and of kappa: the formulas computed again, their limits, and how often they hold the truth."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.optimize import approx_fprime
+from sklearn.metrics import cohen_kappa_score
 
-from monitoring_pipeline.analysis.statistics import mean_interval
+from monitoring_pipeline.analysis.statistics import Kappa, cohen_kappa, mean_interval
 
 SEED = 20260101
 scores = st.lists(st.floats(-1e3, 1e3).map(lambda score: round(score, 3)), min_size=2, max_size=40)
@@ -134,3 +136,97 @@ def test_ignoring_the_finite_population_would_be_noticed() -> None:
     bounds = [interval(rng.choice(population, 200, replace=False).tolist(), 10**9) for _ in range(300)]
 
     assert np.mean([low <= truth <= high for low, high in bounds]) > 0.99
+
+
+# ---- kappa ----
+
+VERDICTS = ((True, True), (True, False), (False, True), (False, False))
+NO_KAPPA = Kappa(None, None, None)
+counts = st.tuples(*[st.integers(0, 60)] * 4)
+
+
+def kappa_of_shares(shares: np.ndarray) -> float:
+    """Cohen's kappa of a table's shares, in the order of `VERDICTS`."""
+    table = shares.reshape(2, 2)
+    chance = table.sum(axis=1) @ table.sum(axis=0)
+    return (np.trace(table) - chance) / (table.sum() - chance)
+
+
+@given(counts)
+def test_kappa_is_that_of_scikit_learn(counts: tuple[int, int, int, int]) -> None:
+    pairs = [pair for pair, count in zip(VERDICTS, counts, strict=True) for _ in range(count)]
+    both_varied = all(len(set(verdicts)) == 2 for verdicts in zip(*pairs, strict=True)) and pairs
+
+    kappa = cohen_kappa(*counts)
+
+    if both_varied:
+        assert kappa.value == pytest.approx(cohen_kappa_score(*zip(*pairs, strict=True)), abs=1e-12)
+    else:
+        assert kappa == NO_KAPPA
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (9, 0, 0, 0), (0, 4, 0, 0), (5, 5, 0, 0), (0, 3, 0, 9), (1, 0, 1, 0)])
+def test_one_verdict_throughout_has_no_kappa(counts: tuple[int, int, int, int]) -> None:
+    assert cohen_kappa(*counts) == NO_KAPPA
+
+
+@given(counts)
+def test_the_interval_of_kappa_is_that_of_the_delta_method(counts: tuple[int, int, int, int]) -> None:
+    # Fleiss, Cohen and Everitt's formula is the delta method's variance, which a numerical gradient gives as well.
+    kappa = cohen_kappa(*counts)
+    assume(kappa.low is not None and kappa.high is not None)
+    shares = np.array(counts) / sum(counts)
+    gradient = approx_fprime(shares, kappa_of_shares, 1e-7)
+    variance = gradient @ (np.diag(shares) - np.outer(shares, shares)) @ gradient / sum(counts)
+
+    low, high = stats.norm.interval(0.95, kappa.value, math.sqrt(variance))
+
+    assert (kappa.low, kappa.high) == pytest.approx((max(-1, low), min(1, high)), abs=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(7, 0, 0, 1), (150, 0, 0, 150), (0, 5, 5, 0)])
+def test_agreement_without_exception_has_a_kappa_and_no_interval(counts: tuple[int, int, int, int]) -> None:
+    kappa = cohen_kappa(*counts)
+
+    assert (abs(kappa.value or 0), kappa.low, kappa.high) == (1, None, None)
+
+
+@given(counts)
+def test_kappa_does_not_depend_on_which_rater_or_verdict_is_first(counts: tuple[int, int, int, int]) -> None:
+    both, first_only, second_only, neither = counts
+
+    assert cohen_kappa(*counts) == cohen_kappa(both, second_only, first_only, neither)
+    assert cohen_kappa(*counts) == cohen_kappa(neither, first_only, second_only, both)
+
+
+@given(counts)
+def test_bounds_of_kappa_are_kappas_around_it(counts: tuple[int, int, int, int]) -> None:
+    kappa = cohen_kappa(*counts)
+    assume(kappa.low is not None)
+    known = [bound for bound in (kappa.low, kappa.value, kappa.high) if bound is not None]
+
+    assert [-1, *known, 1] == sorted([-1, *known, 1])
+    assert len(known) == 3
+    assert known[0] < known[2]
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        (0.4, 0.1, 0.1, 0.4),
+        (0.25, 0.25, 0.25, 0.25),
+        (0.6, 0.1, 0.05, 0.25),
+        (0.7, 0.1, 0.1, 0.1),
+        (0.3, 0.3, 0.1, 0.3),
+    ],
+    ids=str,
+)
+def test_kappa_is_covered_about_95_times_in_100(shares: tuple[float, ...]) -> None:
+    # 4,000 tables of 300 traces add 1 point (three standard errors).
+    truth = kappa_of_shares(np.array(shares))
+    tables = np.random.default_rng(SEED).multinomial(300, shares, size=4000).tolist()
+
+    bounds = [(kappa.low, kappa.high) for kappa in (cohen_kappa(*table) for table in tables)]
+    covered = np.mean([low <= truth <= high for low, high in bounds if low is not None and high is not None])
+
+    assert covered == pytest.approx(0.95, abs=0.02)

@@ -11,7 +11,14 @@ import pandas as pd
 import pyarrow as pa
 
 from monitoring_pipeline.reports.daily import DailyReportData
-from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY, SCORER_COVERAGE, TRACE_ERRORS, Table
+from monitoring_pipeline.tables import (
+    HOURLY_PERFORMANCE,
+    HOURLY_QUALITY,
+    SCORER_AGREEMENT,
+    SCORER_COVERAGE,
+    TRACE_ERRORS,
+    Table,
+)
 
 DAY = date(2026, 1, 14)
 MIDNIGHT = datetime(2026, 1, 14, tzinfo=UTC)
@@ -38,6 +45,7 @@ def empty_day() -> DailyReportData:
         coverage=frame(SCORER_COVERAGE, []),
         slowest=pd.DataFrame(columns=pd.Index(SLOWEST_COLUMNS)),
         errors=frame(TRACE_ERRORS, []),
+        agreement=frame(SCORER_AGREEMENT, []),
         experiment_names={},
     )
 
@@ -118,6 +126,7 @@ def incident_day() -> DailyReportData:
         coverage=frame(SCORER_COVERAGE, coverage),
         slowest=slowest(),
         errors=frame(TRACE_ERRORS, errors_at(INCIDENT_HOUR, 70) + errors_at(9, 6)),
+        agreement=frame(SCORER_AGREEMENT, agreement_rows()),
         experiment_names={"1": "support-agent"},
     )
 
@@ -149,6 +158,32 @@ def coverage_row(
         "over_budget": 0,
         "pending": eligible - scored - failed,
     }
+
+
+def agreement_row(
+    days_ago: int, experiment: str, scorer: str, reference: str, name: str, counts: tuple[int, int, int, int]
+) -> dict[str, Any]:
+    """A day's counts; what a report shows is made of their sums alone."""
+    return {
+        "day": MIDNIGHT - timedelta(days=days_ago),
+        "experiment_id": experiment,
+        "scorer": scorer,
+        "scorer_digest": f"{scorer}-now",
+        "reference": reference,
+        "reference_name": name,
+        **dict(zip(("pass_pass", "pass_fail", "fail_pass", "fail_fail"), counts, strict=True)),
+    }
+
+
+def agreement_rows() -> list[dict[str, Any]]:
+    """Counts of several days: with people, with an earlier digest, and with people who found nothing wrong."""
+    return [
+        agreement_row(0, "1", "correctness", "digest", "3f9c51aa02b7d416", (410, 12, 9, 55)),
+        agreement_row(0, "1", "correctness", "human", "correctness", (20, 3, 2, 5)),
+        agreement_row(1, "1", "correctness", "human", "correctness", (30, 1, 4, 6)),
+        agreement_row(9, "1", "correctness", "human", "correctness", (11, 0, 0, 4)),
+        agreement_row(3, "2", "is_polite", "human", "thumbs_up", (8, 0, 1, 0)),
+    ]
 
 
 def slowest() -> pd.DataFrame:

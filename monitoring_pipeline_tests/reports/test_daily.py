@@ -11,9 +11,16 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from monitoring_pipeline.reports import daily
-from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY, SCORER_COVERAGE, TRACE_ERRORS
+from monitoring_pipeline.reports import daily, text
+from monitoring_pipeline.tables import (
+    HOURLY_PERFORMANCE,
+    HOURLY_QUALITY,
+    SCORER_AGREEMENT,
+    SCORER_COVERAGE,
+    TRACE_ERRORS,
+)
 from monitoring_pipeline_tests.reports.frames import (
+    agreement_row,
     coverage_row,
     daily_quality,
     empty_day,
@@ -118,6 +125,32 @@ def test_tables_and_summary_are_on_the_page(incident_page: Page) -> None:
     assert scorer[6:11] == [f"{archived - 22:,}", "22", "0", "0", "99.3 %"]
 
 
+AGREEMENT = [
+    ["correctness", "support-agent", "feedback correctness", "86", "88 %", "0.67", "0.49 to 0.86"],
+    ["correctness", "support-agent", "digest 3f9c51aa02b7d416", "486", "95.7 %", "0.81", "0.74 to 0.89"],
+    ["is_polite", "2", "feedback thumbs_up", "9", "89 %", text.MISSING, text.MISSING],
+]
+
+
+def test_agreement_is_that_of_the_days_added_up(incident_page: Page) -> None:
+    counts = [["61", "4", "6", "15"], ["410", "12", "9", "55"], ["8", "0", "1", "0"]]
+    expected = [row + numbers for row, numbers in zip(AGREEMENT, counts, strict=True)]
+    first = incident_page.cells.index("Both fail") + 1
+    cells = incident_page.cells[first : first + 33]
+    assert [cells[0:11], cells[11:22], cells[22:33]] == expected
+    rows = markdown_rows(daily.render_markdown(incident_day(), images=False))
+    assert [row for row in rows if len(row) == 11][1:] == expected
+    assert "Kappa is agreement beyond chance" in incident_page.text
+    assert "Agreement last 28 days" in incident_page.text
+
+
+@pytest.mark.parametrize("render", [daily.render_html, lambda data: daily.render_markdown(data, images=False)])
+def test_without_anything_to_compare_agreement_is_not_mentioned(render) -> None:
+    page = render(replace(incident_day(), agreement=empty_day().agreement))
+    assert "greement" not in page
+    assert "Kappa" not in page
+
+
 def test_each_experiment_has_its_charts(incident_page: Page) -> None:
     alts = [attributes["alt"] for tag, attributes in incident_page.elements if tag == "img"]
     assert alts == 2 * ["Traces by hour", "Error rate by hour", "Latency by hour", *3 * ["Mean score by hour"]]
@@ -177,6 +210,7 @@ def hostile_day() -> daily.DailyReportData:
         coverage=frame(SCORER_COVERAGE, [coverage_row(9, ATTACK, ATTACK, 100, 50, 50, 0)]),
         slowest=slowest,
         errors=errors,
+        agreement=frame(SCORER_AGREEMENT, [agreement_row(0, ATTACK, ATTACK, "human", ATTACK, (5, 1, 2, 3))]),
         experiment_names={ATTACK: ATTACK},
     )
 
@@ -202,7 +236,7 @@ def test_no_markup_of_the_markdown_comes_from_the_data() -> None:
     images = [str(token.attrs["src"]) for token in tokens if token.type == "image"]
     assert len(images) == 4
     assert all(source.startswith("data:image/png;base64,") for source in images)
-    assert [len(row) for row in markdown_rows(markdown)] == [8] * 2 + [5] * 3 + [14] * 2 + [7] * 2
+    assert [len(row) for row in markdown_rows(markdown)] == [8] * 2 + [5] * 3 + [14] * 2 + [11] * 2 + [7] * 2
     assert "http://" not in markdown
     assert "www." not in markdown
 

@@ -6,10 +6,18 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from monitoring_pipeline.analysis.statistics import cohen_kappa
 from monitoring_pipeline.reports import findings
 from monitoring_pipeline.reports.findings import Incident, Standout
-from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY, SCORER_COVERAGE, TRACE_ERRORS
+from monitoring_pipeline.tables import (
+    HOURLY_PERFORMANCE,
+    HOURLY_QUALITY,
+    SCORER_AGREEMENT,
+    SCORER_COVERAGE,
+    TRACE_ERRORS,
+)
 from monitoring_pipeline_tests.reports.frames import (
+    agreement_row,
     coverage_row,
     daily_quality,
     errors_at,
@@ -185,3 +193,31 @@ def test_an_experiment_without_incident_is_quiet() -> None:
     data = incident_day()
     quiet = replace(data, performance=data.performance[data.performance["experiment_id"] == "2"])
     assert findings.standouts(findings.all_names(quiet.performance), findings.as_floats(NO_QUALITY)) == []
+
+
+def test_agreement_adds_up_days_and_nothing_else() -> None:
+    rows = [
+        agreement_row(0, "1", "judge", "human", "judge", (4, 1, 0, 3)),
+        agreement_row(5, "1", "judge", "human", "judge", (2, 0, 1, 2)),
+        agreement_row(5, "1", "judge", "digest", "judge", (1, 0, 0, 0)),
+        agreement_row(5, "1", "judge", "human", "thumbs_up", (0, 1, 0, 0)),
+        agreement_row(5, "2", "judge", "human", "judge", (0, 0, 1, 0)),
+        agreement_row(5, "1", "other", "human", "judge", (0, 0, 0, 1)),
+    ]
+    found = findings.agreement_rows(frame(SCORER_AGREEMENT, rows)).to_dict("records")
+    keys = ["scorer", "experiment_id", "reference", "reference_name", "compared"]
+    assert [tuple(row[key] for key in keys) for row in found] == [
+        ("judge", "1", "human", "judge", 13),
+        ("judge", "1", "human", "thumbs_up", 1),
+        ("judge", "1", "digest", "judge", 1),
+        ("judge", "2", "human", "judge", 1),
+        ("other", "1", "human", "judge", 1),
+    ]
+    assert (found[0]["pass_pass"], found[0]["agreement"]) == (6, pytest.approx(11 / 13))
+    assert (found[0]["kappa"], found[0]["ci_low"], found[0]["ci_high"]) == cohen_kappa(6, 1, 1, 5)
+    assert math.isnan(found[1]["kappa"])
+
+
+def test_agreement_of_traces_without_an_experiment_is_kept() -> None:
+    row = agreement_row(0, "1", "judge", "human", "judge", (4, 1, 0, 3)) | {"experiment_id": None}
+    assert findings.agreement_rows(frame(SCORER_AGREEMENT, [row]))["compared"].tolist() == [8]

@@ -20,11 +20,14 @@ from mlflow.genai.scorers import Scorer
 from mlflow.genai.scorers import scorer as as_scorer
 
 from monitoring_pipeline.resources.rows import conform
+from monitoring_pipeline.scoring.limits import Limits
+from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import MESSAGE_CHARACTERS, PendingTrace, as_score, assess, assessment_id
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE
 
 HOUR = datetime(2026, 1, 1, tzinfo=UTC)
+METER = Meter(Limits())
 LONE_SURROGATE = "a\ud800b"
 JUDGE = AssessmentSource(source_type="LLM_JUDGE", source_id="openai:/gpt-4o")
 
@@ -32,7 +35,7 @@ JUDGE = AssessmentSource(source_type="LLM_JUDGE", source_id="openai:/gpt-4o")
 @pytest.fixture
 def pending(recorded_traces: list[Trace]) -> PendingTrace:
     trace = recorded_traces[0]
-    return PendingTrace(trace.info.trace_id, HOUR, "1", trace.to_json())
+    return PendingTrace(trace.info.trace_id, HOUR, "1", (trace.to_json(),))
 
 
 def configured(scorer: Scorer, name: str = "sample", digest: str = "d" * 16) -> ConfiguredScorer:
@@ -41,7 +44,7 @@ def configured(scorer: Scorer, name: str = "sample", digest: str = "d" * 16) -> 
 
 def outcome(function: Callable[..., Any], pending: PendingTrace) -> dict[str, Any]:
     """The row of a scorer that applies, as the table would keep it."""
-    row, applies = assess(configured(as_scorer(function)), pending, "run-1")
+    row, applies = assess(configured(as_scorer(function)), pending, "run-1", METER)
     assert applies
     schema = ASSESSMENTS.schema.remove(ASSESSMENTS.schema.get_field_index("date"))
     (stored,) = conform(ASSESSMENTS, pa.Table.from_pylist([row], schema=schema)).to_pylist()
@@ -161,7 +164,7 @@ def test_feedback_with_an_error_is_an_error(error: Any, code: str, message: str,
 
 @pytest.mark.parametrize("result", [None, Feedback(value=None)])
 def test_nothing_to_say_is_no_assessment(result: Any, pending: PendingTrace) -> None:
-    row, applies = assess(configured(as_scorer(returning(result))), pending, "run-1")
+    row, applies = assess(configured(as_scorer(returning(result))), pending, "run-1", METER)
     schema = NOT_APPLICABLE.schema.remove(NOT_APPLICABLE.schema.get_field_index("date"))
     assert not applies
     assert conform(NOT_APPLICABLE, pa.Table.from_pylist([row], schema=schema)).num_rows == 1
@@ -193,7 +196,7 @@ def test_an_exception_without_a_text_is_an_error(pending: PendingTrace) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), DagsterExecutionInterruptedError()])
 def test_a_run_that_is_told_to_stop_stops(error: BaseException, pending: PendingTrace) -> None:
     with pytest.raises(type(error)):
-        assess(configured(as_scorer(raising(error))), pending, "run-1")
+        assess(configured(as_scorer(raising(error))), pending, "run-1", METER)
 
 
 @pytest.mark.parametrize("function", [raising(ValueError("x" * 5000)), returning(Feedback(error="x" * 5000))])
@@ -203,7 +206,7 @@ def test_a_long_message_is_cut(function: Callable[[], Any], pending: PendingTrac
 
 @pytest.mark.parametrize("trace_json", [None, "", "{", "null", "[]", "{}", '{"info": {}, "data": {}}'])
 def test_a_malformed_trace_is_an_error(trace_json: Any, pending: PendingTrace) -> None:
-    row = outcome(returning(True), dataclasses.replace(pending, trace_json=trace_json))
+    row = outcome(returning(True), dataclasses.replace(pending, traces=(trace_json,)))
     assert row["error_code"] == "SCORER_ERROR"
 
 
@@ -220,7 +223,7 @@ def test_a_scorer_that_takes_too_long_is_an_error(pending: PendingTrace, release
     def blocked() -> bool:
         return released.wait()
 
-    row, _ = assess(configured(blocked), pending, "run-1")
+    row, _ = assess(configured(blocked), pending, "run-1", METER)
     assert row["error_code"] == "SCORER_ERROR"
     assert "timed out after 0.2 seconds" in row["error_message"]
     assert 200 <= row["duration_ms"] < 5000
@@ -259,7 +262,7 @@ def test_a_scorer_sees_what_was_recorded(
     def look(inputs: Any, outputs: Any, expectations: Any, trace: Any) -> None:
         seen.update(inputs=inputs, outputs=outputs, expectations=expectations, trace_id=trace.info.trace_id)
 
-    assess(configured(as_scorer(look)), PendingTrace(trace_id, HOUR, "1", trace.to_json()), "run-1")
+    assess(configured(as_scorer(look)), PendingTrace(trace_id, HOUR, "1", (trace.to_json(),)), "run-1", METER)
     user, answer = turns[-1]
     assert seen == {
         "inputs": {"messages": [user]},

@@ -17,6 +17,8 @@ from mlflow.genai.scorers import Scorer
 from mlflow.tracking._tracking_service import utils as tracking_utils
 
 from monitoring_pipeline.scoring import scorers
+from monitoring_pipeline.scoring.limits import Limits
+from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.runner import PendingTrace, assess
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
@@ -66,7 +68,9 @@ def score_in_production(scorer: Scorer, trace: Trace) -> float | None:
     """The score that our runner gives, None where the scorer does not apply."""
     configured = ConfiguredScorer(scorer.name, scorer, "0" * 16, 1.0, None)
     started = from_milliseconds(trace.info.request_time)
-    row, _ = assess(configured, PendingTrace(trace.info.trace_id, started, "1", trace.to_json()), "run")
+    row, _ = assess(
+        configured, PendingTrace(trace.info.trace_id, started, "1", (trace.to_json(),)), "run", Meter(Limits())
+    )
     assert row.get("error_code") is None
     return row.get("score")
 

@@ -206,7 +206,7 @@ def _die_at(moment: str, die: Callable[[], None], patch: pytest.MonkeyPatch) -> 
             die()
         return insert(lake, table, new)
 
-    def dying_ledger(*_: object) -> None:
+    def dying_ledger(*_: object, **__: object) -> None:
         die()
 
     patch.setattr(LakeResource, "insert", dying_insert)

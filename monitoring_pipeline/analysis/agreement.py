@@ -1,0 +1,140 @@
+"""Agreement of a scorer with people's feedback and with its own other digests, on the traces that both judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from monitoring_pipeline.analysis.statistics import cohen_kappa
+from monitoring_pipeline.analysis.verdicts import passes, score_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import Column, DataFrame
+
+    from monitoring_pipeline.scoring.registry import ConfiguredScorer
+
+COUNTS = ["pass_pass", "pass_fail", "fail_pass", "fail_fail"]
+KEY = ["day", "experiment_id", "scorer", "scorer_digest", "reference", "reference_name"]
+
+
+def agreement(traces: DataFrame, assessments: DataFrame, scorers: Sequence[ConfiguredScorer]) -> pd.DataFrame:
+    """How often the scorers' verdicts were those of a reference, by the day of the trace.
+
+    `traces` are rows of agent_traces, `assessments` those of assessments. Columns of the table `scorer_agreement`
+    (without `date`), no row where there is nothing to compare:
+
+    - reference `human`: what was recorded on the trace under a name in the scorer's `compare_with`, for each of the
+      scorer's digests. Feedback and expectations count, of people and, under a name that is no scorer's, of programs
+      too, such as a benchmark's checker; under a scorer's name only people's, as the scorer's own results may stand
+      there. Of several of one name a person's goes before a program's, then the latest counts. Those with an error or
+      without a value do not.
+    - reference `digest`: each other digest of the scorer, compared with the current one.
+
+    A verdict is pass or fail: the scorer's by its `pass_if`, recorded values from 0.5 on. What has no score has none.
+    """
+    import pandas as pd
+    from pyspark.sql import functions as F
+
+    verdicts = _verdicts(assessments, scorers)
+    pairs = _with_recorded(verdicts, traces, scorers).unionByName(_with_other_digests(verdicts, scorers))
+
+    def count(passed: bool, reference_passed: bool) -> Column:
+        both = (F.col("passed") == passed) & (F.col("reference_passed") == reference_passed)
+        return F.sum(both.cast("long"))
+
+    rows = (
+        pairs.groupBy(*KEY)
+        .agg(
+            count(True, True).alias("pass_pass"),
+            count(True, False).alias("pass_fail"),
+            count(False, True).alias("fail_pass"),
+            count(False, False).alias("fail_fail"),
+        )
+        .toPandas()
+    )
+    return with_kappa(rows.assign(day=pd.to_datetime(rows["day"], utc=True)))
+
+
+def with_kappa(counts: pd.DataFrame) -> pd.DataFrame:
+    """`counts`, which has the columns pass_pass, pass_fail, fail_pass and fail_fail, with what they amount to.
+
+    Columns agreement (a share), kappa, kappa_low and kappa_high; see `cohen_kappa` for where these are missing.
+    """
+    import pandas as pd
+
+    kappas = [cohen_kappa(*row) for row in counts[COUNTS].astype(int).to_numpy().tolist()]
+    figures = pd.DataFrame(kappas, index=counts.index, columns=pd.Index(["kappa", "kappa_low", "kappa_high"]))
+    same = counts["pass_pass"] + counts["fail_fail"]
+    return counts.assign(agreement=same / counts[COUNTS].sum(axis="columns"), **figures.astype("float64"))
+
+
+def _verdicts(assessments: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
+    """What the scorers found: trace_id, day, experiment_id, scorer, scorer_digest, passed (never null)."""
+    from pyspark.sql import functions as F
+
+    passed = _of_scorer(scorers, "boolean", lambda scorer: passes(F.col("score"), scorer.pass_if))
+    day = F.date_trunc("day", "trace_hour").alias("day")
+    columns = ("trace_id", day, "experiment_id", "scorer", "scorer_digest", passed.alias("passed"))
+    return assessments.select(*columns).where(F.col("passed").isNotNull())
+
+
+def _with_recorded(verdicts: DataFrame, traces: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    names = _of_scorer(scorers, "array<string>", lambda scorer: F.array(*map(F.lit, scorer.compare_with)))
+    return (
+        verdicts.withColumn("reference_name", F.explode(names))
+        .join(_recorded(traces, scorers), ["trace_id", "reference_name"])
+        .withColumn("reference", F.lit("human"))
+    )
+
+
+def _recorded(traces: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
+    """The verdict that counts of each trace and name: trace_id, reference_name, reference_passed (never null)."""
+    from pyspark.sql import functions as F
+
+    names = {name for scorer in scorers for name in scorer.compare_with}
+    by_person = F.col("source_type") == "HUMAN"
+    is_meant = (
+        F.col("kind").isin("feedback", "expectation")
+        & F.col("name").isin(*names)
+        & (by_person | ~F.col("name").isin(*(scorer.name for scorer in scorers)))
+        & F.col("error_code").isNull()
+        & (F.col("value") != "null")
+    )
+    latest = F.struct(by_person, "last_update_time", "create_time", "assessment_id")
+    return (
+        traces.select("trace_id", F.explode("assessments").alias("entry"))
+        .select("trace_id", "entry.*")
+        .where(is_meant)
+        .groupBy("trace_id", F.col("name").alias("reference_name"))
+        .agg(F.max_by("value", latest).alias("value"))
+        .select("trace_id", "reference_name", passes(score_of(F.col("value")), None).alias("reference_passed"))
+        .where(F.col("reference_passed").isNotNull())
+    )
+
+
+def _with_other_digests(verdicts: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    is_current = F.concat_ws(":", "scorer", "scorer_digest").isin(
+        *(f"{scorer.name}:{scorer.digest}" for scorer in scorers)
+    )
+    others = verdicts.where(~is_current).select(
+        "trace_id",
+        "scorer",
+        F.col("scorer_digest").alias("reference_name"),
+        F.col("passed").alias("reference_passed"),
+    )
+    return verdicts.where(is_current).join(others, ["trace_id", "scorer"]).withColumn("reference", F.lit("digest"))
+
+
+def _of_scorer(
+    scorers: Sequence[ConfiguredScorer], type_name: str, value: Callable[[ConfiguredScorer], Column]
+) -> Column:
+    """`value` of the scorer that the row belongs to; null where it is none of these."""
+    from pyspark.sql import functions as F
+
+    values = (F.when(F.col("scorer") == scorer.name, value(scorer)) for scorer in scorers)
+    return F.coalesce(F.lit(None).cast(type_name), *values)

@@ -1,0 +1,43 @@
+"""Verdicts: the score that a recorded value counts as, and whether a score passes."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column
+
+UPPER_HALF = ">= 0.5"
+COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
+SPACE = r"[\t-\r\x1c-\x1f\x85\p{Z}]*"  # what Python's strip takes for white space; to \s it differs by engine
+PASS_WORD = f"^{SPACE}(true|yes|pass){SPACE}$"
+FAIL_WORD = f"^{SPACE}(false|no|fail){SPACE}$"
+JSON_NUMBER = r"^-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?$"
+
+
+def passes(score: Column, pass_if: str | None) -> Column:
+    """Whether a score meets `pass_if` (a comparison such as "<= 0"; None: the upper half, >= 0.5).
+
+    Null where there is no score.
+    """
+    comparison = re.fullmatch(r"([<>=]+) *(.+)", pass_if or UPPER_HALF)
+    if comparison is None:
+        raise ValueError(f"pass_if = {pass_if!r}: must look like {UPPER_HALF}")
+    return COMPARISONS[comparison[1]](score, float(comparison[2]))
+
+
+def score_of(value: Column) -> Column:
+    """The score that a value, given as JSON, counts as: what `scoring.runner.as_score` makes of the value itself.
+
+    Null where the text is a word of another kind, or no JSON.
+    """
+    from pyspark.sql import functions as F
+
+    text = F.lower(F.get_json_object(F.concat(F.lit('{"value":'), value, F.lit("}")), "$.value"))
+    return (
+        F.when(text.rlike(PASS_WORD), 1.0)
+        .when(text.rlike(FAIL_WORD), 0.0)
+        .when(value.rlike(JSON_NUMBER), value.cast("double"))
+    )

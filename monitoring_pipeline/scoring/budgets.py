@@ -1,0 +1,123 @@
+"""What a scorer may still use of its budget, by what the tables say that it has used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.limits import Budget
+from monitoring_pipeline.scoring.metering import shared_file
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, instructions
+from monitoring_pipeline.scoring.runner import PendingTrace, Spent
+from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, Table
+from monitoring_pipeline.windows import floor_hour
+
+# Generous bounds of what MLflow puts around a trace in a judge's prompt, and of what a judge answers.
+INSTRUCTION_TOKENS = 2000
+ANSWER_TOKENS = 1000
+
+
+def ceiling(scorer: ConfiguredScorer, prompt_bytes: int, calls: int = 1) -> Spent:
+    """What `calls` of a judge on `prompt_bytes` of traces use at most; nothing for a scorer that asks no model.
+
+    A token is at least a byte of UTF-8. A judge that looks around in a trace with tools may use more.
+    """
+    if scorer.model is None:
+        return Spent()
+    own_text = [*dict(scorer.scorer).values(), instructions(scorer.scorer)]
+    own_tokens = INSTRUCTION_TOKENS + sum(len(str(value).encode()) for value in own_text)
+    answer_tokens = (getattr(scorer.scorer, "inference_params", None) or {}).get("max_tokens", ANSWER_TOKENS)
+    input_tokens, output_tokens = prompt_bytes + calls * own_tokens, calls * answer_tokens
+    cost_usd = scorer.price.cost_usd(input_tokens, output_tokens) if scorer.price else None
+    return Spent(input_tokens, output_tokens, cost_usd)
+
+
+@contextmanager
+def spending_alone(lake: LakeResource, scorer: ConfiguredScorer) -> Iterator[None]:
+    """Only one process of the machine at a time spends from a scorer's budget; others wait for it here."""
+    if scorer.budget == Budget():
+        yield
+        return
+    with FileLock(shared_file(lake.location, scorer.name, "budget")):
+        yield
+
+
+class Purse:
+    """What is left of a scorer's budgets: dollars of this UTC day, traces of this hour of the clock.
+
+    All digests of the scorer spend from it. A call has room when it fits in beside all that are under way, each at its
+    ceiling, so that the limit holds.
+    """
+
+    def __init__(self, lake: LakeResource, scorer: ConfiguredScorer) -> None:
+        self._lake = lake
+        self._scorer = scorer
+        self._under_way: dict[str, float] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read anew what has been used; all that was settled must have been committed before."""
+        now = datetime.now(UTC)
+        self._day = datetime.combine(now.date(), time(), UTC)
+        self._hour = floor_hour(now)
+        self._spent_usd, self._traces, self._dearest_usd = 0.0, 0, 0.0
+        budget = self._scorer.budget
+        if budget.max_usd_per_day is not None:
+            costs = _since(self._lake, ASSESSMENTS, self._scorer, self._day, "cost_usd")["cost_usd"]
+            self._spent_usd = pc.sum(costs).as_py() or 0.0
+        if budget.max_traces_per_hour is not None:
+            self._traces = sum(
+                _since(self._lake, table, self._scorer, self._hour).num_rows for table in (ASSESSMENTS, NOT_APPLICABLE)
+            )
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether another day or hour has begun, so that there is a new budget."""
+        now = datetime.now(UTC)
+        return now.date() != self._day.date() or floor_hour(now) != self._hour
+
+    def has_room_for(self, pending: PendingTrace) -> bool:
+        """Whether the trace may be scored beside those under way."""
+        budget, under_way = self._scorer.budget, self._under_way
+        if budget.max_traces_per_hour is not None and self._traces + len(under_way) >= budget.max_traces_per_hour:
+            return False
+        return budget.max_usd_per_day is None or (
+            self._spent_usd + sum(under_way.values()) + self._ceiling_usd(pending) <= budget.max_usd_per_day
+        )
+
+    def reserve(self, pending: PendingTrace) -> None:
+        """The trace is under way."""
+        self._under_way[pending.trace_id] = self._ceiling_usd(pending)
+
+    def settle(self, pending: PendingTrace, row: dict[str, Any]) -> None:
+        """The trace has been scored: what that cost takes the place of its ceiling."""
+        del self._under_way[pending.trace_id]
+        cost_usd = (row.get("cost_usd") or 0.0) - (pending.spent.cost_usd or 0.0)
+        self._spent_usd += cost_usd
+        self._dearest_usd = max(self._dearest_usd, cost_usd)
+        self._traces += 1
+
+    def _ceiling_usd(self, pending: PendingTrace) -> float:
+        return max(self._dearest_usd, ceiling(self._scorer, pending.prompt_bytes).cost_usd or 0.0)
+
+    def __str__(self) -> str:
+        budget = self._scorer.budget
+        parts = []
+        if budget.max_usd_per_day is not None:
+            parts.append(f"${self._spent_usd:.4f} of max_usd_per_day = {budget.max_usd_per_day:g}")
+        if budget.max_traces_per_hour is not None:
+            parts.append(f"{self._traces} traces of max_traces_per_hour = {budget.max_traces_per_hour}")
+        return " and ".join(parts)
+
+
+def _since(lake: LakeResource, table: Table, scorer: ConfiguredScorer, moment: datetime, *columns: str) -> pa.Table:
+    """The rows of the scorer that were made at or after `moment`."""
+    rows = lake.read_written_since(table, moment, "scorer", "assessed_at", *columns)
+    return rows.filter((pc.field("scorer") == scorer.name) & (pc.field("assessed_at") >= moment))

@@ -1,0 +1,307 @@
+"""The lifecycle of a scorer: unregistered -> registered -> active <-> stopped, kept in the log of the experiment.
+
+A handle is a value: what it does gives another handle, and the old one is of no more use once the scorer has changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from mlflow.environment_variables import MLFLOW_TRACKING_URI
+from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
+from monitoring_pipeline.scoring.states import (
+    Change,
+    LifecycleError,
+    ScorerLog,
+    ScorerState,
+    ScorerStates,
+    StaleHandleError,
+    Standing,
+)
+from monitoring_pipeline.settings import Settings, load_settings, without_password
+from monitoring_pipeline.traces.filters import parse_filter
+
+REASON_CHARACTERS = 300
+STARTABLE = (ScorerState.REGISTERED, ScorerState.STOPPED)
+REGISTERED = (*STARTABLE, ScorerState.ACTIVE)
+CALLS = {
+    ScorerState.UNREGISTERED: "register() (`monitoring-pipeline scorers apply` does, for all that are configured)",
+    ScorerState.REGISTERED: "start(), update() or delete()",
+    ScorerState.ACTIVE: "update(), stop() or delete()",
+    ScorerState.STOPPED: "start(), update() or delete()",
+}
+
+
+class UnknownScorerError(MonitoringError):
+    """There is no scorer of that name, neither in the settings nor in the experiment."""
+
+
+@dataclass(frozen=True)
+class ScorerHandle:
+    """A scorer as it was when the handle was made, and what can be done with it.
+
+    `digest` is that of the code as it is now, None for a scorer that is no longer configured; `registered_digest` that
+    of the code as it was registered, under `version`. `mlflow_version` is its number in MLflow's own registry; where
+    MLflow did not take it this is None, and `note` says why on the handle that registering gave. While unregistered,
+    rate and filter are those of the settings, and versions are None. `revision` counts the changes, the last one at
+    `changed_at` (UTC).
+
+    Each of the changes returns a handle of the new state, and raises:
+        LifecycleError: it is not possible in this state, or with this rate or filter.
+        StaleHandleError: the scorer has been changed since, by whatever process.
+        TrackingError: the store or the experiment cannot be used.
+    """
+
+    name: str
+    state: ScorerState
+    sample_rate: float
+    filter: str | None
+    version: int | None
+    digest: str | None
+    registered_digest: str | None
+    mlflow_version: int | None
+    revision: int
+    changed_at: datetime | None
+    note: str | None = None
+    configured: ConfiguredScorer | None = field(default=None, repr=False, compare=False)
+    _log: ScorerLog = field(kw_only=True, repr=False, compare=False)
+    _last: Change | None = field(kw_only=True, repr=False, compare=False)
+
+    def register(self) -> ScorerHandle:
+        """Register the code as it is now, here and in MLflow where that takes it (it is never started there).
+
+        Once registered, a changed digest raises the version by one and keeps state, rate and filter; with an unchanged
+        one there is nothing to do.
+        """
+        states, code = self._fresh(), self._code("register")
+        if self.state is ScorerState.UNREGISTERED:
+            return self._register(states, "register", ScorerState.REGISTERED, code.sample_rate, code.filter)
+        if code.digest == self.registered_digest:
+            return self
+        return self._register(states, "register", self.state, self.sample_rate, self.filter)
+
+    def start(self, sample_rate: float | None = None, filter: str | None = None) -> ScorerHandle:
+        """Make it active, with the rate and the filter of the settings where none is given; `filter=""` is none."""
+        states, last, code = self._fresh(), self._last_in("start", STARTABLE), self._code("start")
+        standing = replace(
+            last,
+            state=ScorerState.ACTIVE,
+            sample_rate=self._rate(code.sample_rate if sample_rate is None else sample_rate),
+            filter=self._filter(code.filter if filter is None else filter),
+        )
+        return self._append(states, "start", standing)
+
+    def update(self, sample_rate: float | None = None, filter: str | None = None) -> ScorerHandle:
+        """Change rate, filter or both, and not the state; `filter=""` takes the filter away."""
+        if sample_rate is None and filter is None:
+            raise LifecycleError(f"nothing to update of scorer {self.name!r}: give a sample rate, a filter or both")
+        states, last = self._fresh(), self._last_in("update", REGISTERED)
+        standing = replace(
+            last,
+            sample_rate=self._rate(last.sample_rate if sample_rate is None else sample_rate),
+            filter=self._filter(last.filter if filter is None else filter),
+        )
+        return self._append(states, "update", standing)
+
+    def stop(self) -> ScorerHandle:
+        """Let it run by itself no longer. Rate, filter and results stay."""
+        states, last = self._fresh(), self._last_in("stop", (ScorerState.ACTIVE,))
+        return self._append(states, "stop", replace(last, state=ScorerState.STOPPED))
+
+    def delete(self) -> ScorerHandle:
+        """Unregister it. History and results stay, and so do its versions in MLflow, which others may use."""
+        states, last = self._fresh(), self._last_in("delete", REGISTERED)
+        return self._append(states, "delete", replace(last, state=ScorerState.UNREGISTERED))
+
+    def bring_to(self, state: ScorerState, sample_rate: float, filter: str | None) -> ScorerHandle:
+        """From any state to `state`, with the code as it is now, by one change: what a plan asks for."""
+        if state is ScorerState.UNREGISTERED:
+            return self.delete()
+        return self._register(self._fresh(), "apply", state, self._rate(sample_rate), self._filter(filter))
+
+    def _fresh(self) -> ScorerStates:
+        """The experiment's states, in which this handle's must still be the current one."""
+        states = self._log.read()
+        current = states.current(self.name)
+        if current != self._last:
+            raise StaleHandleError(self.name, current)
+        return states
+
+    def _last_in(self, action: str, allowed: tuple[ScorerState, ...]) -> Standing:
+        if self._last is None or self.state not in allowed:
+            raise LifecycleError(f"cannot {action} scorer {self.name!r}: it is {self.state}; call {CALLS[self.state]}")
+        return self._last.standing
+
+    def _code(self, action: str) -> ConfiguredScorer:
+        if self.configured is None:
+            raise LifecycleError(f"cannot {action} scorer {self.name!r}: it is not configured; add it to [[scorers]]")
+        return self.configured
+
+    def _rate(self, sample_rate: float) -> float:
+        if not 0 <= sample_rate <= 1:  # as nan is not
+            raise LifecycleError(f"sample rate {sample_rate} of scorer {self.name!r}: must be from 0 to 1")
+        return float(sample_rate)
+
+    def _filter(self, filter: str | None) -> str | None:
+        if not filter:
+            return None
+        try:
+            parse_filter(filter)
+        except ValueError as error:
+            raise LifecycleError(f"scorer {self.name!r}: {error}") from error
+        return filter
+
+    def _register(
+        self, states: ScorerStates, action: str, state: ScorerState, sample_rate: float, filter: str | None
+    ) -> ScorerHandle:
+        code = self._code(action)
+        last = self._last.standing if self._last else None
+        is_new = last is None or last.digest != code.digest
+        version = (last.version if last else 0) + is_new
+        mlflow_version, note = None if is_new or last is None else last.mlflow_version, None
+        if mlflow_version is None:  # MLflow has not seen this code, or has not taken it so far
+            mlflow_version, note = _register_in_mlflow(code, self._log.tracking.tracking_uri, states.experiment_id)
+        standing = Standing(state, sample_rate, filter or None, version, code.digest, mlflow_version)
+        return self._append(states, action, standing, note)
+
+    def _append(self, states: ScorerStates, action: str, standing: Standing, note: str | None = None) -> ScorerHandle:
+        change = self._log.append(states, self.name, action, standing)
+        return replace(_handle(self._log, self.name, self.configured, change), note=note)
+
+
+def handle(name: str, settings: Settings | None = None) -> ScorerHandle:
+    """The scorer of that name, configured or known to the experiment.
+
+    Raises:
+        UnknownScorerError: there is none; the message has the names that there are.
+        SettingsError: it is configured and cannot be loaded.
+        TrackingError: the store or the experiment cannot be used.
+    """
+    settings = settings or load_settings()
+    log = ScorerLog.of(settings)
+    states = log.read()
+    configured = load_scorers([entry for entry in settings.scorers if entry.name == name])
+    if not configured and name not in states.changes:
+        raise _unknown(name, settings, states)
+    return _handle(log, name, configured[0] if configured else None, states.current(name))
+
+
+def handles(settings: Settings | None = None) -> list[ScorerHandle]:
+    """All scorers: the configured ones, in their order, then those registered in the experiment alone, by name.
+
+    Raises:
+        SettingsError: one is configured and cannot be loaded.
+        TrackingError: the store or the experiment cannot be used.
+    """
+    settings = settings or load_settings()
+    log = ScorerLog.of(settings)
+    states = log.read()
+    configured = {scorer.name: scorer for scorer in load_scorers(settings.scorers)}
+    others = [_handle(log, name, None, states.current(name)) for name in sorted(states.changes.keys() - configured)]
+    return [
+        *(_handle(log, name, scorer, states.current(name)) for name, scorer in configured.items()),
+        *(other for other in others if other.state is not ScorerState.UNREGISTERED),
+    ]
+
+
+def history(name: str, settings: Settings | None = None) -> list[Change]:
+    """All changes of a scorer in order of revision, those of deleted ones and those that were not applied too.
+
+    Raises:
+        UnknownScorerError: there is no scorer of that name; the message has the names that there are.
+        TrackingError: the store or the experiment cannot be used.
+    """
+    settings = settings or load_settings()
+    states = ScorerLog.of(settings).read()
+    if name not in states.changes and name not in [entry.name for entry in settings.scorers]:
+        raise _unknown(name, settings, states)
+    return states.changes.get(name, [])
+
+
+def effective(scorers: list[ConfiguredScorer], log: ScorerLog) -> list[ConfiguredScorer]:
+    """The configured scorers with rate, filter, `active` and `version` as the experiment has them, by one read of it.
+
+    One that was never registered there stays as it is configured. A version is given where it is that of this code.
+
+    Raises:
+        TrackingError: the store or the experiment cannot be used.
+    """
+    states = log.read()
+    return [_effective(scorer, states.current(scorer.name)) for scorer in scorers]
+
+
+def _effective(scorer: ConfiguredScorer, last: Change | None) -> ConfiguredScorer:
+    if last is None:
+        return scorer
+    standing = last.standing
+    if standing.state is ScorerState.UNREGISTERED:
+        return replace(scorer, active=False)
+    return replace(
+        scorer,
+        sample_rate=standing.sample_rate,
+        filter=standing.filter,
+        active=standing.state is ScorerState.ACTIVE,
+        version=standing.version if standing.digest == scorer.digest else None,
+    )
+
+
+def _handle(log: ScorerLog, name: str, configured: ConfiguredScorer | None, last: Change | None) -> ScorerHandle:
+    standing = last.standing if last else None
+    registered = standing if standing and standing.state is not ScorerState.UNREGISTERED else None
+    shown = registered or configured or standing
+    assert shown is not None  # a name is known from the settings or from the log
+    return ScorerHandle(
+        name=name,
+        state=registered.state if registered else ScorerState.UNREGISTERED,
+        sample_rate=shown.sample_rate,
+        filter=shown.filter or None,
+        version=registered.version if registered else None,
+        digest=configured.digest if configured else None,
+        registered_digest=registered.digest if registered else None,
+        mlflow_version=registered.mlflow_version if registered else None,
+        revision=last.revision if last else 0,
+        changed_at=last.changed_at if last else None,
+        configured=configured,
+        _log=log,
+        _last=last,
+    )
+
+
+def _unknown(name: str, settings: Settings, states: ScorerStates) -> UnknownScorerError:
+    known = dict.fromkeys([*(entry.name for entry in settings.scorers), *sorted(states.changes)])
+    return UnknownScorerError(f"no scorer {name!r}; there are {', '.join(known) or 'none'}")
+
+
+def _register_in_mlflow(code: ConfiguredScorer, tracking_uri: str, experiment_id: str) -> tuple[int | None, str | None]:
+    """MLflow's version number of the scorer, or why it does not take it."""
+    if isinstance(getattr(code.scorer, "_original_func", None), functools.partial):
+        return None, "MLflow keeps a function's source alone, and not the params that it is called with"
+    try:
+        with _global_tracking_uri(tracking_uri):
+            registered = code.scorer.register(name=code.name, experiment_id=experiment_id)
+    except Exception as error:  # noqa: BLE001 - it runs from here all the same; a dead store fails the log's own write
+        reason = " ".join(str(error).split("\n\n")[0].split())[:REASON_CHARACTERS]
+        return None, without_password(f"{type(error).__name__}: {reason}")
+    return registered._scorer_version, None  # MLflow tells it nowhere else
+
+
+@contextmanager
+def _global_tracking_uri(uri: str) -> Iterator[None]:
+    """MLflow's global tracking URI as `uri`; its own context manager forgets what the environment said."""
+    variable = MLFLOW_TRACKING_URI.name
+    earlier = os.environ.get(variable)
+    try:
+        with _use_tracking_uri(uri):
+            yield
+    finally:
+        os.environ.pop(variable, None)
+        if earlier is not None:
+            os.environ[variable] = earlier

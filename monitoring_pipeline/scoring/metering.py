@@ -1,0 +1,208 @@
+"""Requests of judges to their models: held to the scorer's limits, repeated when that may help, their tokens counted.
+
+MLflow's judges send each request through two functions of one module, by themselves: ten retries outside of any limit,
+and the tokens of an answer that cannot be read are forgotten. Both functions are replaced here by ones that do the same
+as before unless a `Meter` is at work in the calling context.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import requests
+from mlflow.genai.judges.adapters import gateway_adapter
+from mlflow.genai.judges.adapters.gateway_adapter import GatewayAdapter
+from mlflow.genai.judges.adapters.utils import ChatCompletionError, is_context_window_error
+from pyrate_limiter import Limiter, Rate, SQLiteBucket
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from monitoring_pipeline.scoring.limits import Limits
+from monitoring_pipeline.settings import without_password
+
+# A minute and what a request may be late between being let through and reaching the model.
+MINUTE_MS = 61_000
+LONGEST_WAIT_SECONDS = 60
+BACKOFF = wait_random_exponential(multiplier=1, max=30)
+WORTH_REPEATING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+MESSAGE_CHARACTERS = 500
+
+
+@dataclass
+class Call:
+    """What one run of a scorer asked: requests sent, tokens of all answers, and whether the last one was answered."""
+
+    requests: int = 0
+    answered: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Meter:
+    """The limits of one scorer, shared by the threads that run it and, through a file, by other processes."""
+
+    limits: Limits
+    rate: RateLimit | None = None
+
+    @contextmanager
+    def call(self) -> Iterator[Call]:
+        """Requests made inside are held to the limits and counted in what is given."""
+        call = Call()
+        token = _CURRENT.set((self, call))
+        try:
+            yield call
+        finally:
+            _CURRENT.reset(token)
+
+    def send(self, call: Call, endpoint: str, headers: dict[str, str], payload: dict[str, Any]) -> dict[str, Any]:
+        """The model's answer; a request is repeated on 429, 5xx, time-outs and lost connections.
+
+        Raises:
+            ChatCompletionError: the model refuses, or after `max_attempts` still gives no answer.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception(_is_worth_repeating),
+            stop=stop_after_attempt(self.limits.max_attempts),
+            wait=_wait,
+            reraise=True,
+        )
+        return retrying(partial(self._attempt, call, endpoint, headers, payload))
+
+    def _attempt(self, call: Call, endpoint: str, headers: dict[str, str], payload: dict[str, Any]) -> dict[str, Any]:
+        if self.rate:
+            self.rate.wait()
+        call.requests += 1
+        call.answered = False
+        try:
+            response = requests.post(
+                endpoint,
+                headers={"Content-Type": "application/json", **headers},
+                json=payload,
+                timeout=self.limits.timeout_seconds,
+            )
+        except requests.Timeout as error:
+            raise _Unanswered(504, f"no answer within {self.limits.timeout_seconds:g} seconds") from error
+        except requests.ConnectionError as error:
+            raise _Unanswered(503, f"no connection: {_safe(str(error), headers)}") from None
+        if response.status_code >= 400:
+            message = f"status {response.status_code}: {_safe(_message(response), headers)}"
+            raise _Unanswered(response.status_code, message, _retry_after_seconds(response))
+        call.answered = True
+        return response.json()
+
+
+def meter_of(location: str, scorer: str, limits: Limits) -> Meter:
+    """The meter of a scorer of the lake at `location`; its requests of the last minute count, whoever made them."""
+    if limits.requests_per_minute is None:
+        return Meter(limits)
+    return Meter(limits, _rate_limit(limits.requests_per_minute, shared_file(location, scorer, "requests")))
+
+
+def shared_file(location: str, scorer: str, purpose: str) -> Path:
+    """The file by which the user's processes on this machine agree about a scorer of the lake at `location`."""
+    folder = Path(tempfile.gettempdir()) / f"monitoring-pipeline-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{hashlib.sha256(location.encode()).hexdigest()[:16]}-{scorer}-{purpose}"
+
+
+class RateLimit:
+    """At most so many requests in any minute, counted in a file that all processes of the machine share."""
+
+    def __init__(self, requests_per_minute: int, file: Path) -> None:
+        rate = Rate(requests_per_minute, MINUTE_MS)
+        self._limiter = Limiter(SQLiteBucket.init_from_file([rate], db_path=str(file), use_file_lock=True))
+        self._lock = threading.Lock()  # the bucket's own lock is between processes only
+
+    def wait(self) -> None:
+        """Return when one more request may be sent."""
+        with self._lock:
+            self._limiter.try_acquire("request")
+
+
+def is_metered(model: str) -> bool:
+    """Whether requests to the model pass through here: not those of litellm, or of Databricks' own judge."""
+    return GatewayAdapter.is_applicable(model, "") and not model.startswith("endpoints:")
+
+
+@functools.cache
+def _rate_limit(requests_per_minute: int, file: Path) -> RateLimit:
+    return RateLimit(requests_per_minute, file)
+
+
+class _Unanswered(ChatCompletionError):
+    def __init__(self, status_code: int, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(status_code, message, status_code == 400 and is_context_window_error(message))
+        self.retry_after_seconds = retry_after_seconds
+
+
+_CURRENT: ContextVar[tuple[Meter, Call] | None] = ContextVar("judge_meter", default=None)
+_mlflow_send = gateway_adapter.send_chat_request  # pyright: ignore[reportPrivateImportUsage]
+_mlflow_parse = gateway_adapter._parse_response_message
+
+
+def _send(endpoint: str, headers: dict[str, str], payload: dict[str, Any], num_retries: int) -> dict[str, Any]:
+    current = _CURRENT.get()
+    if current is None:
+        return _mlflow_send(endpoint=endpoint, headers=headers, payload=payload, num_retries=num_retries)
+    meter, call = current
+    return meter.send(call, endpoint, headers, payload)
+
+
+def _parse(response_data: dict[str, Any], provider: Any) -> tuple[Any, dict[str, Any]]:
+    message, usage = _mlflow_parse(response_data, provider)
+    current = _CURRENT.get()
+    if current is not None:
+        _, call = current
+        call.input_tokens += usage.get("prompt_tokens") or 0
+        call.output_tokens += usage.get("completion_tokens") or 0
+    return message, usage
+
+
+gateway_adapter.send_chat_request = _send  # pyright: ignore[reportPrivateImportUsage]
+gateway_adapter._parse_response_message = _parse
+
+
+def _is_worth_repeating(error: BaseException) -> bool:
+    return isinstance(error, _Unanswered) and error.status_code in WORTH_REPEATING
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next attempt: what the model asks for, else a random share of a doubling time."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_seconds if isinstance(error, _Unanswered) else None
+    return BACKOFF(state) if asked is None else min(asked, LONGEST_WAIT_SECONDS)
+
+
+def _retry_after_seconds(response: requests.Response) -> float | None:
+    try:
+        return max(0.0, float(response.headers["Retry-After"]))
+    except (KeyError, ValueError):  # none, or a date
+        return None
+
+
+def _message(response: requests.Response) -> str:
+    try:
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        return response.text
+
+
+def _safe(message: str, headers: dict[str, str]) -> str:
+    """`message` in a line of bearable length, without the keys that the request carried."""
+    for value in headers.values():
+        secret = value.removeprefix("Bearer ")
+        if len(secret) >= 8:
+            message = message.replace(secret, "***")
+    return without_password(" ".join(message.split()))[:MESSAGE_CHARACTERS]

@@ -1,0 +1,269 @@
+"""Results as feedback on their traces in MLflow, each once, however often this runs and wherever it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from mlflow.entities import Assessment, AssessmentSource, Feedback
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.tracing.constant import AssessmentMetadataKey, TraceMetadataKey
+
+from monitoring_pipeline.errors import TrackingError
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.resources.tracking import TrackingResource, impatience, in_a_line
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.tables import ASSESSMENTS, WRITTEN_BACK
+from monitoring_pipeline.windows import Window
+
+if TYPE_CHECKING:
+    from mlflow.tracing.client import TracingClient
+
+IDENTITY = ["assessment_id", "assessed_at"]
+COMMIT_RESULTS = 500
+THREADS = 8  # requests to a server at a time; a database gets one
+FAILURES = 20  # in a row, after which a server that answers reads is taken to refuse writes
+
+WRITTEN, GONE, REFUSED = "written", "gone", "refused"
+ALREADY_THERE, PENDING = "already_there", "pending"
+
+ASSESSED_AT = "monitoring_pipeline.assessed_at"
+DAGSTER_RUN_ID = "monitoring_pipeline.dagster_run_id"
+SAMPLE_RATE = "monitoring_pipeline.sample_rate"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class WriteBackCounts:
+    """What became of the results that were not in MLflow yet, as far as was known.
+
+    `written` were sent; `already_there` had been, by a run that could not record it; of `gone` the server no longer has
+    the trace; `refused` it does not take; `pending` are left for the next run, `reason` being why (None without any).
+    """
+
+    written: int = 0
+    already_there: int = 0
+    gone: int = 0
+    refused: int = 0
+    pending: int = 0
+    reason: str | None = None
+
+
+def write_back(
+    lake: LakeResource,
+    tracking: TrackingResource,
+    scorers: list[ConfiguredScorer],
+    window: Window,
+    on_progress: Callable[[WriteBackCounts], None] = lambda counts: None,
+) -> WriteBackCounts:
+    """Log the results of the scorers' current digests in `window` as feedback, and record them in `written_back`.
+
+    A result is sent once, and again (in place) once the trace has been assessed anew; errors are not sent. A store that
+    fails leaves the rest pending and raises nothing. `on_progress` is called after each commit.
+    """
+    try:
+        sender = _Sender(tracking.client, {scorer.name: scorer.model for scorer in scorers})
+    except TrackingError as error:
+        pending = sum(rows.num_rows for rows in _chunks(lake, scorers, window))
+        return WriteBackCounts(pending=pending, reason=str(error) if pending else None)
+    counts = WriteBackCounts()
+    with impatience():
+        for rows in _chunks(lake, scorers, window):
+            counts.pending += rows.num_rows
+            if not sender.has_stopped:
+                chunk = rows.to_pylist()
+                _record(lake, chunk, sender.send(chunk), counts)
+                on_progress(counts)
+    counts.reason = sender.reason if counts.pending else None
+    return counts
+
+
+def unsent(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> pa.Table:
+    """The rows of `assessments` in `window` that MLflow has yet to get: of the current digests, without an error."""
+    results = lake.read_columns(ASSESSMENTS, window, *IDENTITY, "trace_hour", "scorer", "scorer_digest", "error_code")
+    digests = pa.array([f"{scorer.name}:{scorer.digest}" for scorer in scorers], pa.string())
+    is_current = pc.is_in(pc.binary_join_element_wise(results["scorer"], results["scorer_digest"], ":"), digests)
+    wanted = results.filter(pc.and_(is_current, pc.is_null(results["error_code"]))).join(
+        lake.read_columns(WRITTEN_BACK, window, *IDENTITY), IDENTITY, join_type="left anti"
+    )
+    if not wanted.num_rows:  # as most often: the texts need not be read
+        return wanted
+    rows = lake.read_columns(ASSESSMENTS, window, *(name for name in ASSESSMENTS.schema.names if name != "date"))
+    rows = rows.filter(pc.is_in(rows["assessment_id"], wanted["assessment_id"].combine_chunks()))
+    return rows.sort_by([("trace_id", "ascending"), ("assessment_id", "ascending")])
+
+
+def as_feedback(row: dict[str, Any], model: str | None) -> Feedback:
+    """A row of `assessments` as the feedback that stands for it in MLflow; `model` is the judge's.
+
+    Raises:
+        Exception: whatever MLflow raises on a value that it cannot send.
+    """
+    metadata = {
+        AssessmentMetadataKey.SCORER_NAME: row["scorer"],
+        AssessmentMetadataKey.SCORER_DIGEST: row["scorer_digest"],
+        AssessmentMetadataKey.SCORER_VERSION: row["scorer_version"],
+        AssessmentMetadataKey.JUDGE_COST: row["cost_usd"],
+        AssessmentMetadataKey.JUDGE_INPUT_TOKENS: row["input_tokens"],
+        AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS: row["output_tokens"],
+        TraceMetadataKey.TRACE_SESSION: row["session_id"],
+        ASSESSED_AT: row["assessed_at"].isoformat(timespec="microseconds"),
+        DAGSTER_RUN_ID: row["dagster_run_id"],
+        SAMPLE_RATE: row["sample_rate"],
+    }
+    assessed_ms = round(row["assessed_at"].timestamp() * 1000)
+    feedback = Feedback(
+        name=row["scorer"],
+        value=json.loads(row["value"]),
+        source=AssessmentSource(row["source_type"], model or f"monitoring-pipeline/{row['scorer']}"),
+        trace_id=row["trace_id"],
+        metadata={key: str(value) for key, value in metadata.items() if value is not None},
+        create_time_ms=assessed_ms,
+        last_update_time_ms=assessed_ms,
+        # Not None, which would leave that of an earlier result; PostgreSQL takes no NUL.
+        rationale=(row["rationale"] or "").replace("\0", "\N{REPLACEMENT CHARACTER}"),
+    )
+    feedback.assessment_id = row["assessment_id"]
+    feedback.to_proto()  # a database would take what no server can ever show
+    return feedback
+
+
+def _chunks(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> Iterator[pa.Table]:
+    # Day by day, so that a commit touches one folder of files and a large backfill holds one day's results at a time.
+    for day in window.days():
+        midnight = datetime.combine(day, time(), UTC)
+        part = Window(max(window.start, midnight), min(window.end, midnight + timedelta(days=1)))
+        rows = unsent(lake, scorers, part)
+        for first in range(0, rows.num_rows, COMMIT_RESULTS):
+            yield rows.slice(first, COMMIT_RESULTS)
+
+
+def _record(lake: LakeResource, chunk: list[dict[str, Any]], outcomes: list[str], counts: WriteBackCounts) -> None:
+    """Keep what became of the results; those still pending have no row."""
+    now = datetime.now(UTC)
+    columns = ("assessment_id", "trace_id", "trace_hour", "scorer", "scorer_digest", "assessed_at")
+    recorded = [
+        {
+            **{name: row[name] for name in columns},
+            "written_at": now,
+            "outcome": WRITTEN if outcome == ALREADY_THERE else outcome,
+        }
+        for row, outcome in zip(chunk, outcomes, strict=True)
+        if outcome != PENDING
+    ]
+    lake.upsert(WRITTEN_BACK, from_dicts(WRITTEN_BACK, recorded))
+    seen = Counter(outcomes)
+    counts.written += seen[WRITTEN]
+    counts.already_there += seen[ALREADY_THERE]
+    counts.gone += seen[GONE]
+    counts.refused += seen[REFUSED]
+    counts.pending -= len(recorded)
+
+
+class _Sender:
+    """Sends results until the store fails; `reason` is the last failure."""
+
+    def __init__(self, client: TracingClient, models: dict[str, str | None]):
+        self.client = client
+        self.models = models
+        self.is_remote = isinstance(client.store, RestStore)
+        self.has_stopped = False
+        self.reason: str | None = None
+        self.failures = 0
+
+    def send(self, rows: list[dict[str, Any]]) -> list[str]:
+        """What became of each row."""
+        known = self._known(rows)
+        with ThreadPoolExecutor(THREADS if self.is_remote else 1, thread_name_prefix="write-back") as pool:
+            return list(pool.map(lambda row: self._send(row, known), rows))
+
+    def _known(self, rows: list[dict[str, Any]]) -> dict[str, Assessment] | None:
+        """All assessments of the rows' traces by their ids; None where they cannot be read together."""
+        try:
+            infos = self.client.store.batch_get_trace_infos(sorted({row["trace_id"] for row in rows}))
+            return {str(found.assessment_id): found for info in infos for found in info.assessments}
+        except Exception as error:  # noqa: BLE001 - one malformed trace fails them all, in any way
+            log.warning("asking for %d results one by one, as together failed: %s", len(rows), in_a_line(error))
+            self._stop_unless_answering(rows[0])
+            return None
+
+    def _send(self, row: dict[str, Any], known: dict[str, Assessment] | None) -> str:
+        if self.has_stopped:
+            return PENDING
+        try:
+            feedback = as_feedback(row, self.models[row["scorer"]])
+        except Exception as error:  # noqa: BLE001 - protocol buffers raise many kinds
+            return _refused(row, error)
+        try:
+            there = self._stored(row) if known is None else known.get(row["assessment_id"])
+            outcome = self._put(feedback, there)
+        except Exception as error:  # noqa: BLE001 - a server, a proxy or a database driver may raise anything
+            return self._failed(row, feedback, error)
+        self.failures = 0
+        return outcome
+
+    def _put(self, feedback: Feedback, there: Assessment | None) -> str:
+        if there is None:
+            self.client.log_assessment(str(feedback.trace_id), feedback)
+        elif _is_current(there, feedback):
+            return ALREADY_THERE
+        else:
+            self.client.update_assessment(str(feedback.trace_id), str(feedback.assessment_id), feedback)
+        return WRITTEN
+
+    def _failed(self, row: dict[str, Any], feedback: Feedback, error: Exception) -> str:
+        """What a failed attempt means: the store's verdict on the result, or that the result is still to be sent."""
+        match self._answer(error):
+            case "RESOURCE_DOES_NOT_EXIST":
+                return GONE
+            case "INVALID_PARAMETER_VALUE" | "BAD_REQUEST":
+                return _refused(row, error)
+        there = self._stop_unless_answering(row)
+        if there and _is_current(there, feedback):  # another run was quicker, or only the reply was lost
+            return ALREADY_THERE
+        self.failures += 1
+        self.reason = in_a_line(error)
+        self.has_stopped = self.has_stopped or self.failures >= FAILURES
+        return PENDING
+
+    def _stop_unless_answering(self, row: dict[str, Any]) -> Assessment | None:
+        """The row's feedback; without an answer, none and nothing more is sent."""
+        try:
+            return self._stored(row)
+        except Exception as error:  # noqa: BLE001 - a server, a proxy or a database driver may raise anything
+            self.reason = in_a_line(error)
+            self.has_stopped = True
+            return None
+
+    def _stored(self, row: dict[str, Any]) -> Assessment | None:
+        try:
+            return self.client.get_assessment(row["trace_id"], row["assessment_id"])
+        except MlflowException as error:
+            if self._answer(error) == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def _answer(self, error: Exception) -> str | None:
+        """MLflow's error code where the store itself gave it; its client gives the same ones to other failures."""
+        return error.error_code if isinstance(error, RestException if self.is_remote else MlflowException) else None
+
+
+def _is_current(there: Assessment, feedback: Feedback) -> bool:
+    mine = (feedback.metadata or {})[ASSESSED_AT]
+    return (there.metadata or {}).get(ASSESSED_AT, "") >= mine
+
+
+def _refused(row: dict[str, Any], error: Exception) -> str:
+    log.warning("result %s of %s is not taken: %s", row["assessment_id"], row["scorer"], in_a_line(error))
+    return REFUSED
