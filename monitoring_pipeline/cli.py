@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from monitoring_pipeline.commands import scorers
+from monitoring_pipeline.commands.assess import assess
+from monitoring_pipeline.commands.backfill import backfill
 from monitoring_pipeline.commands.common import (
     Config,
     check_scorer_names,
-    config_folder,
     settings_of,
     window_of,
 )
@@ -29,6 +30,8 @@ app = typer.Typer(
     help="Production monitoring for GenAI agents: MLflow traces archived, measured, scored and reported on.",
 )
 app.add_typer(scorers.app, name="scorers")
+app.command()(assess)
+app.command()(backfill)
 
 
 def main() -> None:
@@ -106,6 +109,7 @@ def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
     from monitoring_pipeline.definitions import build_definitions
     from monitoring_pipeline.doctor import examine
     from monitoring_pipeline.launch import run_chain, start_instance, step_count
+    from monitoring_pipeline.settings import config_folder
 
     problems = [f"{finding.subject}: {finding.detail}" for finding in examine(settings) if not finding.healthy]
     if problems:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dagster import AssetCheckSeverity
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from monitoring_pipeline.assessing import Assessed
 from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.launch import ChainResult, StepEvent
+from monitoring_pipeline.scoring.forecast import Forecast
 from monitoring_pipeline.scoring.registry import load_scorers
+from monitoring_pipeline.scoring.runner import Spent
 from monitoring_pipeline.settings import Settings, without_password
 from monitoring_pipeline.summary import Summary, summarize
 from monitoring_pipeline.windows import Window
@@ -62,15 +66,73 @@ def show_summary(settings: Settings, window: Window, result: ChainResult) -> Non
     else:
         store = without_password(settings.mlflow.tracking_uri)
         console.print(f"No traces in this range at {escape(store)}: nothing to measure or score.", soft_wrap=True)
-    for step, reason in result.failed_steps.items():
-        console.print(f"[red]failed[/] {step}: {escape(reason)}", soft_wrap=True)
+    _show_failures(result.failed_steps)
     for check in result.failed_checks:
         reason = "; ".join(f"{name} {entry.value}" for name, entry in check.metadata.items())
-        console.print(
-            f"[red]check failed[/] {check.asset_key.to_user_string()} {check.check_name}: {escape(reason)}",
-            soft_wrap=True,
-        )
+        word = "[red]check failed[/]" if check.severity == AssetCheckSeverity.ERROR else "[yellow]warning[/]"
+        console.print(f"{word} {check.asset_key.to_user_string()} {check.check_name}: {escape(reason)}", soft_wrap=True)
     _show_next_steps(settings, window)
+
+
+def show_backfill(settings: Settings, window: Window, scorers: Sequence[str], failed: Mapping[str, str]) -> None:
+    """The ledger of the scorers after a backfill, and what failed."""
+    configured = [scorer for scorer in load_scorers(settings.scorers) if scorer.name in scorers]
+    _show_scorers(summarize(build_resources(settings)["lake"], configured, window))
+    _show_failures(failed)
+
+
+def show_forecasts(window: Window, forecasts: Sequence[Forecast]) -> None:
+    """What backfills would do: traces, tokens and dollars."""
+    table = Table(title=f"{window}: what a backfill would do", title_justify="left")
+    table.add_column("scorer", no_wrap=True)
+    headings = (
+        "archived",
+        "eligible",
+        "scored",
+        "failed",
+        "to score",
+        "tokens at most",
+        "$ at most",
+        "$ expected",
+        "at least",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for told in forecasts:
+        at_most, expected = told.at_most, told.expected
+        tokens = None if at_most.input_tokens is None else at_most.input_tokens + (at_most.output_tokens or 0)
+        table.add_row(
+            told.scorer,
+            *(f"{count:,}" for count in (told.archived, told.eligible, told.scored, told.failed, told.to_score)),
+            "none" if tokens is None else f"{tokens:,}",
+            _dollars(at_most) if tokens is not None else "none",
+            _dollars(expected) if expected else "",
+            "" if told.minutes is None else f"{told.minutes:,.0f} min",
+        )
+    console.print(table)
+
+
+def show_outcomes(traces: int, assessed: Assessed, short: Sequence[str]) -> None:
+    """The figures of each scorer over so many traces, and what is under its threshold."""
+    table = Table()
+    table.add_column("scorer", no_wrap=True)
+    for heading in ("n", "mean", "pass rate", "errors", "$"):
+        table.add_column(heading, justify="right")
+    for outcome in assessed.outcomes:
+        mean = "" if outcome.mean is None else f"{outcome.mean:.4f}"
+        rate = "" if outcome.pass_rate is None else f"{outcome.pass_rate:.1%}"
+        cost = "" if outcome.cost_usd is None else f"{outcome.cost_usd:,.4f}"
+        table.add_row(outcome.scorer, f"{outcome.n:,}", mean, rate, f"{outcome.errors:,}", cost)
+    console.print(f"{traces:,} traces")
+    console.print(table)
+    if assessed.run_id:
+        console.print(f"MLflow run: {assessed.run_id}", soft_wrap=True)
+    for line in short:
+        console.print(f"[red]too low[/] {escape(line)}", soft_wrap=True)
+
+
+def _dollars(spent: Spent) -> str:
+    return "price unknown" if spent.cost_usd is None else f"{spent.cost_usd:,.4f}"
 
 
 def _show_figures(summary: Summary) -> None:
@@ -85,13 +147,18 @@ def _show_figures(summary: Summary) -> None:
 def _show_scorers(summary: Summary) -> None:
     table = Table()
     table.add_column("scorer", no_wrap=True)
-    for heading in ("archived", "filtered out", "unsampled", "scored", "failed", "pending", "mean score"):
-        table.add_column(heading, justify="right")
+    counted = ("archived", "filtered_out", "unsampled", "scored", "failed", "over_budget", "pending")
+    for heading in (*counted, "mean score"):
+        table.add_column(heading.replace("_", " "), justify="right")
     for line in summary.scorers:
-        counts = (line.archived, line.filtered_out, line.unsampled, line.scored, line.failed, line.pending)
         mean = "" if line.mean_score is None else f"{line.mean_score:.3f}"
-        table.add_row(line.scorer, *(f"{count:,}" for count in counts), mean)
+        table.add_row(line.scorer, *(f"{getattr(line, name):,}" for name in counted), mean)
     console.print(table)
+
+
+def _show_failures(failed: Mapping[str, str]) -> None:
+    for step, reason in failed.items():
+        console.print(f"[red]failed[/] {step}: {escape(reason)}", soft_wrap=True)
 
 
 def _show_next_steps(settings: Settings, window: Window) -> None:

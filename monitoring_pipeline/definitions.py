@@ -23,6 +23,7 @@ from monitoring_pipeline.assets.quality import quality_assets  # noqa: E402
 from monitoring_pipeline.assets.reports import report_assets  # noqa: E402
 from monitoring_pipeline.assets.write_back import write_back_assets  # noqa: E402
 from monitoring_pipeline.jobs import jobs  # noqa: E402
+from monitoring_pipeline.ops import assess_job  # noqa: E402
 from monitoring_pipeline.partitions import daily, hourly  # noqa: E402
 from monitoring_pipeline.resources.lake import LakeResource  # noqa: E402
 from monitoring_pipeline.resources.spark import SparkResource  # noqa: E402
@@ -49,7 +50,7 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
             *agreement_assets(days, scorers),
             *report_assets(days, scorers, Path(settings.reports.location)),
         ],
-        jobs=jobs(),
+        jobs=[*jobs(), assess_job(settings.scorers)],
         resources={**build_resources(_addresses_by_name(settings)), **(resources or {})},
         executor=dg.in_process_executor if settings.dagster.executor == "in_process" else dg.multiprocess_executor,
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -20,6 +20,7 @@ from monitoring_pipeline.windows import HOUR, Window, floor_hour
 if TYPE_CHECKING:
     from dagster._core.events.log import EventLogEntry
 
+ASSETS = "__ASSET_JOB"  # Dagster's own job over all assets
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 # Log messages of steps reach the caller as events; the console is the caller's.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -80,21 +81,22 @@ def run_chain(
     """
     selection = _selection(definitions, settings, scorers)
     failed_checks: list[dg.AssetCheckEvaluation] = []
-    for part in _parts(window, settings.backfill.max_partitions_per_run):
+    for part in parts(window, settings.backfill.max_partitions_per_run):
         keys = (partition_key(part.start), partition_key(part.end - HOUR))
-        result = _execute(definitions, MONITORING, selection, keys, instance, on_event)
+        result = execute(definitions, MONITORING, selection, keys, instance, on_event)
         failed_checks += [check for check in result.get_asset_check_evaluations() if not check.passed]
         if not result.success:
-            return ChainResult(_failures(result), failed_checks)
+            return ChainResult(failures(result), failed_checks)
     days = window.days()
-    reports = _execute(definitions, DAILY_REPORT, None, (f"{days[0]}", f"{days[-1]}"), instance, on_event)
-    return ChainResult(_failures(reports), failed_checks)
+    reports = execute(definitions, DAILY_REPORT, None, (f"{days[0]}", f"{days[-1]}"), instance, on_event)
+    return ChainResult(failures(reports), failed_checks)
 
 
 def step_count(definitions: dg.Definitions, settings: Settings, window: Window, scorers: list[str] | None) -> int:
-    """How many steps `run_chain` takes: those of each part of the window, and the report."""
-    parts = _parts(window, settings.backfill.max_partitions_per_run)
-    return len(parts) * len(_selection(definitions, settings, scorers)) + 1
+    """How many steps `run_chain` takes: those of each part of the window, and those of its days."""
+    runs = len(parts(window, settings.backfill.max_partitions_per_run))
+    by_day = definitions.resolve_job_def(DAILY_REPORT).asset_layer.selected_asset_keys
+    return runs * len(_selection(definitions, settings, scorers)) + len(by_day)
 
 
 def _selection(definitions: dg.Definitions, settings: Settings, scorers: list[str] | None) -> list[dg.AssetKey]:
@@ -104,7 +106,8 @@ def _selection(definitions: dg.Definitions, settings: Settings, scorers: list[st
     return [key for key in every if key not in left_out]
 
 
-def _parts(window: Window, hours: int) -> list[Window]:
+def parts(window: Window, hours: int) -> list[Window]:
+    """`window` cut into windows of so many hours, in order."""
     starts = []
     start = window.start
     while start < window.end:
@@ -113,14 +116,19 @@ def _parts(window: Window, hours: int) -> list[Window]:
     return [Window(start, min(start + timedelta(hours=hours), window.end)) for start in starts]
 
 
-def _execute(
+def execute(
     definitions: dg.Definitions,
     job: str,
     selection: list[dg.AssetKey] | None,
     keys: tuple[str, str],
     instance: dg.DagsterInstance,
     on_event: Callable[[StepEvent], None],
+    ops: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
+    """Run a job in this process over the partitions from the first to the second of `keys`; only `selection`, if given.
+
+    `ops` is the run configuration of its steps.
+    """
     from dagster._core.utils import make_new_run_id
 
     def listen(entry: EventLogEntry) -> None:
@@ -135,7 +143,7 @@ def _execute(
         instance=instance,
         asset_selection=selection,
         tags={RANGE_START: keys[0], RANGE_END: keys[1]},
-        run_config=QUIET,
+        run_config={**QUIET, "ops": dict(ops or {})},
         raise_on_error=False,
     )
 
@@ -157,14 +165,33 @@ def _step_event(entry: EventLogEntry) -> StepEvent | None:
     return StepEvent(step, kind, entry.user_message) if kind else None
 
 
-def _failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
-    failures: dict[str, str] = {}
+def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """The steps that failed, with the reason."""
+    failed: dict[str, str] = {}
     for event in result.all_events:
         if event.is_step_failure and event.step_key:
             error = event.step_failure_data.error
             raised = error.cause or error if error else None  # Dagster's own error wraps the one that was raised
-            failures[event.step_key.replace("__", "/")] = raised.message.strip() if raised else "unknown reason"
-    return failures
+            failed[event.step_key.replace("__", "/")] = raised.message.strip() if raised else "unknown reason"
+    return failed
+
+
+def whole_hours(settings: Settings, start: datetime, end: datetime) -> Window:
+    """The hours that [start, end) touches, none later than the current one.
+
+    Raises:
+        ValueError: the start is not before the end, or before the archive's; in a line with both.
+    """
+    window_end = floor_hour(end) if floor_hour(end) == end else floor_hour(end) + HOUR
+    window_start, window_end = floor_hour(start), min(window_end, hours_until_now(1).end)
+    if window_start >= window_end:
+        raise ValueError(f"start {start:%Y-%m-%dT%H:%MZ} is not before end {min(end, window_end):%Y-%m-%dT%H:%MZ}")
+    if window_start < settings.archive.start:
+        raise ValueError(
+            f"start {start:%Y-%m-%dT%H:%MZ} is before the archive's start; set [archive] start (now"
+            f" {settings.archive.start:%Y-%m-%dT%H:%MZ}) to it or earlier"
+        )
+    return Window(window_start, window_end)
 
 
 def hours_until_now(hours: int) -> Window:

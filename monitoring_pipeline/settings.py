@@ -155,6 +155,7 @@ class ScoringSettings(Section):
 
 class BackfillSettings(Section):
     max_partitions_per_run: int = Field(default=168, ge=1, description="hours that one run of a backfill takes")
+    max_scorers_at_once: int = Field(default=4, ge=1, description="scorers that a backfill in one process runs at once")
 
 
 class ReportSettings(Section):
@@ -244,6 +245,12 @@ def config_path(config: Path | None = None) -> Path | None:
     return named.absolute()
 
 
+def config_folder() -> Path:
+    """The folder of the configuration file in use, else the working folder: where data/ is kept."""
+    path = config_path()
+    return path.parent if path else Path.cwd()
+
+
 def load_settings(config: Path | None = None) -> Settings:
     """The settings in force, with absolute paths.
 
@@ -279,7 +286,9 @@ def _read(path: Path | None) -> Settings:
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=path)
 
-    return FromFile()
+    found = FromFile()
+    # A class of this function's own could not be handed to another process.
+    return Settings.model_construct(_fields_set=set(found.model_fields_set), **dict(found))
 
 
 def _line(path: Path | None, raw: dict[str, Any], detail: Any) -> str:

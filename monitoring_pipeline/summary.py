@@ -30,6 +30,7 @@ class ScorerSummary:
     unsampled: int
     scored: int
     failed: int
+    over_budget: int
     pending: int
     mean_score: float | None
 
@@ -63,7 +64,7 @@ def summarize(lake: LakeResource, scorers: list[ConfiguredScorer], window: Windo
 def _scorer_summary(lake: LakeResource, scorer: ConfiguredScorer, window: Window) -> ScorerSummary:
     from pyspark.sql import functions as F
 
-    counted = ("archived", "filtered_out", "unsampled", "scored", "failed", "pending")
+    counted = ("archived", "filtered_out", "unsampled", "scored", "failed", "over_budget", "pending")
     ledger = lake.read(SCORER_COVERAGE, window).where(is_of(scorer)).toPandas()
     value = lake.read(ASSESSMENTS, window).where(is_of(scorer)).agg(F.avg("score").alias("mean")).toPandas()["mean"][0]
     return ScorerSummary(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +14,19 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from monitoring_pipeline.assets.assessments import scorer_key
+from monitoring_pipeline.assets.write_back import RESULTS_IN_MLFLOW
 from monitoring_pipeline.definitions import build_definitions, build_resources
 from monitoring_pipeline.jobs import DAILY_REPORT, MONITORING
 from monitoring_pipeline.launch import QUIET, RANGE_END, RANGE_START
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import (
     SHIPPED_SCORERS,
     LakeSettings,
     MlflowSettings,
     ReportSettings,
     ScorerSettings,
+    ScoringSettings,
     Settings,
 )
 from monitoring_pipeline.tables import (
@@ -32,6 +36,7 @@ from monitoring_pipeline.tables import (
     SCORER_AGREEMENT,
     SCORER_COVERAGE,
     TABLES,
+    WRITTEN_BACK,
     Table,
 )
 
@@ -64,6 +69,9 @@ class Project:
 
     def definitions(self) -> dg.Definitions:
         return build_definitions(self.settings)
+
+    def keys(self) -> set[dg.AssetKey]:
+        return set(self.definitions().resolve_asset_graph().get_all_asset_keys())
 
     def run(
         self, first: str = FIRST, last: str = LAST, job: str = MONITORING, only: dg.AssetKey | None = None
@@ -289,6 +297,47 @@ def test_agreement_is_of_the_daily_job_alone(finished: Project) -> None:
     }
     assert selected[DAILY_REPORT] == {"scorer_agreement", "daily_report"}
     assert not selected[DAILY_REPORT] & selected[MONITORING]
+
+
+WRITE_BACK = ScoringSettings(write_back=True)
+
+
+def test_results_go_to_mlflow_only_where_that_is_asked_for(finished: Project) -> None:
+    asked = Project(finished.settings.model_copy(update={"scoring": WRITE_BACK}), finished.instance)
+    added = asked.keys() - finished.keys()
+    assert added == {dg.AssetKey(RESULTS_IN_MLFLOW)}
+
+
+def test_results_that_a_dead_server_left_pending_are_sent_with_the_next_hour(
+    recorded_store: str, tmp_path: Path
+) -> None:
+    shutil.copy(recorded_store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    project = make_project(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}", THREE)
+    key, hours = dg.AssetKey(RESULTS_IN_MLFLOW), ("2026-01-01-05:00", "2026-01-01-06:00")
+    assert project.run(*hours).success
+    results = project.rows(ASSESSMENTS)
+    first, both = (results["trace_hour"] == pd.Timestamp("2026-01-01 05:00")).sum(), len(results)
+
+    def send(hour: str, store: str) -> tuple[bool, object]:
+        """Whether the check passed, and the hour's pending results as Dagster plots them."""
+        changes = {"scoring": WRITE_BACK, "mlflow": MlflowSettings(tracking_uri=store)}
+        run = Project(project.settings.model_copy(update=changes), project.instance).run(hour, hour, only=key)
+        [check] = run.get_asset_check_evaluations()
+        assert check.severity == dg.AssetCheckSeverity.WARN
+        materialization = project.instance.fetch_materializations(key, limit=1).records[0].asset_materialization
+        assert materialization is not None
+        assert materialization.partition == hour
+        return check.passed, materialization.metadata["pending"].value
+
+    store = project.settings.mlflow.tracking_uri
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        assert send(hours[0], f"http://127.0.0.1:{dead.getsockname()[1]}") == (False, first)
+    assert send(hours[1], store) == (True, 0)
+    assert (project.rows(WRITTEN_BACK)["outcome"] == "written").sum() == both
+    trace_id = results["trace_id"][0]
+    feedback = TrackingResource(tracking_uri=store).client.get_trace_info(trace_id).assessments
+    assert {found.name for found in feedback} == set(results[results["trace_id"] == trace_id]["scorer"])
 
 
 def test_a_range_without_traces_ends_well(tmp_path: Path, recorded_store: str) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from monitoring_pipeline.commands.common import Config, settings_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from monitoring_pipeline.scoring.lifecycle import ScorerHandle
     from monitoring_pipeline.scoring.plan import PlannedChange
+
+T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Register, start, change and stop scorers, and see what they are.")
 
@@ -107,9 +111,9 @@ def history(name: Name, config: Config = None) -> None:
     from monitoring_pipeline.scoring import lifecycle
 
     changes = _known(lambda: lifecycle.history(name, settings))
-    headings = ("revision", "time (UTC)", "action", "state", "rate", "filter", "version", "digest", "MLflow", "applied")
+    headings = ("revision", "time (UTC)", "action", "state", "rate", "filter", "version", "digest", "MLflow version")
     _print_table(
-        headings,
+        (*headings, "applied"),
         [
             (
                 change.revision,
@@ -128,19 +132,20 @@ def history(name: Name, config: Config = None) -> None:
     )
 
 
-def _change(name: str, config: Any, action: Callable[[ScorerHandle], ScorerHandle]) -> None:
+def _change(name: str, config: Path | None, action: Callable[[ScorerHandle], ScorerHandle]) -> None:
     """Do it to the scorer of that name, and print what it has become."""
     settings = settings_of(config)
     from monitoring_pipeline import scoring
 
     before = _known(lambda: scoring.handle(name, settings))
     after = action(before)
-    of = f" of those that match {after.filter}" if after.filter else " of the traces"
-    console = _console()
-    console.print(_plain(f"{name}: {before.state} -> {after.state}, {after.sample_rate:.4g}{of}"), soft_wrap=True)
+    line = f"{name}: {before.state} -> {after.state}" if after.state != before.state else f"{name}: {after.state}"
+    if after.state is not scoring.ScorerState.UNREGISTERED:
+        line += f", rate {after.sample_rate:.4g}, filter {after.filter or 'none'}"
+    _console().print(_plain(line), soft_wrap=True)
 
 
-def _known(look_up: Callable[[], Any]) -> Any:
+def _known(look_up: Callable[[], T]) -> T:
     from monitoring_pipeline.scoring.lifecycle import UnknownScorerError
 
     try:

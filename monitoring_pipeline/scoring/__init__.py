@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monitoring_pipeline.scoring.lifecycle import ScorerHandle, ScorerState, handle, handles
+    from monitoring_pipeline.scoring.lifecycle import ScorerHandle, ScorerState, StaleHandleError, handle, handles
 
-__all__ = ["ScorerHandle", "ScorerState", "handle", "handles"]
+__all__ = ["ScorerHandle", "ScorerState", "StaleHandleError", "handle", "handles"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.builtins import request_count
 from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.metering import shared_file
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, instructions
@@ -20,7 +21,7 @@ from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, Table
 from monitoring_pipeline.windows import floor_hour
 
 # Generous bounds of what MLflow puts around a trace in a judge's prompt, and of what a judge answers.
-INSTRUCTION_TOKENS = 2000
+INSTRUCTION_TOKENS = 4000
 ANSWER_TOKENS = 1000
 
 
@@ -33,7 +34,9 @@ def ceiling(scorer: ConfiguredScorer, prompt_bytes: int, calls: int = 1) -> Spen
         return Spent()
     own_text = [*dict(scorer.scorer).values(), instructions(scorer.scorer)]
     own_tokens = INSTRUCTION_TOKENS + sum(len(str(value).encode()) for value in own_text)
-    answer_tokens = (getattr(scorer.scorer, "inference_params", None) or {}).get("max_tokens", ANSWER_TOKENS)
+    given = getattr(scorer.scorer, "inference_params", None) or {}
+    # Some judges of MLflow's send no parameters: a smaller bound than the usual one would not hold for them.
+    answer_tokens = max(ANSWER_TOKENS, given.get("max_tokens", 0), given.get("max_completion_tokens", 0))
     input_tokens, output_tokens = prompt_bytes + calls * own_tokens, calls * answer_tokens
     cost_usd = scorer.price.cost_usd(input_tokens, output_tokens) if scorer.price else None
     return Spent(input_tokens, output_tokens, cost_usd)
@@ -53,13 +56,14 @@ class Purse:
     """What is left of a scorer's budgets: dollars of this UTC day, traces of this hour of the clock.
 
     All digests of the scorer spend from it. A call has room when it fits in beside all that are under way, each at its
-    ceiling, so that the limit holds.
+    ceiling, so that the limit holds. `used_up` says how much was used where that has ended a run.
     """
 
     def __init__(self, lake: LakeResource, scorer: ConfiguredScorer) -> None:
         self._lake = lake
         self._scorer = scorer
         self._under_way: dict[str, float] = {}
+        self.used_up = ""
         self.refresh()
 
     def refresh(self) -> None:
@@ -105,7 +109,10 @@ class Purse:
         self._traces += 1
 
     def _ceiling_usd(self, pending: PendingTrace) -> float:
-        return max(self._dearest_usd, ceiling(self._scorer, pending.prompt_bytes).cost_usd or 0.0)
+        if self._scorer.budget.max_usd_per_day is None:
+            return 0.0
+        calls = request_count(self._scorer.scorer, pending.traces)
+        return max(self._dearest_usd, ceiling(self._scorer, calls * pending.prompt_bytes, calls).cost_usd or 0.0)
 
     def __str__(self) -> str:
         budget = self._scorer.budget

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from mlflow.entities import Trace
@@ -12,6 +13,7 @@ from mlflow.genai.judges import make_judge
 from mlflow.genai.judges.base import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers import Scorer, builtin_scorers
+from mlflow.genai.utils.trace_utils import extract_retrieval_context_from_trace
 from pydantic import ValidationError
 
 from monitoring_pipeline.settings import ScorerSettings
@@ -27,11 +29,13 @@ RETRIEVAL_JUDGES = (
     builtin_scorers.RetrievalSufficiency,
 )
 TOOL_JUDGES = (builtin_scorers.ToolCallCorrectness, builtin_scorers.ToolCallEfficiency)
-EXPECTATION_JUDGES = (
-    builtin_scorers.Correctness,
-    builtin_scorers.Equivalence,
-    builtin_scorers.ExpectationsGuidelines,
-)
+# The expectations that a judge compares with: it needs one of them.
+EXPECTATIONS = {
+    builtin_scorers.Correctness: {"expected_response", "expected_facts"},
+    builtin_scorers.Equivalence: {"expected_response"},
+    builtin_scorers.ExpectationsGuidelines: {"guidelines"},
+    builtin_scorers.RetrievalSufficiency: {"expected_response", "expected_facts"},
+}
 
 
 def names() -> list[str]:
@@ -103,13 +107,28 @@ def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -
     """Whether the trace has what a judge of MLflow's is about: retrieved context, expectations. True for all others."""
     if isinstance(scorer, RETRIEVAL_JUDGES) and all(span.span_type != "RETRIEVER" for span in trace.data.spans):
         return False
-    return bool(expectations) or not _needs_expectations(scorer)
-
-
-def _needs_expectations(scorer: Scorer) -> bool:
     if isinstance(scorer, InstructionsJudge):
-        return "expectations" in scorer.template_variables
-    return isinstance(scorer, EXPECTATION_JUDGES)
+        return bool(expectations) or "expectations" not in scorer.template_variables
+    needed = EXPECTATIONS.get(type(scorer), set())
+    if isinstance(scorer, builtin_scorers.ToolCallCorrectness) and scorer.should_exact_match:
+        needed = {"expected_tool_calls"}
+    return not needed or not needed.isdisjoint(expectations or {})
+
+
+def request_count(scorer: Scorer, traces: Sequence[str]) -> int:
+    """How many requests a judge makes at least about a trace or session (JSON): some take it piece by piece."""
+    if isinstance(scorer, builtin_scorers.KnowledgeRetention):
+        return len(traces)
+    if isinstance(scorer, TOOL_JUDGES):
+        return 2  # the first asks which tools there were
+    if isinstance(scorer, RETRIEVAL_JUDGES):
+        try:
+            retrieved = extract_retrieval_context_from_trace(Trace.from_json(traces[0])).values()
+        except Exception:  # noqa: BLE001 - nothing is asked about a trace that cannot be read; its row will say why
+            return 0
+        by_chunk = isinstance(scorer, builtin_scorers.RetrievalRelevance)
+        return sum(map(len, retrieved)) if by_chunk else len(retrieved)
+    return 1
 
 
 def _needs_no_model(scorer: Scorer) -> bool:
@@ -121,9 +140,9 @@ def _with_value_type(params: dict[str, Any]) -> dict[str, Any]:
     given = params.get("feedback_value_type")
     if given is None:
         return params
-    if isinstance(given, list):
+    if given and isinstance(given, list):
         return {**params, "feedback_value_type": Literal[tuple(given)]}
-    if given not in VALUE_TYPES:
+    if not isinstance(given, str) or given not in VALUE_TYPES:
         raise ValueError(
             f"feedback_value_type = {given!r}: must be one of {', '.join(VALUE_TYPES)}, or a list of values"
         )

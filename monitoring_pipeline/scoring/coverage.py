@@ -27,13 +27,14 @@ SPENT = ("input_tokens", "output_tokens", "cost_usd")
 def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> DataFrame:
     """What each trace archived in `window` (at `version` of the archive) is to the scorer.
 
-    Columns trace_id, trace_hour, experiment_id, state and due. `state` is the first of these that holds: `scored` or
-    `failed` (a row in assessments for this digest), `not_applicable`, `filtered_out`, `unsampled`, else `pending`. A
-    result counts even where the rate or the filter has since become narrower, so the ledger always adds up. `due` says
-    whether the trace is to be scored now: it is pending, and for a scorer of sessions its session is quiet, or has gone
-    on since it was scored and is quiet again. To such a scorer all traces but a session's first are `filtered_out`.
-    Besides: last_active (start of the session's last trace; null without sessions), and input_tokens, output_tokens and
-    cost_usd of the result, where there is one.
+    Columns trace_id, trace_hour, experiment_id, state, quiet and due. `state` is the first of these that holds:
+    `scored` or `failed` (a row in assessments for this digest), `not_applicable`, `filtered_out`, `unsampled`, else
+    `pending`. A result counts even where the rate or the filter has since become narrower, or a late trace has become
+    its session's first, so the ledger always adds up. `quiet` says whether the trace may be scored now: for a scorer of
+    sessions it is the first of a session that is quiet. `due` are those of them that are pending, or whose session has
+    gone on since it was scored. To such a scorer all traces but a session's first are `filtered_out`. Besides:
+    active_until_ms (when the session's last trace ended, in milliseconds since 1970; null without sessions), and
+    input_tokens, output_tokens and cost_usd of the result, where there is one.
     """
     from pyspark.sql import functions as F
 
@@ -57,7 +58,7 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
                 "represents": F.lit(True),
                 "quiet": F.lit(True),
                 "length": F.lit(None).cast("long"),
-                "last_active": F.lit(None).cast("timestamp"),
+                "active_until_ms": F.lit(None).cast("long"),
             }
         )
     else:
@@ -69,22 +70,30 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         .when(~F.col("drawn"), "unsampled")
         .otherwise("pending")
     )
-    has_gone_on = F.col("length") != F.coalesce(SEEN, "seen_declined")
-    due = F.coalesce("quiet", F.lit(False)) & ((F.col("state") == "pending") | F.coalesce(has_gone_on, F.lit(False)))
+    # The last look may have been the one that declined. More, not other: a run beside this one may know more traces.
+    has_gone_on = F.coalesce(F.col("length") > F.greatest(SEEN, "seen_declined"), F.lit(False))
+    is_wanted = F.col("passes") & F.col("drawn")
     return (
         traces.join(results, "trace_id", "left")
         .join(declined, "trace_id", "left")
         .withColumn("state", state)
-        .select("trace_id", "trace_hour", "experiment_id", "state", due.alias("due"), "last_active", *SPENT)
+        .withColumn("quiet", F.coalesce("quiet", F.lit(False)))
+        .withColumn("due", F.col("quiet") & ((F.col("state") == "pending") | (has_gone_on & is_wanted)))
+        .select("trace_id", "trace_hour", "experiment_id", "state", "quiet", "due", "active_until_ms", *SPENT)
     )
 
 
-def ledger(states: DataFrame, scorer: ConfiguredScorer) -> DataFrame:
-    """`trace_states` summed up by hour and experiment, columns of the table `scorer_coverage`; over_budget is 0."""
+def ledger(states: DataFrame, scorer: ConfiguredScorer, over_budget: bool) -> DataFrame:
+    """`trace_states` summed up by hour and experiment, columns of the table `scorer_coverage`.
+
+    With `over_budget`, what is still due counts as that, else as pending.
+    """
     from pyspark.sql import functions as F
 
     def count(*names: str) -> Column:
         return F.sum(F.col("state").isin(*names).cast("long"))
+
+    left = F.sum(((F.col("state") == "pending") & F.col("due")).cast("long")) if over_budget else F.lit(0).cast("long")
 
     return (
         states.groupBy(F.col("trace_hour").alias("hour"), "experiment_id")
@@ -95,8 +104,8 @@ def ledger(states: DataFrame, scorer: ConfiguredScorer) -> DataFrame:
             count("scored", "failed", "pending").alias("eligible"),
             count("scored").alias("scored"),
             count("failed").alias("failed"),
-            F.lit(0).cast("long").alias("over_budget"),
-            count("pending").alias("pending"),
+            left.alias("over_budget"),
+            (count("pending") - left).alias("pending"),
             count("not_applicable").alias("not_applicable"),
         )
         .withColumns({"scorer": F.lit(scorer.name), "scorer_digest": F.lit(scorer.digest)})
@@ -115,18 +124,22 @@ def update_ledger(
     count = 0
     for scorer in scorers:
         states = trace_states(lake, scorer, window, version)
-        lines = ledger(states, scorer).toArrow()
-        waiting = lines["pending"]
-        left = (
-            _left_over_budget(lake, scorer, window, lines)
-            if over_budget is None
-            else pc.multiply(waiting, int(over_budget))
-        )
-        lines = lines.set_column(lines.column_names.index("over_budget"), "over_budget", left)
-        lines = lines.set_column(lines.column_names.index("pending"), "pending", pc.subtract(waiting, left))
+        lines = ledger(states, scorer, bool(over_budget)).toArrow()
+        if over_budget is None:
+            left = _left_over_budget(lake, scorer, window, lines)
+            lines = lines.set_column(lines.column_names.index("over_budget"), "over_budget", left)
+            waiting = pc.subtract(lines["pending"], left)
+            lines = lines.set_column(lines.column_names.index("pending"), "pending", waiting)
         lake.upsert(SCORER_COVERAGE, lines)
         count += lines.num_rows
     return count
+
+
+def waiting_hours(lake: LakeResource, scorer: ConfiguredScorer, window: Window) -> list[datetime]:
+    """The hours of `window` in which traces wait for the scorer, by the ledger as it is."""
+    lines = lake.read_columns(SCORER_COVERAGE, window, "hour", "scorer", "scorer_digest", "pending", "over_budget")
+    ours = (pc.field("scorer") == scorer.name) & (pc.field("scorer_digest") == scorer.digest)
+    return lines.filter(ours & (pc.field("pending") + pc.field("over_budget") > 0))["hour"].to_pylist()
 
 
 def _left_over_budget(lake: LakeResource, scorer: ConfiguredScorer, window: Window, lines: pa.Table) -> pa.Array:

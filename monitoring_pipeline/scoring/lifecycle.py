@@ -89,13 +89,14 @@ class ScorerHandle:
         return self._register(states, "register", self.state, self.sample_rate, self.filter)
 
     def start(self, sample_rate: float | None = None, filter: str | None = None) -> ScorerHandle:
-        """Make it active, with the rate and the filter of the settings where none is given; `filter=""` is none."""
-        states, last, code = self._fresh(), self._last_in("start", STARTABLE), self._code("start")
+        """Make it active, with the rate and the filter that it has where none is given; `filter=""` is none."""
+        states, last = self._fresh(), self._last_in("start", STARTABLE)
+        self._code("start")
         standing = replace(
             last,
             state=ScorerState.ACTIVE,
-            sample_rate=self._rate(code.sample_rate if sample_rate is None else sample_rate),
-            filter=self._filter(code.filter if filter is None else filter),
+            sample_rate=self._rate(last.sample_rate if sample_rate is None else sample_rate),
+            filter=self._filter(last.filter if filter is None else filter),
         )
         return self._append(states, "start", standing)
 

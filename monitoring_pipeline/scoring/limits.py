@@ -38,10 +38,14 @@ class Price:
 
 def listed_price(model: str) -> Price | None:
     """The model's price in the list that MLflow comes with; None where it is not there."""
-    from mlflow.genai.utils.llm_utils import _lookup_model_cost
+    from mlflow.metrics.genai.model_utils import _parse_model_uri
+    from mlflow.utils.providers import _load_bundled_provider
 
     try:
-        costs = [_lookup_model_cost(model, *tokens) for tokens in ((1_000_000, 0), (0, 1_000_000))]
+        provider, name = _parse_model_uri(model)
     except MlflowException:  # not an address of a model, such as Databricks' own judge
         return None
-    return None if None in costs else Price(*(float(cost or 0) / 1e6 for cost in costs))
+    # MLflow's own look-up would first ask the internet for a newer list, and wait for it in vain where there is none.
+    listed = _load_bundled_provider(provider).get(name.split("/", 1)[-1], {})
+    input_usd, output_usd = (listed.get(f"{kind}_cost_per_token") for kind in ("input", "output"))
+    return None if input_usd is None or output_usd is None else Price(float(input_usd), float(output_usd))

@@ -36,6 +36,7 @@ LONGEST_WAIT_SECONDS = 60
 BACKOFF = wait_random_exponential(multiplier=1, max=30)
 WORTH_REPEATING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 MESSAGE_CHARACTERS = 500
+SENT_OTHERWISE = {"endpoints", "typesafe"}
 
 
 @dataclass
@@ -93,8 +94,10 @@ class Meter:
             )
         except requests.Timeout as error:
             raise _Unanswered(504, f"no answer within {self.limits.timeout_seconds:g} seconds") from error
-        except requests.ConnectionError as error:
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             raise _Unanswered(503, f"no connection: {_safe(str(error), headers)}") from None
+        except requests.RequestException as error:  # such as a key that cannot stand in a header
+            raise _Unanswered(400, f"no request: {_safe(str(error), headers)}") from None
         if response.status_code >= 400:
             message = f"status {response.status_code}: {_safe(_message(response), headers)}"
             raise _Unanswered(response.status_code, message, _retry_after_seconds(response))
@@ -132,7 +135,8 @@ class RateLimit:
 
 def is_metered(model: str) -> bool:
     """Whether requests to the model pass through here: not those of litellm, or of Databricks' own judge."""
-    return GatewayAdapter.is_applicable(model, "") and not model.startswith("endpoints:")
+    provider, separator, _ = model.partition(":/")
+    return bool(separator) and provider not in SENT_OTHERWISE and GatewayAdapter.is_applicable(model, "")
 
 
 @functools.cache
@@ -160,13 +164,14 @@ def _send(endpoint: str, headers: dict[str, str], payload: dict[str, Any], num_r
 
 
 def _parse(response_data: dict[str, Any], provider: Any) -> tuple[Any, dict[str, Any]]:
-    message, usage = _mlflow_parse(response_data, provider)
     current = _CURRENT.get()
     if current is not None:
         _, call = current
-        call.input_tokens += usage.get("prompt_tokens") or 0
-        call.output_tokens += usage.get("completion_tokens") or 0
-    return message, usage
+        usage = provider.adapter_class.model_to_chat(response_data, provider.config).usage
+        if usage:
+            call.input_tokens += usage.prompt_tokens or 0
+            call.output_tokens += usage.completion_tokens or 0
+    return _mlflow_parse(response_data, provider)
 
 
 gateway_adapter.send_chat_request = _send  # pyright: ignore[reportPrivateImportUsage]
@@ -202,7 +207,7 @@ def _message(response: requests.Response) -> str:
 def _safe(message: str, headers: dict[str, str]) -> str:
     """`message` in a line of bearable length, without the keys that the request carried."""
     for value in headers.values():
-        secret = value.removeprefix("Bearer ")
+        secret = value.removeprefix("Bearer ").strip()
         if len(secret) >= 8:
             message = message.replace(secret, "***")
     return without_password(" ".join(message.split()))[:MESSAGE_CHARACTERS]

@@ -68,6 +68,29 @@ def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
     return loaded
 
 
+def configured(scorer: Scorer) -> ConfiguredScorer:
+    """A scorer that is not in the settings, under its own name and with the default limits of its kind.
+
+    Its digest is empty where its source is not to be had, as for one typed into an interpreter.
+    """
+    model = model_of(scorer)
+    try:
+        digest = _digest(scorer, scorer.name, {})
+    except _Problem:
+        digest = ""
+    return ConfiguredScorer(
+        name=scorer.name,
+        scorer=scorer,
+        digest=digest,
+        sample_rate=1.0,
+        filter=None,
+        model=model,
+        price=listed_price(model) if model else None,
+        limits=Limits(JUDGE_CONCURRENCY if model else 1),
+        session_idle=timedelta(0) if scorer.is_session_level_scorer else None,
+    )
+
+
 class _Problem(Exception):
     pass
 

@@ -225,7 +225,8 @@ def _of_its_type(judge: Judge, value: Any) -> Any:
     try:
         return TypeAdapter(judge.feedback_value_type).validate_python(value)
     except ValidationError as error:
-        raise _RefusedError(f"the judge answered {value!r}: {error.errors()[0]['msg']}") from error
+        shown = str(value) if isinstance(value, str) else value  # not the name of MLflow's class
+        raise _RefusedError(f"the judge answered {shown!r}: {error.errors()[0]['msg']}") from error
 
 
 def _used(scorer: ConfiguredScorer, call: Call) -> Spent:

@@ -1,10 +1,12 @@
 """Sessions: all traces of one session_id of an experiment, in order, which some scorers judge as a whole.
 
-A session stands in the tables at its first trace. It may last SPAN: what is further away belongs to another session.
+A session begins with a trace that none of the same session_id precedes within SPAN, and stands in the tables at that
+trace. It has the traces of the SPAN that follows; what a longer one has after that belongs to no session.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,59 +15,51 @@ from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.windows import EPOCH, Window
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 SPAN = timedelta(days=7)
-KEY = ("experiment_id", "session_id")
+SPAN_MS = SPAN // timedelta(milliseconds=1)
 
 
 def session_heads(lake: LakeResource, idle: timedelta, window: Window, version: int) -> DataFrame:
     """The first traces of the sessions that begin in `window`, with what is known of the session.
 
-    Columns trace_id, represents (true), length (traces of the session), last_active (when its last trace began) and
-    quiet (whether `idle` has passed since the last of its traces ended).
+    Columns trace_id, represents (true), length (traces of the session), active_until_ms (when the last of its traces
+    ended, in milliseconds since 1970) and quiet (whether `idle` has passed since).
     """
-    from pyspark.sql import Window as By
     from pyspark.sql import functions as F
 
-    order = By.partitionBy(*KEY).orderBy("started", "trace_id")
-    whole = By.partitionBy(*KEY)
-    ended_ms = F.unix_millis("started") + F.coalesce("duration_ms", F.lit(0.0))
-    quiet_since_ms = (datetime.now(UTC) - idle - EPOCH) / timedelta(milliseconds=1)
+    quiet_since_ms = (datetime.now(UTC) - idle - EPOCH) // timedelta(milliseconds=1)
     return (
-        _members(lake, _around(window), version)
-        .withColumns(
-            {
-                "place": F.row_number().over(order),
-                "length": F.count("*").over(whole),
-                "last_active": F.max("started").over(whole),
-                "quiet": F.max(ended_ms).over(whole) <= quiet_since_ms,
-            }
+        _members(lake, Window(window.start - SPAN, window.end + SPAN), version)
+        .groupBy(F.col("head").alias("trace_id"))
+        .agg(
+            F.lit(True).alias("represents"),
+            F.count("*").alias("length"),
+            F.max("ended_ms").alias("active_until_ms"),
+            (F.max("ended_ms") <= quiet_since_ms).alias("quiet"),
         )
-        .where(F.col("place") == 1)
-        .select("trace_id", F.lit(True).alias("represents"), "length", "last_active", "quiet")
     )
 
 
-def whole_sessions(lake: LakeResource, heads: DataFrame, window: Window, version: int) -> DataFrame:
-    """The traces of the sessions that begin with one of `heads` (column trace_id, in `window`).
+def whole_sessions(
+    lake: LakeResource, heads: DataFrame, window: Window, version: int, text: Sequence[str]
+) -> DataFrame:
+    """The sessions that begin with one of `heads` (column trace_id); `window` must hold them and all that follows.
 
-    Columns trace_id (of the first), session_id, traces (array of the traces' JSON, in order) and prompt_bytes (of
-    their requests and responses).
+    Columns trace_id (of the first), session_id, traces (array of the traces' JSON, in order) and prompt_bytes (of all
+    in the columns `text` of their traces).
     """
     from pyspark.sql import functions as F
 
-    text_bytes = F.octet_length(F.coalesce("request", F.lit(""))) + F.octet_length(F.coalesce("response", F.lit("")))
-
-    around = Window(window.start, window.end + SPAN)
-    members = _members(lake, around, version, "request", "response", "trace_json")
-    keys = members.join(heads, "trace_id").select(*KEY, F.col("trace_id").alias("head"))
+    members = _members(lake, window, version).join(heads.select(F.col("trace_id").alias("head")), "head")
     return (
-        members.join(keys, list(KEY))
+        members.join(lake.read(AGENT_TRACES, window, version), "trace_id")
         .groupBy("head", "session_id")
         .agg(
-            F.sort_array(F.collect_list(F.struct("started", "trace_id", "trace_json"))).alias("traces"),
-            F.sum(text_bytes).alias("prompt_bytes"),
+            # No two have the same start and id, so the JSON is carried along and never compared.
+            F.sort_array(F.collect_list(F.struct("started_ms", "trace_id", "trace_json"))).alias("traces"),
+            F.sum(text_bytes(text)).alias("prompt_bytes"),
         )
         .select(
             F.col("head").alias("trace_id"), "session_id", F.col("traces.trace_json").alias("traces"), "prompt_bytes"
@@ -73,20 +67,48 @@ def whole_sessions(lake: LakeResource, heads: DataFrame, window: Window, version
     )
 
 
+def text_bytes(columns: Sequence[str]) -> Column:
+    """How many bytes of UTF-8 a trace has in the columns."""
+    from pyspark.sql import functions as F
+
+    return sum((F.octet_length(F.coalesce(name, F.lit(""))) for name in columns), F.lit(0))
+
+
 def earlier(window: Window) -> Window:
     """The time before `window` in which a session that goes on in it may have begun."""
     return Window(window.start - SPAN, window.start)
 
 
-def _members(lake: LakeResource, window: Window, version: int, *columns: str) -> DataFrame:
-    """The traces of `window` that belong to a session: trace_id, KEY, started, duration_ms and the given columns."""
+def later(window: Window) -> Window:
+    """The time after `window` in which a session that begins in it may go on."""
+    return Window(window.end, window.end + SPAN)
+
+
+def _members(lake: LakeResource, window: Window, version: int) -> DataFrame:
+    """The traces of `window` that belong to a session: trace_id, head (trace_id of the first), started_ms, ended_ms.
+
+    What is in the first SPAN of the window may in truth belong to a session that began before it.
+    """
+    from pyspark.sql import Window as By
     from pyspark.sql import functions as F
 
-    traces = lake.read(AGENT_TRACES, window, version)
-    return traces.where(F.col("session_id").isNotNull()).select(
-        "trace_id", *KEY, F.col("trace_info.timestamp").alias("started"), "duration_ms", *columns
+    in_order = By.partitionBy("experiment_id", "session_id").orderBy("started_ms", "trace_id")
+    started_ms = F.unix_millis("trace_info.timestamp")
+    lasts_ms = F.greatest(F.col("duration_ms").cast("long"), F.lit(0))
+    since_the_last_ms = F.col("started_ms") - F.lag("started_ms").over(in_order)
+    begins = F.coalesce(since_the_last_ms >= SPAN_MS, F.lit(True))
+    return (
+        lake.read(AGENT_TRACES, window, version)
+        .where(F.col("session_id") != "")
+        .select(
+            "trace_id",
+            "experiment_id",
+            "session_id",
+            started_ms.alias("started_ms"),
+            (started_ms + lasts_ms).alias("ended_ms"),
+        )
+        .withColumn("first", F.when(begins, F.struct("trace_id", "started_ms")))
+        .withColumn("first", F.last("first", ignorenulls=True).over(in_order))
+        .where(F.col("started_ms") - F.col("first.started_ms") < SPAN_MS)
+        .select("trace_id", F.col("first.trace_id").alias("head"), "started_ms", "ended_ms")
     )
-
-
-def _around(window: Window) -> Window:
-    return Window(window.start - SPAN, window.end + SPAN)

@@ -135,9 +135,8 @@ AGREEMENT = [
 def test_agreement_is_that_of_the_days_added_up(incident_page: Page) -> None:
     counts = [["61", "4", "6", "15"], ["410", "12", "9", "55"], ["8", "0", "1", "0"]]
     expected = [row + numbers for row, numbers in zip(AGREEMENT, counts, strict=True)]
-    first = incident_page.cells.index("Both fail") + 1
-    cells = incident_page.cells[first : first + 33]
-    assert [cells[0:11], cells[11:22], cells[22:33]] == expected
+    cells = incident_page.row("Both fail", 33)[1:]  # all but the last, to which the text after the table is added
+    assert cells == [cell for row in expected for cell in row][:32]
     rows = markdown_rows(daily.render_markdown(incident_day(), images=False))
     assert [row for row in rows if len(row) == 11][1:] == expected
     assert "Kappa is agreement beyond chance" in incident_page.text

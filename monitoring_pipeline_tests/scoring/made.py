@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,13 +19,26 @@ from monitoring_pipeline_tests.traces.stores import START, span_json, trace_id
 
 
 def made_trace(
-    number: int, started: datetime | None = None, session: str | None = None, answer: str | None = None, **info: Any
+    number: int,
+    started: datetime | None = None,
+    session: str | None = None,
+    answer: str | None = None,
+    retrieved: Iterable[list[str]] = (),
+    **info: Any,
 ) -> Trace:
-    """Trace `number`: question and answer carry the number; one span of 5 ms, `number` seconds after START."""
+    """Trace `number`: question and answer carry the number; one span of 5 ms, `number` seconds after START.
+
+    Each of `retrieved` is the chunks of a RETRIEVER span below it.
+    """
     started = started or START + timedelta(seconds=number)
     question, text = json.dumps({"question": f"question {number}"}), json.dumps(answer or f"answer {number}.")
     attributes = {"mlflow.spanInputs": question, "mlflow.spanOutputs": text, "mlflow.spanType": '"AGENT"'}
     metadata = {"mlflow.trace.session": session} if session else {}
+    spans = [span_json(number, started=started, attributes=attributes)]
+    for index, chunks in enumerate(retrieved, 2):
+        pages = json.dumps([{"page_content": chunk} for chunk in chunks])
+        found = {"mlflow.spanType": '"RETRIEVER"', "mlflow.spanInputs": question, "mlflow.spanOutputs": pages}
+        spans.append(span_json(number, index, parent=1, started=started, attributes=found))
     return Trace(
         TraceInfo(
             trace_id(number),
@@ -37,10 +51,17 @@ def made_trace(
             trace_metadata=metadata,
             **info,
         ),
-        TraceData([Span.from_dict(span_json(number, started=started, attributes=attributes))]),
+        TraceData([Span.from_dict(span) for span in spans]),
     )
 
 
 def archive_traces(lake: LakeResource, window: Window, traces: Iterable[Trace]) -> None:
     """Put the traces, all of which start in `window`, into the lake's archive."""
     archive(lake, window, [[*traces]], {})
+
+
+def number_in(prompt: str) -> int:
+    """The number of the trace that a judge was asked about."""
+    found = re.search(r"answer (\d+)\.", prompt)
+    assert found
+    return int(found[1])

@@ -1,7 +1,7 @@
 """A double of a paid service: an OpenAI-style chat endpoint on loopback, for MLflow's real client.
 
 It answers, refuses, stalls or garbles as it is told, and keeps its own account of what it was asked and what it would
-have charged for.
+have charged for. A refusal is the worst there is: it holds all headers that the request came with, and its key.
 """
 
 from __future__ import annotations
@@ -10,14 +10,29 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-OK, BUSY, BROKEN, STALLS, GARBLED, CUT, MAYBE = "ok", "429", "500", "stalls", "garbled", "cut", "maybe"
-CONTENTS = {GARBLED: '{"result": "yes", "rati', MAYBE: '{"result": "perhaps", "rationale": "not sure"}'}
+import pytest
+from tenacity import wait_fixed
+
+from monitoring_pipeline.scoring import metering
+
+KEY = "sk-test-0123456789abcdef"
+# A fate may also be any other status, such as "401".
+OK, BUSY, BROKEN, STALLS, TORN, CUT = "ok", "429", "500", "stalls", "torn", "cut"
+GARBLED, MAYBE, PLAIN, NO_RESULT, NOTHING, NO_CHOICE = "garbled", "maybe", "plain", "no result", "nothing", "no choice"
+CONTENTS: dict[str, str | None] = {
+    GARBLED: '{"result": "yes", "rati',
+    MAYBE: '{"result": "perhaps", "rationale": "not sure"}',
+    PLAIN: "I would say yes.",
+    NO_RESULT: '{"rationale": "forgot the rest"}',
+    NOTHING: None,
+    NO_CHOICE: "",
+}
 
 
 @dataclass
@@ -38,6 +53,8 @@ class ModelDouble:
     fate: Callable[[int, str], str] = lambda number, prompt: OK
     answer: Callable[[str], dict[str, Any]] = lambda prompt: {"result": "yes", "rationale": "fine"}
     stall_seconds: float = 1.0
+    retry_after: str | None = "0.05"
+    tokens_of: Callable[[str], int] = lambda text: len(text) // 4
     requests: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -66,8 +83,7 @@ class ModelDouble:
 
     def most_within(self, seconds: float) -> int:
         """The largest number of requests that arrived within any `seconds`."""
-        times = sorted(request.arrived for request in self.requests)
-        return max((sum(start <= moment < start + seconds for moment in times) for start in times), default=0)
+        return most_within([request.arrived for request in self.requests], seconds)
 
     def _take(self, prompt: str) -> Request:
         with self._lock:
@@ -86,25 +102,37 @@ class ModelDouble:
                 prompt = "\n".join(message["content"] for message in body["messages"])
                 request = double._take(prompt)
                 match request.fate:
-                    case "429":
-                        self._reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.05"})
-                    case "500":
-                        self._reply(500, {"error": {"message": "internal error"}}, {})
                     case "stalls":
                         time.sleep(double.stall_seconds)
                         self.close_connection = True
                     case "cut":
-                        self._reply(200, None, {})
+                        self._reply(200, b'{"id": "x", "choi')
+                    case "torn":
+                        self._reply(200, b'{"id": "x", "choi', promised=1000)
+                        self.close_connection = True
+                    case status if status.isdigit():
+                        self._refuse(int(status))
                     case fate:
-                        content = CONTENTS.get(fate) or json.dumps(double.answer(prompt))
-                        request.input_tokens, request.output_tokens = len(prompt) // 4, len(content) // 4
-                        self._reply(200, _completion(body["model"], content, request), {})
+                        content = CONTENTS[fate] if fate in CONTENTS else json.dumps(double.answer(prompt))
+                        # A model is charged for the schema of its answer, too.
+                        request.input_tokens = double.tokens_of(prompt + json.dumps(body.get("response_format", "")))
+                        request.output_tokens = double.tokens_of(content or "")
+                        completion = _completion(body["model"], content, request)
+                        if fate == NO_CHOICE:
+                            completion["choices"] = []
+                        self._reply(200, json.dumps(completion).encode())
 
-            def _reply(self, status: int, answer: dict[str, Any] | None, headers: dict[str, str]) -> None:
-                text = b'{"id": "x", "choi' if answer is None else json.dumps(answer).encode()
+            def _refuse(self, status: int) -> None:
+                error = {"message": f"refused, you came with {self.headers}"}
+                headers = {"Retry-After": double.retry_after} if status == 429 and double.retry_after else {}
+                self._reply(status, json.dumps({"error": error}).encode(), headers)
+
+            def _reply(
+                self, status: int, text: bytes, headers: dict[str, str] | None = None, promised: int | None = None
+            ) -> None:
                 with suppress(OSError):  # the client has given up
                     self.send_response(status)
-                    for name, value in {**headers, "Content-Length": str(len(text))}.items():
+                    for name, value in {**(headers or {}), "Content-Length": str(promised or len(text))}.items():
                         self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(text)
@@ -115,7 +143,24 @@ class ModelDouble:
         return Handler
 
 
-def _completion(model: str, content: str, request: Request) -> dict[str, Any]:
+def most_within(times: list[float], seconds: float) -> int:
+    """The largest number of `times` within any `seconds`."""
+    return max((sum(start <= moment < start + seconds for moment in times) for start in times), default=0)
+
+
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
+    """A double that MLflow's client of openai:/ asks, while requests are repeated almost at once."""
+    double = ModelDouble()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_BASE", double.address)
+    monkeypatch.setenv("MLFLOW_MODEL_CATALOG_URI", "")  # MLflow would ask the internet for its newest price list
+    monkeypatch.setattr(metering, "BACKOFF", wait_fixed(0.01))
+    yield double
+    double.close()
+
+
+def _completion(model: str, content: str | None, request: Request) -> dict[str, Any]:
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from monitoring_pipeline.errors import SettingsError
+from monitoring_pipeline.scoring import builtins
+from monitoring_pipeline.scoring.limits import Price
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline_tests.scoring import sample_scorers
+from monitoring_pipeline_tests.scoring.test_builtins import entry as builtin
 
 SAMPLES = sample_scorers.__name__
 ONE_OF_A_KIND = [
@@ -22,6 +25,8 @@ ONE_OF_A_KIND = [
 ]  # fmt: skip
 IN_ANOTHER_PROCESS = """
 import json, sys
+from monitoring_pipeline.scoring import builtins
+from monitoring_pipeline.scoring.limits import Price
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import ScorerSettings
 print(json.dumps([s.digest for s in load_scorers([ScorerSettings(**entry) for entry in json.loads(sys.argv[1])])]))
@@ -61,7 +66,7 @@ def test_digests_are_the_same_in_every_process() -> None:
     shipped = [
         ScorerSettings(name=name, scorer=f"{SHIPPED_SCORERS}:{name}") for name in ("tool_errors", "response_quality")
     ]
-    entries = [*map(sample, ONE_OF_A_KIND), *shipped]
+    entries = [*map(sample, ONE_OF_A_KIND), *shipped, *map(builtin, builtins.names())]
     command = [sys.executable, "-c", IN_ANOTHER_PROCESS, json.dumps([entry.model_dump() for entry in entries])]
     # The order of a set of texts, such as a built-in scorer's columns, changes with the seed.
     processes = [
@@ -202,3 +207,61 @@ def test_all_problems_are_told_at_once() -> None:
     bad = [sample("nothing"), sample("undecorated"), sample("flight", filter="status = OK")]
     told = problems(bad[0], sample("flight"), *bad[1:])
     assert [line.split(":")[0] for line in told] == ["scorer 'nothing'", "scorer 'undecorated'", "scorer 'flight'"]
+
+
+@pytest.mark.parametrize("name", ["characters", "order_number", "both_words", "whole_session"])
+def test_what_asks_no_model_sees_everything_and_costs_nothing(name: str) -> None:
+    scorer = load(name)
+    assert (scorer.sample_rate, scorer.model, scorer.price, scorer.limits.concurrency) == (1.0, None, None, 1)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("relevance", 0.2), ("polite", 0.05)])
+def test_a_judge_of_your_own_is_a_judge(name: str, rate: float) -> None:
+    scorer = load(name)
+    assert (scorer.sample_rate, scorer.model, scorer.limits.concurrency) == (rate, sample_scorers.MODEL, 8)
+    assert load(name, sample_rate=0).sample_rate == 0
+
+
+def test_a_judge_costs_what_the_list_says_unless_the_settings_do() -> None:
+    (listed,) = load_scorers([builtin("Safety")])
+    assert listed.price is not None
+    # What gpt-4o-mini costs: 0.15 and 0.60 dollars a million.
+    assert listed.price.cost_usd(1_000_000, 0) == pytest.approx(0.15)
+    assert listed.price.cost_usd(0, 1_000_000) == pytest.approx(0.60)
+    given = {"usd_per_million_input_tokens": 2, "usd_per_million_output_tokens": 0}
+    (set_by_hand,) = load_scorers([builtin("Safety", **given)])
+    assert set_by_hand.price == Price(2e-6, 0.0)
+    (unknown,) = load_scorers([builtin("Safety", model="openai:/not-on-any-list")])
+    assert unknown.price is None
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"usd_per_million_input_tokens": 2}, "usd_per_million_output_tokens go together; set both"),
+        (
+            {"model": "openai:/not-listed", "max_usd_per_day": 1},
+            "max_usd_per_day needs the price of openai:/not-listed",
+        ),
+        ({"model": "endpoints:/mine", "requests_per_minute": 5}, "cannot be held for endpoints:/mine"),
+        ({"model": "typesafe:/mine", "requests_per_minute": 5}, "cannot be held for typesafe:/mine"),
+        ({"model": "elsewhere:/mine", "requests_per_minute": 5}, "cannot be held for elsewhere:/mine"),
+        ({"model": None, "requests_per_minute": 5}, "cannot be held for databricks"),
+    ],
+)
+def test_a_limit_that_cannot_be_held_is_told_in_a_line(
+    values: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_GENAI_JUDGE_DEFAULT_MODEL", "databricks")
+    (problem,) = problems(builtin("Safety", **values))
+    assert told in problem
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [("max_usd_per_day", "is for judges, whose calls cost money"), ("requests_per_minute", "asks no model")],
+)
+def test_a_limit_of_judges_is_refused_for_code(limit: str, told: str) -> None:
+    (problem,) = problems(sample("flight", **{limit: 1}))
+    assert told in problem

@@ -1,0 +1,134 @@
+"""Assessment on demand: scorers on chosen traces, as a table and, if asked for, as a run of an MLflow experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Trace
+from mlflow.genai.scorers import Scorer
+
+from monitoring_pipeline.errors import MonitoringError, SettingsError
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.scoring.on_demand import Outcome, archived_traces, assess_traces, outcomes
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, configured, load_scorers
+from monitoring_pipeline.settings import ScorerSettings
+from monitoring_pipeline.traces.filters import parse_filter
+from monitoring_pipeline.windows import Window
+
+RESULTS_FILE = "assessments.json"
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """The results (columns of `scoring.on_demand.COLUMNS`), their figures, and the MLflow run that has them."""
+
+    results: pd.DataFrame
+    outcomes: list[Outcome]
+    run_id: str | None = None
+
+
+def chosen_scorers(
+    settings: Sequence[ScorerSettings], scorers: Sequence[str | Scorer] | None
+) -> list[ConfiguredScorer]:
+    """The configured scorers of the given names, and the given scorers themselves; all configured ones without any.
+
+    Raises:
+        SettingsError: no scorer of a name is configured, or it cannot be loaded.
+    """
+    known = {entry.name: entry for entry in settings}
+    wanted = list(known) if scorers is None else scorers
+    unknown = [name for name in wanted if isinstance(name, str) and name not in known]
+    if unknown:
+        raise SettingsError([f"no scorer {', '.join(map(repr, unknown))}; configured are {', '.join(known)}"])
+    loaded = {scorer.name: scorer for scorer in load_scorers([known[name] for name in wanted if isinstance(name, str)])}
+    return [loaded[item] if isinstance(item, str) else configured(item) for item in wanted]
+
+
+def chosen_traces(
+    lake: LakeResource,
+    traces: Iterable[Trace] | pd.DataFrame | None,
+    trace_ids: Sequence[str] | None,
+    window: Window | None,
+    filter: str | None,
+) -> list[Trace]:
+    """`traces` (a list, or a table as mlflow.search_traces returns it), else archived ones of `window`.
+
+    Raises:
+        MonitoringError: both are given, the filter is none of MLflow's, or a trace is not there.
+    """
+    if traces is None:
+        try:
+            parse_filter(filter) if filter else None
+        except ValueError as error:
+            raise MonitoringError(str(error)) from error
+        return archived_traces(lake, window, filter, trace_ids)
+    if trace_ids is not None or window is not None or filter:
+        raise MonitoringError("give either traces, or trace_ids, start, end and filter of archived ones")
+    return _of_table(traces) if isinstance(traces, pd.DataFrame) else list(traces)
+
+
+def _of_table(table: Any) -> list[Trace]:
+    if "trace" not in table.columns:
+        raise MonitoringError(f"the table of traces has no column 'trace', only {', '.join(map(str, table.columns))}")
+    return [trace if isinstance(trace, Trace) else Trace.from_json(trace) for trace in table["trace"]]
+
+
+def assess_chosen(
+    lake: LakeResource,
+    tracking: TrackingResource,
+    scorers: Sequence[ConfiguredScorer],
+    traces: Sequence[Trace],
+    experiment_name: str | None,
+) -> Assessed:
+    """Run the scorers on the traces; with an experiment also log figures and results to a run of it."""
+    results = assess_traces(lake, scorers, traces)
+    figures = outcomes(results, scorers)
+    run_id = _log_run(tracking, experiment_name, scorers, results, figures) if experiment_name else None
+    return Assessed(results, figures, run_id)
+
+
+def shortfalls(figures: Sequence[Outcome], fail_under: Mapping[str, float]) -> list[str]:
+    """What is under its threshold: a line for each scorer of `fail_under` whose mean score is, or that has no score.
+
+    Raises:
+        SettingsError: a threshold is given for a scorer that did not run.
+    """
+    by_name = {outcome.scorer: outcome for outcome in figures}
+    if unknown := sorted(set(fail_under) - by_name.keys()):
+        raise SettingsError([f"fail-under names {', '.join(unknown)}, but only {', '.join(by_name)} ran"])
+    lines = []
+    for name, threshold in fail_under.items():
+        mean = by_name[name].mean
+        if mean is None:
+            lines.append(f"{name}: no score to hold against {threshold:g}")
+        elif mean < threshold:
+            lines.append(f"{name}: mean score {mean:.4f} is under {threshold:g}")
+    return lines
+
+
+def _log_run(
+    tracking: TrackingResource,
+    experiment_name: str,
+    scorers: Sequence[ConfiguredScorer],
+    results: pd.DataFrame,
+    figures: Sequence[Outcome],
+) -> str:
+    with tracking.calls() as client:
+        experiment = client.get_experiment_by_name(experiment_name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(experiment_name)
+        run_id = client.create_run(experiment_id, run_name=f"assess {datetime.now(UTC):%Y-%m-%d %H:%M}").info.run_id
+        for scorer in scorers:
+            client.log_param(run_id, f"{scorer.name}/digest", scorer.digest)
+        for outcome in figures:
+            values = {"mean": outcome.mean, "pass_rate": outcome.pass_rate, "n": outcome.n, "errors": outcome.errors}
+            for metric, value in values.items():
+                if value is not None:
+                    client.log_metric(run_id, f"{outcome.scorer}/{metric}", value)
+        client.log_table(run_id, results.astype({"assessed_at": str}), RESULTS_FILE)
+        client.set_terminated(run_id)
+    return run_id

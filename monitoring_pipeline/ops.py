@@ -1,0 +1,64 @@
+"""Steps of jobs that are no assets: what they do is asked for once and leaves no table."""
+
+import dagster as dg
+from pydantic import Field
+
+from monitoring_pipeline.assessing import assess_chosen, chosen_scorers, chosen_traces, shortfalls
+from monitoring_pipeline.launch import hours_until_now
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.settings import ScorerSettings
+from monitoring_pipeline.windows import HOUR, Window, parse_utc
+
+ASSESS = "assess"
+
+
+class AssessConfig(dg.Config):
+    """What to assess, by which scorers, and what is expected of it."""
+
+    start: str | None = Field(default=None, description="such as 2026-01-01T05:00Z; default: 24 h before the end")
+    end: str | None = Field(default=None, description="exclusive; default: now")
+    filter: str | None = Field(default=None, description="MLflow trace filter")
+    trace_ids: list[str] | None = Field(default=None, description="only these traces")
+    scorers: list[str] | None = Field(default=None, description="names of configured scorers; default: all")
+    experiment_name: str | None = Field(default=None, description="MLflow experiment to log figures and results to")
+    fail_under: dict[str, float] = Field(
+        default={}, description="least mean score by scorer; the run fails where one is under it"
+    )
+
+
+def assess_job(scorers: list[ScorerSettings]) -> dg.JobDefinition:
+    """The job that runs scorers on chosen archived traces, all of them; nothing is added to the ledger."""
+
+    @dg.op(name=ASSESS)
+    def assess(
+        context: dg.OpExecutionContext, config: AssessConfig, tracking: TrackingResource, lake: LakeResource
+    ) -> None:
+        by_time = config.trace_ids is None or config.start or config.end
+        assessed = assess_chosen(
+            lake,
+            tracking,
+            chosen_scorers(scorers, config.scorers),
+            chosen_traces(lake, None, config.trace_ids, _window(config) if by_time else None, config.filter),
+            config.experiment_name,
+        )
+        figures = {
+            f"{outcome.scorer}/{name}": value
+            for outcome in assessed.outcomes
+            for name, value in vars(outcome).items()
+            if name != "scorer" and value is not None
+        }
+        context.add_output_metadata({**figures, **({"mlflow_run_id": assessed.run_id} if assessed.run_id else {})})
+        if short := shortfalls(assessed.outcomes, config.fail_under):
+            raise dg.Failure("; ".join(short), allow_retries=False)
+
+    @dg.job(name=f"{ASSESS}_job", description="Scorers on chosen archived traces, all of them, as a table and a gate.")
+    def job() -> None:
+        assess()
+
+    return job
+
+
+def _window(config: AssessConfig) -> Window:
+    end = parse_utc(config.end) if config.end else hours_until_now(24).end
+    return Window(parse_utc(config.start) if config.start else end - 24 * HOUR, end)

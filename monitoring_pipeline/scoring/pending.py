@@ -1,0 +1,127 @@
+"""What a scorer has yet to see: the traces and sessions that are due, with what it is shown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.builtins import reads_spans
+from monitoring_pipeline.scoring.coverage import trace_states
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.runner import PendingTrace, Spent
+from monitoring_pipeline.scoring.sessions import earlier, text_bytes, whole_sessions
+from monitoring_pipeline.tables import AGENT_TRACES
+from monitoring_pipeline.windows import EPOCH, HOUR, Window, from_milliseconds
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+SESSIONS_AT_A_TIME = 500
+
+
+def pending_traces(
+    lake: LakeResource,
+    scorer: ConfiguredScorer,
+    window: Window,
+    version: int,
+    retry_failed: bool = False,
+    newest_first: bool = False,
+) -> Iterator[PendingTrace]:
+    """What is due in `window` (at `version` of the archive), day by day or, with `newest_first`, hour by hour.
+
+    With `retry_failed`, also what has an error for its result.
+    """
+    for part, due in _due(lake, scorer, window, version, retry_failed, newest_first):
+        for row in due.join(_shown(lake, scorer, due, part, version), "trace_id").toLocalIterator():
+            yield PendingTrace(
+                row["trace_id"],
+                from_milliseconds(row["hour_ms"]),
+                row["experiment_id"],
+                tuple(row["traces"]),
+                row["session_id"],
+                row["prompt_bytes"],
+                Spent(row["input_tokens"], row["output_tokens"], row["cost_usd"]),
+            )
+
+
+def pending_size(
+    lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int, retry_failed: bool = False
+) -> tuple[int, int]:
+    """How many traces or sessions `pending_traces` would give, and the sum of their `prompt_bytes`."""
+    from pyspark.sql import functions as F
+
+    count, size = 0, 0
+    for part, due in _due(lake, scorer, window, version, retry_failed, newest_first=False):
+        shown = _shown(lake, scorer, due, part, version).join(due.select("trace_id"), "trace_id")
+        found = shown.agg(F.count("*").alias("count"), F.sum("prompt_bytes").alias("size")).collect()[0]
+        count, size = count + found["count"], size + (found["size"] or 0)
+    return count, size
+
+
+def _due(
+    lake: LakeResource,
+    scorer: ConfiguredScorer,
+    window: Window,
+    version: int,
+    retry_failed: bool,
+    newest_first: bool,
+) -> Iterator[tuple[Window, DataFrame]]:
+    """The rows of `trace_states` that are due, some at a time, and the window that holds all that is shown of them."""
+    from pyspark.sql import functions as F
+
+    def due(part: Window) -> DataFrame:
+        states = trace_states(lake, scorer, part, version)
+        again = F.lit(retry_failed) & F.col("quiet") & (F.col("state") == "failed")
+        hour_ms = F.unix_millis("trace_hour").alias("hour_ms")  # a timestamp would arrive without its zone
+        return states.where(F.col("due") | again).select(
+            "trace_id", hour_ms, "experiment_id", "active_until_ms", "input_tokens", "output_tokens", "cost_usd"
+        )
+
+    if scorer.session_idle is None:
+        for part in _parts(window, newest_first):
+            yield part, due(part)
+        return
+    for part in _parts(window, newest_first):
+        yield from _sessions_at_a_time(lake, due(part))
+    # Also what was not yet quiet when the hour before was scored.
+    since_ms = (window.start - scorer.session_idle - HOUR - EPOCH) // timedelta(milliseconds=1)
+    yield from _sessions_at_a_time(lake, due(earlier(window)).where(F.col("active_until_ms") >= since_ms))
+
+
+def _sessions_at_a_time(lake: LakeResource, due: DataFrame) -> Iterator[tuple[Window, DataFrame]]:
+    """`due` cut up: of each piece the sessions with all their text are in memory, read from no hours but their own."""
+    heads = due.orderBy("hour_ms").toArrow()
+    for start in range(0, heads.num_rows, SESSIONS_AT_A_TIME):
+        some = heads.slice(start, SESSIONS_AT_A_TIME)
+        reach_ms = (pc.min(some["hour_ms"]).as_py(), pc.max(some["active_until_ms"]).as_py())
+        yield Window.covering([*map(from_milliseconds, reach_ms)]), lake.spark.session.createDataFrame(some)
+
+
+def _shown(lake: LakeResource, scorer: ConfiguredScorer, due: DataFrame, window: Window, version: int) -> DataFrame:
+    """Columns trace_id, session_id, traces (array of JSON) and prompt_bytes of at least those that are `due`."""
+    from pyspark.sql import functions as F
+
+    text = ["trace_json"] if scorer.model and reads_spans(scorer.scorer) else ["request", "response"]
+    if scorer.session_idle is not None:
+        return whole_sessions(lake, due.select("trace_id"), window, version, text)
+    return lake.read(AGENT_TRACES, window, version).select(
+        "trace_id",
+        F.lit(None).cast("string").alias("session_id"),
+        F.array("trace_json").alias("traces"),
+        text_bytes(text).alias("prompt_bytes"),
+    )
+
+
+def _parts(window: Window, newest_first: bool) -> Iterator[Window]:
+    if newest_first:
+        for hour in sorted(window.hours(), reverse=True):
+            yield Window(max(window.start, hour), min(window.end, hour + HOUR))
+        return
+    # Day by day, so that a commit touches one folder of files and a large backfill holds one day's ids at a time.
+    for day in window.days():
+        midnight = datetime.combine(day, time(), UTC)
+        yield Window(max(window.start, midnight), min(window.end, midnight + timedelta(days=1)))

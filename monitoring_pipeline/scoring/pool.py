@@ -1,0 +1,44 @@
+"""Several traces scored at a time, within the scorer's limits and its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from monitoring_pipeline.scoring.budgets import Purse
+from monitoring_pipeline.scoring.metering import Meter
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.runner import PendingTrace, assess
+
+
+def run_all(
+    scorer: ConfiguredScorer,
+    pending: Iterable[PendingTrace],
+    dagster_run_id: str,
+    meter: Meter,
+    purse: Purse,
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Rows as `assess` gives them, in the order in which they are done; ends early when the budget does.
+
+    At most the scorer's `concurrency` traces are under way, and no new one is begun while a row waits to be taken.
+    """
+    under_way: dict[Future[tuple[dict[str, Any], bool]], PendingTrace] = {}
+
+    def done() -> Iterator[tuple[dict[str, Any], bool]]:
+        for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+            result = future.result()
+            purse.settle(under_way.pop(future), result[0])
+            yield result
+
+    with ThreadPoolExecutor(scorer.limits.concurrency, thread_name_prefix=f"scorer-{scorer.name}") as pool:
+        for trace in pending:
+            while under_way and (len(under_way) == scorer.limits.concurrency or not purse.has_room_for(trace)):
+                yield from done()
+            if not purse.has_room_for(trace):
+                purse.used_up = str(purse)
+                break
+            purse.reserve(trace)
+            under_way[pool.submit(assess, scorer, trace, dagster_run_id, meter)] = trace
+        while under_way:
+            yield from done()
