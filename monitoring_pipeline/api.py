@@ -6,7 +6,7 @@ Times without a zone are local ones. Settings are those of monitoring.toml and t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from monitoring_pipeline.errors import MonitoringError, SettingsError
@@ -104,10 +104,12 @@ def backfill_workflow(
     """Backfill several scorers, in batches of days; returns what failed, and why. One that fails stops no other.
 
     Raises:
-        MonitoringError: the settings or a scorer's name is wrong.
+        MonitoringError: the settings, a scorer's name or the size of the batches is wrong.
     """
     from monitoring_pipeline.launch import parts
 
+    if batch_size_days < 1:
+        raise MonitoringError(f"batch_size_days = {batch_size_days}: must be at least 1")
     settings = settings or load_settings()
     failed: dict[str, str] = {}
     for batch in parts(_window(settings, start_time, end_time), batch_size_days * 24):
@@ -143,10 +145,9 @@ def _backfill(
 
 def _window(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
     """The whole hours from `start` to `end`, as far as they are given."""
-    from monitoring_pipeline.launch import hours_until_now, whole_hours
+    from monitoring_pipeline.launch import whole_hours
 
-    last = end.astimezone(UTC) if end else hours_until_now(24).end
     try:
-        return whole_hours(settings, start.astimezone(UTC) if start else last - timedelta(days=1), last)
+        return whole_hours(settings, start.astimezone(UTC) if start else None, end.astimezone(UTC) if end else None)
     except ValueError as error:
         raise MonitoringError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import pandas as pd
 from mlflow.entities import Trace
 from mlflow.genai.scorers import Scorer
 
-from monitoring_pipeline.errors import MonitoringError, SettingsError
+from monitoring_pipeline.errors import MonitoringError, SettingsError, TrackingError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.on_demand import Outcome, archived_traces, assess_traces, outcomes
@@ -38,10 +39,13 @@ def chosen_scorers(
     """The configured scorers of the given names, and the given scorers themselves; all configured ones without any.
 
     Raises:
-        SettingsError: no scorer of a name is configured, or it cannot be loaded.
+        SettingsError: no scorer of a name is configured, it cannot be loaded, or two have one name.
     """
     known = {entry.name: entry for entry in settings}
     wanted = list(known) if scorers is None else scorers
+    names = [item if isinstance(item, str) else item.name for item in wanted]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingsError([f"more than one scorer is named {', '.join(repeated)}; give each once, by its own name"])
     unknown = [name for name in wanted if isinstance(name, str) and name not in known]
     if unknown:
         raise SettingsError([f"no scorer {', '.join(map(repr, unknown))}; configured are {', '.join(known)}"])
@@ -85,22 +89,34 @@ def assess_chosen(
     traces: Sequence[Trace],
     experiment_name: str | None,
 ) -> Assessed:
-    """Run the scorers on the traces; with an experiment also log figures and results to a run of it."""
+    """Run the scorers on the traces; with an experiment also log figures and results to a run of it.
+
+    Raises:
+        TrackingError: the store or the experiment cannot be used; known before a scorer runs.
+    """
+    experiment_id = _experiment(tracking, experiment_name) if experiment_name else None
     results = assess_traces(lake, scorers, traces)
     figures = outcomes(results, scorers)
-    run_id = _log_run(tracking, experiment_name, scorers, results, figures) if experiment_name else None
+    run_id = _log_run(tracking, experiment_id, scorers, results, figures) if experiment_id else None
     return Assessed(results, figures, run_id)
 
 
-def shortfalls(figures: Sequence[Outcome], fail_under: Mapping[str, float]) -> list[str]:
-    """What is under its threshold: a line for each scorer of `fail_under` whose mean score is, or that has no score.
+def check_thresholds(fail_under: Mapping[str, float], scorers: Sequence[ConfiguredScorer]) -> None:
+    """Refuse thresholds that nothing can be held against, before a scorer has cost anything.
 
     Raises:
-        SettingsError: a threshold is given for a scorer that did not run.
+        SettingsError: one is no number, or for a scorer that does not run.
     """
+    names = [scorer.name for scorer in scorers]
+    if unknown := sorted(set(fail_under) - set(names)):
+        raise SettingsError([f"fail-under names {', '.join(unknown)}, but only {', '.join(names)} runs"])
+    if unusable := [name for name, threshold in fail_under.items() if not math.isfinite(threshold)]:
+        raise SettingsError([f"fail-under of {', '.join(unusable)} is no number that a score can be held against"])
+
+
+def shortfalls(figures: Sequence[Outcome], fail_under: Mapping[str, float]) -> list[str]:
+    """What is under its threshold: a line for each scorer of `fail_under` whose mean score is, or that has no score."""
     by_name = {outcome.scorer: outcome for outcome in figures}
-    if unknown := sorted(set(fail_under) - by_name.keys()):
-        raise SettingsError([f"fail-under names {', '.join(unknown)}, but only {', '.join(by_name)} ran"])
     lines = []
     for name, threshold in fail_under.items():
         mean = by_name[name].mean
@@ -111,16 +127,27 @@ def shortfalls(figures: Sequence[Outcome], fail_under: Mapping[str, float]) -> l
     return lines
 
 
+def _experiment(tracking: TrackingResource, name: str) -> str:
+    """The id of the experiment of that name, made if need be."""
+    with tracking.calls() as client:
+        experiment = client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+    if experiment and experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {name!r} is deleted; restore it (mlflow experiments restore -x {experiment_id}), or name "
+            "another"
+        )
+    return experiment_id
+
+
 def _log_run(
     tracking: TrackingResource,
-    experiment_name: str,
+    experiment_id: str,
     scorers: Sequence[ConfiguredScorer],
     results: pd.DataFrame,
     figures: Sequence[Outcome],
 ) -> str:
     with tracking.calls() as client:
-        experiment = client.get_experiment_by_name(experiment_name)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(experiment_name)
         run_id = client.create_run(experiment_id, run_name=f"assess {datetime.now(UTC):%Y-%m-%d %H:%M}").info.run_id
         for scorer in scorers:
             client.log_param(run_id, f"{scorer.name}/digest", scorer.digest)

@@ -16,6 +16,7 @@ import dagster as dg
 from monitoring_pipeline.assets.assessments import scorer_key
 from monitoring_pipeline.assets.common import partition_key
 from monitoring_pipeline.definitions import build_definitions, build_resources
+from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.launch import ASSETS, StepEvent, execute, failures, parts
 from monitoring_pipeline.scoring.forecast import Forecast, forecast
 from monitoring_pipeline.scoring.lifecycle import effective
@@ -32,11 +33,19 @@ LOCAL_UI = "http://127.0.0.1:3000"
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """How a backfill runs a scorer, as in the run configuration of its asset."""
+    """How a backfill runs a scorer, as in the run configuration of its asset.
+
+    Raises:
+        MonitoringError: the sample rate is none.
+    """
 
     sample_rate: float | None = None
     retry_failed: bool = False
     newest_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sample_rate is not None and not 0 <= self.sample_rate <= 1:  # as nan is not
+            raise MonitoringError(f"sample rate {self.sample_rate}: must be from 0 to 1")
 
 
 def daemon_is_running(instance: dg.DagsterInstance) -> bool:

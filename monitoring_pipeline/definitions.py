@@ -50,7 +50,7 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
             *agreement_assets(days, scorers),
             *report_assets(days, scorers, Path(settings.reports.location)),
         ],
-        jobs=[*jobs(), assess_job(settings.scorers)],
+        jobs=[*jobs(), assess_job(settings)],
         resources={**build_resources(_addresses_by_name(settings)), **(resources or {})},
         executor=dg.in_process_executor if settings.dagster.executor == "in_process" else dg.multiprocess_executor,
     )

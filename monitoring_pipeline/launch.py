@@ -176,14 +176,17 @@ def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
     return failed
 
 
-def whole_hours(settings: Settings, start: datetime, end: datetime) -> Window:
-    """The hours that [start, end) touches, none later than the current one.
+def whole_hours(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
+    """The hours that [start, end) touches, none later than the current one; by default the 24 before the end or now.
 
     Raises:
         ValueError: the start is not before the end, or before the archive's; in a line with both.
     """
+    current_end = floor_hour(datetime.now(UTC)) + HOUR
+    end = end or current_end
+    start = start or end - 24 * HOUR
     window_end = floor_hour(end) if floor_hour(end) == end else floor_hour(end) + HOUR
-    window_start, window_end = floor_hour(start), min(window_end, hours_until_now(1).end)
+    window_start, window_end = floor_hour(start), min(window_end, current_end)
     if window_start >= window_end:
         raise ValueError(f"start {start:%Y-%m-%dT%H:%MZ} is not before end {min(end, window_end):%Y-%m-%dT%H:%MZ}")
     if window_start < settings.archive.start:
@@ -192,9 +195,3 @@ def whole_hours(settings: Settings, start: datetime, end: datetime) -> Window:
             f" {settings.archive.start:%Y-%m-%dT%H:%MZ}) to it or earlier"
         )
     return Window(window_start, window_end)
-
-
-def hours_until_now(hours: int) -> Window:
-    """The last `hours` whole hours and the current one."""
-    end = floor_hour(datetime.now(UTC)) + HOUR
-    return Window(end - timedelta(hours=hours), end)

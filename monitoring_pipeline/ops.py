@@ -3,12 +3,18 @@
 import dagster as dg
 from pydantic import Field
 
-from monitoring_pipeline.assessing import assess_chosen, chosen_scorers, chosen_traces, shortfalls
-from monitoring_pipeline.launch import hours_until_now
+from monitoring_pipeline.assessing import (
+    assess_chosen,
+    check_thresholds,
+    chosen_scorers,
+    chosen_traces,
+    shortfalls,
+)
+from monitoring_pipeline.launch import whole_hours
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
-from monitoring_pipeline.settings import ScorerSettings
-from monitoring_pipeline.windows import HOUR, Window, parse_utc
+from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.windows import Window, parse_utc
 
 ASSESS = "assess"
 
@@ -27,7 +33,7 @@ class AssessConfig(dg.Config):
     )
 
 
-def assess_job(scorers: list[ScorerSettings]) -> dg.JobDefinition:
+def assess_job(settings: Settings) -> dg.JobDefinition:
     """The job that runs scorers on chosen archived traces, all of them; nothing is added to the ledger."""
 
     @dg.op(name=ASSESS)
@@ -35,11 +41,13 @@ def assess_job(scorers: list[ScorerSettings]) -> dg.JobDefinition:
         context: dg.OpExecutionContext, config: AssessConfig, tracking: TrackingResource, lake: LakeResource
     ) -> None:
         by_time = config.trace_ids is None or config.start or config.end
+        scorers = chosen_scorers(settings.scorers, config.scorers)
+        check_thresholds(config.fail_under, scorers)
         assessed = assess_chosen(
             lake,
             tracking,
-            chosen_scorers(scorers, config.scorers),
-            chosen_traces(lake, None, config.trace_ids, _window(config) if by_time else None, config.filter),
+            scorers,
+            chosen_traces(lake, None, config.trace_ids, _window(settings, config) if by_time else None, config.filter),
             config.experiment_name,
         )
         figures = {
@@ -59,6 +67,6 @@ def assess_job(scorers: list[ScorerSettings]) -> dg.JobDefinition:
     return job
 
 
-def _window(config: AssessConfig) -> Window:
-    end = parse_utc(config.end) if config.end else hours_until_now(24).end
-    return Window(parse_utc(config.start) if config.start else end - 24 * HOUR, end)
+def _window(settings: Settings, config: AssessConfig) -> Window:
+    start, end = (parse_utc(text) if text else None for text in (config.start, config.end))
+    return whole_hours(settings, start, end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 HOUR = timedelta(hours=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,6 +67,17 @@ class Window:
         while hour < self.end:
             yield hour
             hour += HOUR
+
+    def by_hour(self) -> Iterator[Window]:
+        """The window cut at whole hours, in order."""
+        for hour in self.hours():
+            yield Window(max(self.start, hour), min(self.end, hour + HOUR))
+
+    def by_day(self) -> Iterator[Window]:
+        """The window cut at midnights, in order."""
+        for day in self.days():
+            midnight = datetime.combine(day, time(), UTC)
+            yield Window(max(self.start, midnight), min(self.end, midnight + timedelta(days=1)))
 
     def days(self) -> list[date]:
         """The UTC dates that the window touches, in order."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring_pipeline.windows import HOUR, Window, floor_hour, from_milliseconds, parse_utc
+from monitoring_pipeline.windows import EPOCH, HOUR, Window, floor_hour, from_milliseconds, parse_utc
 
 FIVE = datetime(2026, 1, 1, 5, tzinfo=UTC)
 SIX = FIVE + HOUR
@@ -144,3 +144,13 @@ def test_what_is_no_time_is_refused_with_a_fix_that_works(text: str) -> None:
 
     assert repr(text) in str(refusal.value)
     assert parse_utc(str(refusal.value).rpartition("write it as ")[2]) == FIVE
+
+
+@given(windows)
+def test_a_window_cut_by_hour_or_by_day_is_the_same_window(window: Window) -> None:
+    for parts, length in ((list(window.by_hour()), HOUR), (list(window.by_day()), 24 * HOUR)):
+        assert (parts[0].start, parts[-1].end) == (window.start, window.end)
+        assert all(one.end == following.start for one, following in pairwise(parts))
+        last = timedelta(microseconds=1)
+        assert all((part.start - EPOCH) // length == (part.end - last - EPOCH) // length for part in parts)
+        assert all((one.end - EPOCH) % length == timedelta(0) for one in parts[:-1])

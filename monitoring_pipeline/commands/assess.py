@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from monitoring_pipeline.commands.common import Config, settings_of, window_of
+from monitoring_pipeline.commands.common import Config, check_scorer_names, settings_of, window_of
 
 
 def assess(
@@ -28,14 +28,24 @@ def assess(
 ) -> None:
     """Run scorers on archived traces, all of them, and print the figures; nothing is added to the ledger."""
     settings = settings_of(config)
+    check_scorer_names(settings, scorer)
     thresholds = dict(_threshold(text) for text in fail_under or [])
+    if output and not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--output {output}: there is no folder {output.parent}")
     window = None if trace_id and not (start or end) else window_of(settings, start, end)
-    from monitoring_pipeline.assessing import assess_chosen, chosen_scorers, chosen_traces, shortfalls
+    from monitoring_pipeline.assessing import (
+        assess_chosen,
+        check_thresholds,
+        chosen_scorers,
+        chosen_traces,
+        shortfalls,
+    )
     from monitoring_pipeline.console import show_outcomes
     from monitoring_pipeline.definitions import build_resources
 
     resources = build_resources(settings)
     scorers = chosen_scorers(settings.scorers, scorer)
+    check_thresholds(thresholds, scorers)
     traces = chosen_traces(resources["lake"], None, trace_id, window, filter)
     assessed = assess_chosen(resources["lake"], resources["tracking"], scorers, traces, experiment)
     if output:

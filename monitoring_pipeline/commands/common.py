@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from monitoring_pipeline.windows import HOUR, Window, parse_utc
+from monitoring_pipeline.windows import Window, parse_utc
 
 if TYPE_CHECKING:
     from monitoring_pipeline.settings import Settings
@@ -33,11 +33,10 @@ def settings_of(config: Path | None) -> Settings:
 
 def window_of(settings: Settings, start: str | None, end: str | None) -> Window:
     """The whole hours from --from to --to, as they are typed; without them the last 24 and the current one."""
-    from monitoring_pipeline.launch import hours_until_now, whole_hours
+    from monitoring_pipeline.launch import whole_hours
 
     try:
-        last = parse_utc(end) if end else hours_until_now(24).end
-        return whole_hours(settings, parse_utc(start) if start else last - 24 * HOUR, last)
+        return whole_hours(settings, parse_utc(start) if start else None, parse_utc(end) if end else None)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--from/--to") from error
 

@@ -28,7 +28,11 @@ RETRIEVAL_JUDGES = (
     builtin_scorers.RetrievalRelevance,
     builtin_scorers.RetrievalSufficiency,
 )
-TOOL_JUDGES = (builtin_scorers.ToolCallCorrectness, builtin_scorers.ToolCallEfficiency)
+TOOL_JUDGES = (
+    builtin_scorers.ConversationalToolCallEfficiency,
+    builtin_scorers.ToolCallCorrectness,
+    builtin_scorers.ToolCallEfficiency,
+)
 # The expectations that a judge compares with: it needs one of them.
 EXPECTATIONS = {
     builtin_scorers.Correctness: {"expected_response", "expected_facts"},

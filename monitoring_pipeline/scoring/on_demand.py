@@ -59,11 +59,11 @@ class Outcome:
 
 
 def assess_traces(lake: LakeResource, scorers: Sequence[ConfiguredScorer], traces: Iterable[Trace]) -> pd.DataFrame:
-    """Run the scorers on all of `traces`, each within its limits; nothing is written.
+    """Run the scorers on all of `traces`, each trace once, within the scorers' limits; nothing is written.
 
     Returns COLUMNS, a row for each trace (or session, by its first trace) and scorer that has something to say of it.
     """
-    found = list(traces)
+    found = list({trace.info.trace_id: trace for trace in traces}.values())
     rows: list[dict[str, Any]] = []
     for scorer in scorers:
         unbounded = replace(scorer, budget=Budget(), sample_rate=1.0)

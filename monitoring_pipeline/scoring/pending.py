@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime, time, timedelta
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -116,12 +116,6 @@ def _shown(lake: LakeResource, scorer: ConfiguredScorer, due: DataFrame, window:
     )
 
 
-def _parts(window: Window, newest_first: bool) -> Iterator[Window]:
-    if newest_first:
-        for hour in sorted(window.hours(), reverse=True):
-            yield Window(max(window.start, hour), min(window.end, hour + HOUR))
-        return
+def _parts(window: Window, newest_first: bool) -> Iterable[Window]:
     # Day by day, so that a commit touches one folder of files and a large backfill holds one day's ids at a time.
-    for day in window.days():
-        midnight = datetime.combine(day, time(), UTC)
-        yield Window(max(window.start, midnight), min(window.end, midnight + timedelta(days=1)))
+    return reversed([*window.by_hour()]) if newest_first else window.by_day()

@@ -176,7 +176,7 @@ def _bind(scorer: Scorer, entry: ScorerSettings) -> Scorer:
     function = _function(scorer)
     if function is None:
         raise _Problem(f"{entry.reference} takes no params; only functions decorated with @scorer do")
-    accepted = set(inspect.signature(function).parameters) - {"inputs", "outputs", "expectations", "trace"}
+    accepted = set(inspect.signature(function).parameters) - {"inputs", "outputs", "expectations", "trace", "session"}
     unknown = sorted(set(entry.params) - accepted)
     if unknown:
         known = ", ".join(sorted(accepted)) or "none"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -141,9 +141,7 @@ def as_feedback(row: dict[str, Any], model: str | None) -> Feedback:
 
 def _chunks(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> Iterator[pa.Table]:
     # Day by day, so that a commit touches one folder of files and a large backfill holds one day's results at a time.
-    for day in window.days():
-        midnight = datetime.combine(day, time(), UTC)
-        part = Window(max(window.start, midnight), min(window.end, midnight + timedelta(days=1)))
+    for part in window.by_day():
         rows = unsent(lake, scorers, part)
         for first in range(0, rows.num_rows, COMMIT_RESULTS):
             yield rows.slice(first, COMMIT_RESULTS)

@@ -24,6 +24,7 @@ def made_trace(
     session: str | None = None,
     answer: str | None = None,
     retrieved: Iterable[list[str]] = (),
+    state: TraceState = TraceState.OK,
     **info: Any,
 ) -> Trace:
     """Trace `number`: question and answer carry the number; one span of 5 ms, `number` seconds after START.
@@ -44,7 +45,7 @@ def made_trace(
             trace_id(number),
             TraceLocation.from_experiment_id("1"),
             round(started.timestamp() * 1000),
-            TraceState.OK,
+            state,
             execution_duration=5,
             request_preview=question,
             response_preview=text,

@@ -141,6 +141,16 @@ def test_answers_of_any_size_never_pass_the_budget(seed: int, lake: LakeResource
 
 
 @pytest.mark.usefixtures("clock")
+def test_a_judge_that_asks_for_each_chunk_holds_its_budget(lake: LakeResource, model: ModelDouble) -> None:
+    archive_traces(lake, WINDOW, [made_trace(number, retrieved=[["a page"] * 8]) for number in range(10)])
+    cap = 300.0
+    counts = score_window(lake, load("RetrievalRelevance", **PRICE, sample_rate=1, max_usd_per_day=cap), WINDOW, "run")
+    assert counts.over_budget
+    assert 8 * counts.scored == len(model.requests) > 0
+    assert spent_usd(model) <= cap
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_budget_below_one_ceiling_asks_nothing(lake: LakeResource, model: ModelDouble) -> None:
     archive_made(lake, count=5)
     assert score_window(lake, safe(max_usd_per_day=0.01), WINDOW, "run").over_budget

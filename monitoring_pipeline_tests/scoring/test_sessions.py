@@ -296,13 +296,20 @@ def test_what_was_not_quiet_is_scored_by_the_next_hours_run(lake: LakeResource) 
 
 
 def test_traces_without_an_end_hold_up_nothing(lake: LakeResource) -> None:
-    traces = [at(1, MINUTE), at(2, 2 * MINUTE), at(3, 3 * MINUTE)]
+    traces = [at(1, MINUTE), at(2, 2 * MINUTE), at(3, 70 * MINUTE)]
     traces[1].info.execution_duration = None
     traces[2].info.execution_duration = -(10**9)
     put(lake, *traces)
     calls: Calls = []
     score_window(lake, scorer_of(calls), HOUR, "run")
     assert calls == [ids(1, 2, 3)]
+
+
+def test_a_run_looks_back_as_far_as_the_run_before_it_may_have_waited(lake: LakeResource) -> None:
+    put(lake, at(1, 100 * MINUTE), at(2, 80 * MINUTE, "t"), at(3, 20 * MINUTE, "u"))
+    calls: Calls = []
+    score_window(lake, scorer_of(calls), hour_of(2 * HOURS), "run")
+    assert sorted(calls) == [ids(1), ids(2)]
 
 
 # Sessions that go on
@@ -549,13 +556,26 @@ def test_a_retry_sees_failed_sessions_alone(lake: LakeResource) -> None:
     assert totals(lake) == {"archived": 3, "filtered_out": 1, "eligible": 2, "scored": 2}
 
 
+def test_a_retry_waits_until_a_failed_session_is_quiet(lake: LakeResource) -> None:
+    window = archive_now(lake, just_now(1, 90 * MINUTE))
+    score_window(lake, scorer_of([], unlucky), window, "run")
+    archive_now(lake, just_now(2, MINUTE))
+    calls: Calls = []
+    scorer = scorer_of(calls)
+    score_window(lake, scorer, window, "again", retry_failed=True)
+    assert calls == []
+    score_window(lake, replace(scorer, session_idle=timedelta()), window, "again", retry_failed=True)
+    assert calls == [ids(1, 2)]
+
+
 def test_a_failure_on_a_trace_that_is_first_no_more_is_not_tried_again(lake: LakeResource) -> None:
     put(lake, at(2, 30 * MINUTE))
     score_window(lake, scorer_of([], unlucky), HOUR, "run")
     put(lake, at(1, MINUTE))
     calls: Calls = []
     scorer = scorer_of(calls)
-    score_window(lake, scorer, HOUR, "again", retry_failed=True)
+    for _ in range(2):
+        score_window(lake, scorer, HOUR, "again", retry_failed=True)
     assert calls == [ids(1, 2)]
     assert totals(lake) == {"archived": 2, "eligible": 2, "scored": 1, "failed": 1}
     assert ledger_problems(lake, [scorer], HOUR) == []
