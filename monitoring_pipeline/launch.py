@@ -184,7 +184,7 @@ def whole_hours(settings: Settings, start: datetime | None, end: datetime | None
     """
     current_end = floor_hour(datetime.now(UTC)) + HOUR
     end = end or current_end
-    start = start or end - 24 * HOUR
+    start = start or max(end - 24 * HOUR, settings.archive.start)
     window_end = floor_hour(end) if floor_hour(end) == end else floor_hour(end) + HOUR
     window_start, window_end = floor_hour(start), min(window_end, current_end)
     if window_start >= window_end:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests.servers import running
+
+if TYPE_CHECKING:
+    from monitoring_pipeline_tests.made_project import MadeProject
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 for variable in ("MLFLOW_TRACKING_URI", "SPARK_REMOTE", "MONITORING_CONFIG", "DAGSTER_HOME"):
@@ -37,6 +39,38 @@ def spark() -> SparkResource:
 def lake(tmp_path: Path, spark: SparkResource) -> LakeResource:
     """An empty lake."""
     return LakeResource(location=str(tmp_path / "lake"), spark=spark)
+
+
+@pytest.fixture(scope="session")
+def made_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a store and a lake of made traces, to be copied."""
+    from monitoring_pipeline_tests.made_project import make
+
+    folder = tmp_path_factory.mktemp("made")
+    make(folder)
+    return folder
+
+
+@pytest.fixture
+def made(made_folder: Path, tmp_path: Path) -> MadeProject:
+    """A project of the test's own with 40 made traces, not scored yet."""
+    from monitoring_pipeline_tests.made_project import MadeProject
+
+    return MadeProject.copy(made_folder, tmp_path / "made")
+
+
+@pytest.fixture(scope="session")
+def _dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dagster")
+    (folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    return folder
+
+
+@pytest.fixture
+def dagster_home(_dagster_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """DAGSTER_HOME, one for all tests: to make a new one takes seconds."""
+    monkeypatch.setenv("DAGSTER_HOME", str(_dagster_home))
+    return _dagster_home
 
 
 @pytest.fixture(scope="session")
@@ -74,46 +108,5 @@ def recorded_store(recorded_conversations: list[dict], tmp_path_factory: pytest.
 @pytest.fixture(scope="session")
 def recorded_server(recorded_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an `mlflow server` on loopback over the store of the recorded conversations."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("server")
-    address = f"http://127.0.0.1:{port}"
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [
-                Path(sys.executable).parent / "mlflow",
-                "server",
-                "--backend-store-uri",
-                recorded_store,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-            ],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            _wait_until_healthy(address, server, folder / "server.log")
-            yield address
-        finally:
-            os.killpg(server.pid, 15)
-            server.wait(timeout=30)
-
-
-def _wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.3)
-    pytest.fail(f"mlflow server did not start: {log.read_text()[-2000:]}")
+    with running(recorded_store, tmp_path_factory.mktemp("server")) as server:
+        yield server.uri

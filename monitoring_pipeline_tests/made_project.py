@@ -114,8 +114,8 @@ class MadeProject:
         return sorted(rows, key=lambda row: str([row[name] for name in table.key]))
 
     def scored(self, scorer: str) -> list[str]:
-        """The ids of the traces that have a result of the scorer."""
-        return [row["trace_id"] for row in self.rows(scorer=scorer)]
+        """The ids of the traces that have a result of the scorer, oldest first."""
+        return sorted(row["trace_id"] for row in self.rows(scorer=scorer))
 
     def versions(self) -> dict[str, int]:
         """The latest commit of every table."""

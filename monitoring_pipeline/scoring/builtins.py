@@ -7,13 +7,13 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from mlflow.entities import Trace
+from mlflow.entities import Trace, TraceState
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import make_judge
 from mlflow.genai.judges.base import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers import Scorer, builtin_scorers
-from mlflow.genai.utils.trace_utils import extract_retrieval_context_from_trace
+from mlflow.genai.utils.trace_utils import extract_outputs_from_trace, extract_retrieval_context_from_trace
 from pydantic import ValidationError
 
 from monitoring_pipeline.settings import ScorerSettings
@@ -108,7 +108,13 @@ def reads_spans(scorer: Scorer) -> bool:
 
 
 def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -> bool:
-    """Whether the trace has what a judge of MLflow's is about: retrieved context, expectations. True for all others."""
+    """Whether the trace has what a judge is about: retrieved context, expectations, an output unless it failed.
+
+    True for all other scorers.
+    """
+    # MLflow has the model search a trace without output with tools, by many requests: in one that failed there is none.
+    if trace.info.state == TraceState.ERROR and _needs_output(scorer) and extract_outputs_from_trace(trace) is None:
+        return False
     if isinstance(scorer, RETRIEVAL_JUDGES) and all(span.span_type != "RETRIEVER" for span in trace.data.spans):
         return False
     if isinstance(scorer, InstructionsJudge):
@@ -133,6 +139,10 @@ def request_count(scorer: Scorer, traces: Sequence[str]) -> int:
         by_chunk = isinstance(scorer, builtin_scorers.RetrievalRelevance)
         return sum(map(len, retrieved)) if by_chunk else len(retrieved)
     return 1
+
+
+def _needs_output(scorer: Scorer) -> bool:
+    return isinstance(scorer, Judge) and any(field.name == "outputs" for field in scorer.get_input_fields())
 
 
 def _needs_no_model(scorer: Scorer) -> bool:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from mlflow.exceptions import MlflowException
-
-# MLflow comes with a price list, and would ask the internet for a newer one as definitions load and judges run.
-os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
 
 
 @dataclass(frozen=True)

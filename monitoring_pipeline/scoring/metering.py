@@ -30,6 +30,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.settings import without_password
 
+# MLflow comes with a list of models, and would ask the internet for a newer one at a judge's first request.
+os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
 # A minute and what a request may be late between being let through and reaching the model.
 MINUTE_MS = 61_000
 LONGEST_WAIT_SECONDS = 60

@@ -162,12 +162,17 @@ class ScorerLog:
         return cls(tracking, settings.scoring.experiment)
 
     def read(self) -> ScorerStates:
-        """All states, by one request.
+        """All states, by one request. Where no experiment is named and MLflow's default is not there, none is kept.
 
         Raises:
             TrackingError: the store cannot be used, the experiment is missing or deleted, or an entry is malformed.
         """
         experiment = self._experiment()
+        if self._name is None and (
+            experiment is None or (not _is_active(experiment) and not _keeps_states(experiment))
+        ):
+            return ScorerStates(DEFAULT_EXPERIMENT_ID, {})
+        experiment = self._checked(experiment)
         by_scorer: defaultdict[str, list[Change]] = defaultdict(list)
         for change in (Change.parse(key, value) for key, value in experiment.tags.items()):
             if change is not None:
@@ -185,6 +190,7 @@ class ScorerLog:
         revision = last.revision + 1 if last else 1
         change = Change(scorer, revision, action, standing, datetime.now(UTC), uuid.uuid4().hex[:8])
         key, value = change.key, change.value
+        self._checked(self._experiment())
         with self.tracking.calls() as client:
             client.set_experiment_tag(states.experiment_id, key, value)
         current = self.read().current(scorer)
@@ -192,23 +198,29 @@ class ScorerLog:
             raise StaleHandleError(scorer, current)
         return change
 
-    def _experiment(self) -> Experiment:
+    @property
+    def _name(self) -> str | None:
+        return self.experiment or next(iter(self.tracking.experiments), None)
+
+    def _experiment(self) -> Experiment | None:
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-        name = self.experiment or next(iter(self.tracking.experiments), None)
         with self.tracking.calls() as client:
+            if self._name:
+                return client.get_experiment_by_name(self._name)
             try:
-                experiment = (
-                    client.get_experiment_by_name(name) if name else client.get_experiment(DEFAULT_EXPERIMENT_ID)
-                )
+                return client.get_experiment(DEFAULT_EXPERIMENT_ID)
             except MlflowException as error:
                 if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                     raise
-                experiment = None
-        if experiment is not None and experiment.lifecycle_stage == "active":
+                return None
+
+    def _checked(self, experiment: Experiment | None) -> Experiment:
+        """The experiment, which must be there and not deleted."""
+        if experiment is not None and _is_active(experiment):
             return experiment
-        asked = f"experiment {name!r}" if name else "default experiment"
+        asked = f"experiment {self._name!r}" if self._name else "default experiment"
         problem, fix = (
             ("there is none", "create it")
             if experiment is None
@@ -218,6 +230,14 @@ class ScorerLog:
             f"the scorers' states are kept in the {asked} at {without_password(self.tracking.tracking_uri)}, and "
             f"{problem}; {fix}, or set [scoring] experiment to another"
         )
+
+
+def _is_active(experiment: Experiment) -> bool:
+    return experiment.lifecycle_stage == "active"
+
+
+def _keeps_states(experiment: Experiment) -> bool:
+    return any(Change.parse(key, value) for key, value in experiment.tags.items())
 
 
 def _decided(changes: list[Change]) -> list[Change]:

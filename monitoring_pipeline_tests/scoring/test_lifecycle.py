@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +24,7 @@ from monitoring_pipeline.scoring.lifecycle import UnknownScorerError, effective,
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.states import Change, LifecycleError, ScorerLog, StaleHandleError
 from monitoring_pipeline.settings import MlflowSettings, ScorerSettings, ScoringSettings, Settings
-from monitoring_pipeline_tests.conftest import _wait_until_healthy
+from monitoring_pipeline_tests.servers import running
 from monitoring_pipeline_tests.traces.stores import Store
 
 SCORERS = "monitoring_pipeline_tests.scoring.sample_scorers"
@@ -45,25 +43,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an `mlflow server` over the store."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    folder = tmp_path_factory.mktemp("server")
-    command = [Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", store.uri, "--workers", "1"]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", port],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            _wait_until_healthy(f"http://127.0.0.1:{port}", process, folder / "server.log")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)  # asked to end, it takes 20 s
-            process.wait(timeout=30)
+    with running(store.uri, tmp_path_factory.mktemp("server")) as server:
+        yield server.uri
 
 
 @pytest.fixture
@@ -503,10 +484,26 @@ def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
         scoring.handles(settings_of(uri, experiment))
 
 
-def test_a_store_without_its_default_experiment_is_told(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_its_default_experiment_keeps_no_states(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monitoring_pipeline.scoring.states.DEFAULT_EXPERIMENT_ID", "987654321")
+    (handle,) = scoring.handles(settings_of(uri, None, CODE))
+    assert handle.state == "unregistered"
     with pytest.raises(TrackingError, match=r"kept in the default experiment at .*, and there is none; create it"):
-        scoring.handles(settings_of(uri, None))
+        handle.register()
+
+
+def test_a_default_experiment_that_was_deleted_keeps_its_states_from_being_forgotten(tmp_path: Path) -> None:
+    store = Store.create(tmp_path)
+    client = MlflowClient(store.uri)
+    settings = settings_of(store.uri, None, CODE)
+    client.delete_experiment("0")
+    (handle,) = scoring.handles(settings)
+    assert handle.state == "unregistered"
+    client.restore_experiment("0")
+    handle.register()
+    client.delete_experiment("0")
+    with pytest.raises(TrackingError, match=r"default experiment at .*, and it is deleted; restore it"):
+        scoring.handles(settings)
 
 
 @pytest.mark.parametrize("value", ["not JSON", "[]", "{}", '{"state": "asleep"}'])

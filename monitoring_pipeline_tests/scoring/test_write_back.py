@@ -6,15 +6,12 @@ import itertools
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +33,7 @@ from monitoring_pipeline.scoring.write_back import WriteBackCounts, unsent, writ
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, WRITTEN_BACK
 from monitoring_pipeline.traces.archive import archive
 from monitoring_pipeline.windows import Window
-from monitoring_pipeline_tests.conftest import _wait_until_healthy
+from monitoring_pipeline_tests.servers import MlflowServer, running
 from monitoring_pipeline_tests.traces.stores import HOUR, START, Store
 
 NUMBERS = itertools.count()  # of traces, so that tests can share a store
@@ -89,50 +86,15 @@ def forget(lake: LakeResource) -> None:
     lake.replace(WRITTEN_BACK, HOUR, WRITTEN_BACK.schema.empty_table())
 
 
-class Server:
-    """An `mlflow server` that can be stopped, and started again at the same address."""
-
-    def __init__(self, store: Store):
-        self.store = store
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        log = self.store.file.parent / "server.log"
-        command = [Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", self.store.uri]
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"],
-                cwd=self.store.file.parent,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        _wait_until_healthy(self.uri, self.process, log)
-
-    def stop(self) -> None:
-        if self.process:
-            os.killpg(self.process.pid, 15)
-            self.process.wait(timeout=30)
-            self.process = None
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store.create(tmp_path_factory.mktemp("write_back"))
 
 
 @pytest.fixture(scope="module")
-def server(store: Store) -> Iterator[Server]:
-    server = Server(store)
-    server.start()
-    try:
+def server(store: Store) -> Iterator[MlflowServer]:
+    with running(store.uri, store.file.parent) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(params=["database", "server"])
@@ -433,7 +395,7 @@ def test_a_quicker_run_is_noticed(
 
 
 def test_a_server_that_stops_midway_gets_the_rest_later(
-    store: Store, server: Server, lake: LakeResource, monkeypatch: pytest.MonkeyPatch
+    store: Store, server: MlflowServer, lake: LakeResource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "COMMIT_RESULTS", 2)
     tracking = TrackingResource(tracking_uri=server.uri)

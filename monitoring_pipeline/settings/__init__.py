@@ -1,0 +1,41 @@
+"""Settings: monitoring.toml over environment variables over defaults, as one typed value.
+
+The file is the one given, else the one that MONITORING_CONFIG names, else ./monitoring.toml where it exists. A setting
+may also come from the environment, as MONITORING_<SECTION>__<KEY>; MLFLOW_TRACKING_URI and SPARK_REMOTE keep their
+usual names. Relative paths start from the folder of the file, or from the working folder where there is no file.
+"""
+
+from monitoring_pipeline.settings.loading import Settings, config_folder, config_path, load_settings
+from monitoring_pipeline.settings.problems import without_password
+from monitoring_pipeline.settings.sections import (
+    EMBEDDED_STORE,
+    SHIPPED_SCORERS,
+    ArchiveSettings,
+    BackfillSettings,
+    DagsterSettings,
+    LakeSettings,
+    MlflowSettings,
+    ReportSettings,
+    ScorerSettings,
+    ScoringSettings,
+    SparkSettings,
+)
+
+__all__ = [
+    "EMBEDDED_STORE",
+    "SHIPPED_SCORERS",
+    "ArchiveSettings",
+    "BackfillSettings",
+    "DagsterSettings",
+    "LakeSettings",
+    "MlflowSettings",
+    "ReportSettings",
+    "ScorerSettings",
+    "ScoringSettings",
+    "Settings",
+    "SparkSettings",
+    "config_folder",
+    "config_path",
+    "load_settings",
+    "without_password",
+]

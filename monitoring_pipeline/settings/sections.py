@@ -1,0 +1,153 @@
+"""What can be set: the sections of monitoring.toml, with their defaults and bounds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from monitoring_pipeline.windows import floor_hour, parse_utc
+
+EMBEDDED_STORE = "sqlite:///data/mlflow.db"
+SHIPPED_SCORERS = "monitoring_pipeline.scoring.scorers"
+SCORER_REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+
+
+def _expand_home(location: str) -> str:
+    try:
+        return location if "://" in location else str(Path(location).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{location!r} starts from a home folder that is not known; write it from /") from None
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_expand_home)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MlflowSettings(Section):
+    tracking_uri: str = Field(
+        default=EMBEDDED_STORE, min_length=1, description="the MLflow store or server that traces are read from"
+    )
+    experiments: list[str] = Field(default=[], description="names of the experiments to archive; empty: all of them")
+
+
+class LakeSettings(Section):
+    location: Location = Field(default="data/lake", description="folder or object store address of the Delta tables")
+
+
+class ArchiveSettings(Section):
+    start: datetime = Field(default=datetime(2026, 1, 1, tzinfo=UTC), description="the first hour that has a partition")
+    source: Literal["mlflow"] = Field(default="mlflow", description="where traces are read from")
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _whole_hour(cls, start: object) -> datetime:
+        return floor_hour(parse_utc(str(start)))
+
+
+class SparkSettings(Section):
+    remote: str | None = Field(
+        default=None,
+        description="address of a Spark Connect server, sc://host:port; none: an engine inside the process",
+        pattern=r"^sc://",
+    )
+
+
+class ScorerSettings(Section):
+    """A scorer: the user's own (`scorer`) or one of MLflow's (`builtin`), how much it sees, and what it may use."""
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+    scorer: str | None = Field(default=None, pattern=SCORER_REFERENCE, description="module:attribute")
+    builtin: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_]\w*$",
+        description="a class of mlflow.genai.scorers, such as Safety, or make_judge",
+    )
+    model: str | None = Field(default=None, pattern=r"^[a-z][\w-]*:/.+$", description="the judge's model")
+    params: dict[str, Any] = Field(default={}, description="keyword arguments of the scorer")
+    state: Literal["active", "stopped", "registered"] = Field(
+        default="active", description="the state that `scorers apply` brings it to; only an active one runs by itself"
+    )
+    sample_rate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the traces that pass the filter; default by kind: safety 1.0, relevance 0.2, "
+        "guidelines 0.1, other judges 0.05, code 1.0",
+    )
+    filter: str | None = Field(default=None, description="MLflow trace filter")
+    pass_if: str | None = Field(
+        default=None,
+        pattern=r"^(<|<=|>|>=|==) *-?\d+(\.\d+)?$",
+        description="the scores that pass, in `assess` and for agreement; default: for agreement the upper half, in "
+        "`assess` only of scores that are all 0 or 1",
+    )
+    compare_with: list[str] = Field(
+        default=[], description="names of people's feedback that the scorer is compared with; default: its own name"
+    )
+    concurrency: int | None = Field(default=None, ge=1, description="calls at a time; default: judges 8, code 1")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="requests to the model; none: no limit")
+    timeout_seconds: float = Field(default=60.0, gt=0, description="of one request to the model")
+    max_attempts: int = Field(default=5, ge=1, description="of one request, on 429, 5xx and time-outs")
+    usd_per_million_input_tokens: float | None = Field(
+        default=None, ge=0, description="price of the model; default: MLflow's price list"
+    )
+    usd_per_million_output_tokens: float | None = Field(
+        default=None, ge=0, description="price of the model; default: MLflow's price list"
+    )
+    max_usd_per_day: float | None = Field(default=None, gt=0, description="spent in one UTC day; none: no limit")
+    max_traces_per_hour: int | None = Field(
+        default=None, ge=1, description="traces scored in one hour of the clock; none: no limit"
+    )
+    session_idle_minutes: int = Field(
+        default=30, ge=0, description="how long a session must be quiet before a scorer of sessions sees it"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.scorer is None) == (self.builtin is None):
+            given = "neither" if self.scorer is None else "both"
+            raise ValueError(f"{given} of scorer and builtin given; a scorer needs one of them")
+        if self.model is not None and self.builtin is None:
+            raise ValueError(f"model = {self.model!r} is for a builtin; a scorer of your own names its model itself")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """What the scorer is, in the user's words: module:attribute, or the name of MLflow's."""
+        return self.scorer or self.builtin or ""
+
+
+class ScoringSettings(Section):
+    experiment: str | None = Field(
+        default=None,
+        description="name of the experiment that keeps the scorers' states; default: the first of [mlflow] "
+        "experiments, else MLflow's default experiment",
+    )
+    write_back: bool = Field(default=False, description="log results to MLflow as feedback on their traces")
+
+
+class BackfillSettings(Section):
+    max_partitions_per_run: int = Field(default=168, ge=1, description="hours that one run of a backfill takes")
+    max_scorers_at_once: int = Field(default=4, ge=1, description="scorers that a backfill in one process runs at once")
+
+
+class ReportSettings(Section):
+    location: Location = Field(default="data/reports", description="folder of the daily reports")
+
+
+class DagsterSettings(Section):
+    executor: Literal["in_process", "multiprocess"] = Field(
+        default="in_process", description="one process for all steps of a run (0.1 s each), or one each (3 s each)"
+    )
+
+
+def default_scorers() -> list[ScorerSettings]:
+    """The scorers of a configuration that names none: shipped ones that need no key."""
+    names = ("response_quality", "tool_errors", "stage_latency")
+    return [ScorerSettings(name=name, scorer=f"{SHIPPED_SCORERS}:{name}") for name in names]

@@ -1,0 +1,66 @@
+"""An `mlflow server` on loopback, over a store made for a test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+class MlflowServer:
+    """A server over the store at `store_uri`, whose log is in `folder`; it can be stopped, and started again there."""
+
+    def __init__(self, store_uri: str, folder: Path):
+        self.store_uri, self.folder = store_uri, folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        command = [Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", self.store_uri]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                time.sleep(0.3)
+        pytest.fail(f"mlflow server did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        """End it at once: asked to end, it takes 20 seconds."""
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=30)
+            self.process = None
+
+
+@contextmanager
+def running(store_uri: str, folder: Path) -> Iterator[MlflowServer]:
+    """A server over the store, until the block ends."""
+    server = MlflowServer(store_uri, folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
