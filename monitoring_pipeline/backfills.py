@@ -29,6 +29,8 @@ from monitoring_pipeline.windows import HOUR, Window
 # What is made of the assessments, hour by hour.
 DOWNSTREAM = [dg.AssetKey(SCORER_COVERAGE.name), dg.AssetKey(HOURLY_QUALITY.name)]
 LOCAL_UI = "http://127.0.0.1:3000"
+# How late a daemon's next sign of life may be, due every 30 seconds; Dagster itself waits half an hour for it.
+LATE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def daemon_is_running(instance: dg.DagsterInstance) -> bool:
     from dagster._daemon.daemon import BackfillDaemon
 
     name = BackfillDaemon.daemon_type()
-    return bool(get_daemon_statuses(instance, [name], ignore_errors=True)[name].healthy)
+    status = get_daemon_statuses(instance, [name], ignore_errors=True, heartbeat_tolerance_seconds=LATE_SECONDS)
+    return bool(status[name].healthy)
 
 
 def launch_backfills(
@@ -136,7 +139,8 @@ def run_side_by_side(
 ) -> dict[str, str]:
     """`run_backfills` for each scorer in a process of its own, `[backfill] max_scorers_at_once` of them at a time.
 
-    DAGSTER_HOME must be set. Returns the steps that failed, and the scorers whose process ended, with the reason.
+    The instance of DAGSTER_HOME must have been opened before: two processes that make it at once fail. Returns the
+    steps that failed, and the scorers whose process ended, with the reason.
     """
     processes = get_context("spawn")  # Dagster runs no two jobs in threads of one process
     with processes.Manager() as manager, ThreadPoolExecutor(settings.backfill.max_scorers_at_once) as pool:

@@ -135,8 +135,14 @@ def test_the_archive_stays_as_it_is(made: MadeProject) -> None:
 @pytest.mark.parametrize(
     ("choice", "line"),
     [
-        ({"trace_ids": ["tr-nowhere", IDS[0]]}, r"^no trace tr-nowhere in the archive; archive its hour first, or give"),
-        ({"trace_ids": [IDS[0]], "start": START + HOUR, "end": START + 2 * HOUR}, f"^no trace {IDS[0]} in the archive of"),
+        (
+            {"trace_ids": ["tr-nowhere", IDS[0]]},
+            r"^no trace tr-nowhere in the archive; archive its hour first, or give",
+        ),
+        (
+            {"trace_ids": [IDS[0]], "start": START + HOUR, "end": START + 2 * HOUR},
+            f"^no trace {IDS[0]} in the archive of",
+        ),
         ({"trace_ids": [IDS[1]], "filter": "tags.env = 'prod'"}, f"^no trace {IDS[1]}"),
         ({**RANGE, "filter": "nonsense"}, r"^trace filter 'nonsense': "),
         ({**RANGE, "scorers": ["tool_erors"]}, r"^no scorer 'tool_erors'; configured are response_quality, stage_lat"),
@@ -267,7 +273,10 @@ def test_a_run_has_the_figures_that_the_table_has(
 def cells(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The cells of a table whatever the types of its columns; numbers as MLflow's JSON has them."""
     return [
-        {name: None if pd.isna(cell) else round(cell, 9) if isinstance(cell, float) else cell for name, cell in row.items()}
+        {
+            name: None if pd.isna(cell) else round(cell, 9) if isinstance(cell, float) else cell
+            for name, cell in row.items()
+        }
         for row in table.to_dict("records")
     ]
 

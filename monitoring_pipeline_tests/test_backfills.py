@@ -184,18 +184,19 @@ def test_results_that_arrive_while_the_ledger_is_made_do_not_fail_it(
 # By a daemon
 
 
-def test_a_daemon_runs_where_it_gave_a_sign_of_life(instance: dg.DagsterInstance) -> None:
-    def beat(seconds_ago: float) -> None:
-        instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, "BACKFILL", "an id", []))
+def test_a_daemon_runs_where_it_gave_a_sign_of_life(dagster_home: Path) -> None:
+    with dg.DagsterInstance.get() as instance:
 
-    assert not daemon_is_running(instance)
-    beat(3600)
-    assert not daemon_is_running(instance)
-    beat(1)
-    assert daemon_is_running(instance)
-    instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - 3600, "BACKFILL", "an id", []))
-    instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "SCHEDULER", "an id", []))
-    assert not daemon_is_running(instance)
+        def beat(daemon: str, seconds_ago: float) -> bool:
+            instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, daemon, "an id", []))
+            return daemon_is_running(instance)
+
+        instance.wipe_daemon_heartbeats()
+        assert not daemon_is_running(instance)
+        assert not beat("SCHEDULER", 1)
+        assert beat("BACKFILL", 1)
+        assert not beat("BACKFILL", 200)  # a UI that was closed minutes ago
+        instance.wipe_daemon_heartbeats()
 
 
 def test_a_backfill_of_each_scorer_is_asked_for_and_the_daemon_does_it(
@@ -218,10 +219,9 @@ def test_a_backfill_of_each_scorer_is_asked_for_and_the_daemon_does_it(
             assert asked is not None
             assert asked.status == BulkActionStatus.REQUESTED
             assert asked.title == f"{name}, 2026-01-01 05:00 to 2026-01-01 09:00 UTC"
-            assert set(asked.asset_selection or []) == {scorer_key(name), *DOWNSTREAM}
-            subset = asked.get_target_partitions_subset
-            assert sorted(asked.get_partition_names(graph) or HOURS) == HOURS
-            del subset
+            target = asked.get_asset_backfill_data(graph).target_subset
+            hours = {key: target.get_partitions_subset(key).get_partition_keys() for key in target.asset_keys}
+            assert hours == dict.fromkeys([scorer_key(name), *DOWNSTREAM], HOURS)
             config = {"sample_rate": 0.5, "retry_failed": False, "newest_first": True}
             assert asked.run_config == {"ops": {f"assessments__{name}": {"config": config}}}
 

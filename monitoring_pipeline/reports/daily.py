@@ -225,5 +225,6 @@ def _charts(
     yield _Chart("Traces", "", charts.volume_chart(hours, shaded))
     yield _Chart("Error rate", "", charts.error_rate_chart(hours, shaded))
     yield _Chart("Latency", "", charts.latency_chart(hours, shaded))
-    for scorer, rows in quality.loc[quality["experiment_id"] == experiment_id].groupby("scorer"):
+    scored = quality.loc[(quality["experiment_id"] == experiment_id) & quality["mean_score"].notna()]
+    for scorer, rows in scored.groupby("scorer"):
         yield _Chart("Mean score", str(scorer), charts.quality_chart(findings.by_hour(rows), shaded))

@@ -23,6 +23,9 @@ def run_all(
 
     At most the scorer's `concurrency` traces are under way, and no new one is begun while a row waits to be taken.
     """
+    if scorer.limits.concurrency == 1:  # a thread would only cost time
+        yield from _one_by_one(scorer, pending, dagster_run_id, meter, purse)
+        return
     under_way: dict[Future[tuple[dict[str, Any], bool]], PendingTrace] = {}
 
     def done() -> Iterator[tuple[dict[str, Any], bool]]:
@@ -42,3 +45,16 @@ def run_all(
             under_way[pool.submit(assess, scorer, trace, dagster_run_id, meter)] = trace
         while under_way:
             yield from done()
+
+
+def _one_by_one(
+    scorer: ConfiguredScorer, pending: Iterable[PendingTrace], dagster_run_id: str, meter: Meter, purse: Purse
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    for trace in pending:
+        if not purse.has_room_for(trace):
+            purse.used_up = str(purse)
+            break
+        purse.reserve(trace)
+        result = assess(scorer, trace, dagster_run_id, meter)
+        purse.settle(trace, result[0])
+        yield result

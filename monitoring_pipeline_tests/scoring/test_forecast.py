@@ -1,0 +1,175 @@
+"""Forecasts: what a backfill would find and use, held against what it then really finds and uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from monitoring_pipeline import scoring
+from monitoring_pipeline.backfills import ScorerOptions, forecasts
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.forecast import Forecast, forecast
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.runner import Spent
+from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.tables import ASSESSMENTS
+from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests.made_project import IDS, JUDGE, LATENCY, PRICE, WINDOW, MadeProject, scorer
+from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
+from monitoring_pipeline_tests.scoring.model_double import GARBLED, OK, ModelDouble, serving
+from monitoring_pipeline_tests.scoring.test_builtins import load
+from monitoring_pipeline_tests.traces.stores import START
+
+ODD = "monitoring_pipeline_tests.odd_scorers"
+EVEN, NUMBER, LENGTH = (scorer(name, f"{ODD}:{name}") for name in ("even", "number", "length"))
+HOUR = Window(START, START + timedelta(hours=1))
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
+    with serving(monkeypatch) as double:
+        # As dear as it can be: a token for each byte, and long answers.
+        double.tokens_of = lambda text: len(text.encode())
+        double.answer = lambda prompt: {"result": "yes", "rationale": "x" * 800}
+        yield double
+
+
+def told(project: MadeProject, window: Window = WINDOW, **options: Any) -> Forecast:
+    [found] = forecasts(project.settings, window, [project.settings.scorers[0].name], ScorerOptions(**options))
+    return found
+
+
+def counts(told: Forecast) -> tuple[int, ...]:
+    return told.archived, told.eligible, told.scored, told.failed, told.to_score
+
+
+def score(project: MadeProject, window: Window = WINDOW, **options: Any) -> None:
+    [configured] = [handle.configured for handle in scoring.handles(project.settings)]
+    assert configured is not None
+    score_window(project.lake, configured, window, "run", **options)
+
+
+def test_what_is_scored_and_failed_is_told_from_what_is_to_score(made: MadeProject) -> None:
+    project = made.having(EVEN)
+    assert counts(told(project)) == (40, 40, 0, 0, 40)
+    score(project, HOUR)
+    assert counts(told(project)) == (40, 40, 8, 2, 30)
+    assert counts(told(project, retry_failed=True)) == (40, 40, 8, 2, 32)
+    assert counts(told(project, HOUR)) == (10, 10, 8, 2, 0)
+
+
+def test_rate_and_filter_are_those_that_the_backfill_would_have(made: MadeProject) -> None:
+    project = made.having(LATENCY)
+    scoring.handle("stage_latency", project.settings).register().update(sample_rate=0.3, filter="tags.env = 'prod'")
+    at_its_own, at_half = told(project), told(project, sample_rate=0.5)
+    assert 0 < at_its_own.to_score < at_half.to_score < told(project, sample_rate=1.0).to_score == 20
+    assert at_half.to_score == at_half.eligible
+    handle = scoring.handle("stage_latency", project.settings)
+    assert handle.configured is not None
+    score_window(project.lake, _at(handle.configured, 0.5, handle.filter), WINDOW, "run")
+    assert len(project.scored("stage_latency")) == at_half.to_score
+
+
+def _at(configured: ConfiguredScorer, rate: float, filter: str | None) -> ConfiguredScorer:
+    from dataclasses import replace
+
+    return replace(configured, sample_rate=rate, filter=filter)
+
+
+def test_sessions_are_counted_once_each(made: MadeProject) -> None:
+    project = made.having(LENGTH)
+    found = told(project)
+    assert (found.archived, found.to_score) == (40, 2)
+    score(project)
+    assert counts(told(project)) == (40, 2, 2, 0, 0)
+
+
+def test_a_scorer_that_asks_no_model_uses_nothing(made: MadeProject) -> None:
+    found = told(made.having(NUMBER))
+    assert (found.at_most, found.expected, found.minutes) == (Spent(), None, None)
+
+
+def test_a_judge_uses_no_more_than_was_told(made: MadeProject, model: ModelDouble) -> None:
+    project = made.having(JUDGE)
+    before = told(project)
+    assert model.requests == []
+    assert before.expected is None
+    score(project)
+    assert len(model.requests) == before.to_score == 40
+    _holds(before.at_most, project)
+    assert told(project).at_most == Spent(0, 0, 0.0)
+
+
+def _holds(at_most: Spent, project: MadeProject) -> None:
+    rows = project.rows()
+    used = {name: sum(row[name] for row in rows) for name in ("input_tokens", "output_tokens", "cost_usd")}
+    assert at_most.input_tokens is not None
+    assert at_most.output_tokens is not None
+    assert at_most.cost_usd is not None
+    assert 0 < used["input_tokens"] <= at_most.input_tokens
+    assert 0 < used["output_tokens"] <= at_most.output_tokens
+    assert 0 < used["cost_usd"] <= at_most.cost_usd
+    assert at_most.cost_usd == pytest.approx((at_most.input_tokens * 1000 + at_most.output_tokens * 4000) / 1e6)
+
+
+CHUNKS = [["the refund takes days", "flights leave at nine", "a bag weighs 20 kg"] * 4, ["one more"]]
+
+
+@pytest.mark.parametrize("builtin", ["RetrievalRelevance", "KnowledgeRetention", "ToolCallEfficiency"])
+def test_a_judge_with_several_requests_a_trace_uses_no_more_than_was_told(
+    lake: LakeResource, model: ModelDouble, builtin: str
+) -> None:
+    archive_traces(lake, HOUR, [made_trace(number, session="s", retrieved=CHUNKS) for number in range(3)])
+    judge = load(builtin=builtin, name="judge", sample_rate=1.0, session_idle_minutes=0, **PRICE)
+    before = forecast(lake, judge, HOUR)
+    counted = score_window(lake, judge, HOUR, "run")
+    assert counted.seen == before.to_score
+    columns = ("input_tokens", "output_tokens", "cost_usd")
+    rows = lake.read_columns(ASSESSMENTS, HOUR, *columns).to_pylist()
+    used = [sum(row[name] or 0 for row in rows) for name in columns]
+    assert len(model.requests) > len(rows) > 0
+    for name, value in zip(columns, used, strict=True):
+        assert value <= (getattr(before.at_most, name) or 0), name
+    assert used[0] > 0
+
+
+def test_what_is_expected_is_the_mean_of_earlier_results(made: MadeProject, model: ModelDouble) -> None:
+    project = made.having(JUDGE.model_copy(update={"requests_per_minute": 600}))
+    score(project, HOUR)
+    found = told(project)
+    rows = project.rows()
+    assert len(rows) == 10
+    assert found.to_score == 30
+    assert found.expected is not None
+    assert found.expected.input_tokens == round(30 * sum(row["input_tokens"] for row in rows) / 10)
+    assert found.expected.output_tokens == round(30 * sum(row["output_tokens"] for row in rows) / 10)
+    assert found.expected.cost_usd == pytest.approx(3 * sum(row["cost_usd"] for row in rows))
+    assert found.minutes == pytest.approx(30 / 600)
+
+
+def test_a_second_try_is_told_too(made: MadeProject, model: ModelDouble) -> None:
+    project = made.having(JUDGE)
+    model.fate = lambda number, prompt: GARBLED if number < 5 else OK
+    score(project)
+    assert counts(told(project)) == (40, 40, 35, 5, 0)
+    again = told(project, retry_failed=True)
+    assert again.to_score == 5
+    spent, requests = sum(row["cost_usd"] for row in project.rows()), len(model.requests)
+    score(project, retry_failed=True)
+    assert len(model.requests) == requests + 5
+    more = sum(row["cost_usd"] for row in project.rows()) - spent
+    assert again.at_most.cost_usd is not None
+    assert 0 < more <= again.at_most.cost_usd
+
+
+def test_a_forecast_changes_nothing(made: MadeProject, model: ModelDouble) -> None:
+    project = made.having(JUDGE, LATENCY)
+    versions = project.versions()
+    found = forecasts(project.settings, WINDOW, ["stage_latency", "safety"], ScorerOptions(retry_failed=True))
+    assert [each.to_score for each in found] == [len(IDS), len(IDS)]
+    assert model.requests == []
+    assert project.versions() == versions
+    assert project.rows() == []
