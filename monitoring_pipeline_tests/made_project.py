@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
+import pytest
 from mlflow.entities import Trace
 
 from monitoring_pipeline.definitions import build_resources
@@ -35,7 +38,7 @@ FROM, TO = "2026-01-01T05:00Z", "2026-01-01T09:00Z"
 FIRST, LAST = "2026-01-01-05:00", "2026-01-01-08:00"
 IDS = [trace_id(number) for number in range(HOURS * PER_HOUR)]
 SAMPLES = "monitoring_pipeline_tests.scoring.sample_scorers"
-PRICE = {"usd_per_million_input_tokens": 1000, "usd_per_million_output_tokens": 4000}
+PRICE: dict[str, Any] = {"usd_per_million_input_tokens": 1000, "usd_per_million_output_tokens": 4000}
 
 
 def scorer(name: str, reference: str | None = None, **values: Any) -> ScorerSettings:
@@ -120,6 +123,26 @@ class MadeProject:
     def versions(self) -> dict[str, int]:
         """The latest commit of every table."""
         return {table.name: self.lake.version(table) for table in TABLES}
+
+
+def fails_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the asset of the scorer raise."""
+    from monitoring_pipeline.assets import assessments
+
+    score_window = assessments.score_window
+
+    def score(lake: Any, scorer: Any, *arguments: Any, **named: Any) -> Any:
+        if scorer.name == name:
+            raise RuntimeError("no disk")
+        return score_window(lake, scorer, *arguments, **named)
+
+    monkeypatch.setattr(assessments, "score_window", score)
+
+
+def config_fields(job: dg.JobDefinition, step: str) -> Mapping[str, dg.Field]:
+    """The fields of a step's configuration, as the Launchpad shows them."""
+    schema: Any = job.graph.node_named(step).definition.config_schema
+    return schema.as_field().config_type.fields
 
 
 def _toml(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,14 @@ from monitoring_pipeline.api import (
     evaluate_production_traces,
 )
 from monitoring_pipeline.errors import MonitoringError, SettingsError, TrackingError
+from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
 from monitoring_pipeline.scoring.on_demand import COLUMNS
 from monitoring_pipeline.scoring.runner import as_score
 from monitoring_pipeline.scoring.scorers import response_quality, stage_latency
 from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 from monitoring_pipeline.windows import HOUR
 from monitoring_pipeline_tests import odd_scorers
-from monitoring_pipeline_tests.made_project import IDS, QUALITY, WINDOW, MadeProject, scorer, traces
+from monitoring_pipeline_tests.made_project import IDS, QUALITY, WINDOW, MadeProject, fails_at_once, scorer, traces
 from monitoring_pipeline_tests.scoring.model_double import ModelDouble, serving
 from monitoring_pipeline_tests.traces.stores import START, trace_id
 
@@ -46,16 +46,6 @@ RANGE: dict[str, Any] = {"start": WINDOW.start, "end": WINDOW.end}
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
     with serving(monkeypatch) as double:
         yield double
-
-
-@contextmanager
-def at(tracking_uri: str) -> Iterator[None]:
-    """MLflow's own functions use the store within the block."""
-    mlflow.set_tracking_uri(tracking_uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None)
 
 
 def ids(frame: pd.DataFrame) -> set[str]:
@@ -81,7 +71,7 @@ def test_a_list_of_traces_needs_neither_archive_nor_store(made: MadeProject, tmp
 def test_the_table_of_search_traces_is_taken(recorded_server: str, made: MadeProject) -> None:
     experiment = MlflowClient(recorded_server).get_experiment_by_name("airline")
     assert experiment is not None
-    with at(recorded_server):
+    with _global_tracking_uri(recorded_server):
         table, found = (
             mlflow.search_traces(locations=[experiment.experiment_id], max_results=5, return_type=kind)
             for kind in ("pandas", "list")
@@ -116,8 +106,8 @@ def test_a_time_without_a_zone_is_a_local_one(made: MadeProject, monkeypatch: py
     monkeypatch.setenv("TZ", "Asia/Tokyo")  # nine hours ahead
     time.tzset()
     try:
-        naive = datetime(2026, 1, 1, 14), datetime(2026, 1, 1, 15)
-        results = assess(start=naive[0], end=naive[1], scorers=["stage_latency"], settings=made.settings)
+        start, end = map(datetime.fromisoformat, ("2026-01-01T14:00", "2026-01-01T15:00"))
+        results = assess(start=start, end=end, scorers=["stage_latency"], settings=made.settings)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -174,12 +164,12 @@ def test_results_are_what_the_scorers_return(made: MadeProject) -> None:
     assert len(results) == 80
     for trace in traces():
         row = results.loc[(trace.info.trace_id, "response_quality")]
-        feedback = response_quality.run(outputs=f"answer {int(trace.info.trace_id[3:], 16)}.", trace=trace)
+        feedback: Any = response_quality.run(outputs=f"answer {int(trace.info.trace_id[3:], 16)}.", trace=trace)
         assert (json.loads(row["value"]), row["rationale"]) == (feedback.value, feedback.rationale)
         assert row["score"] == as_score(feedback.value)
         row = results.loc[(trace.info.trace_id, "even")]
         try:
-            value = odd_scorers.even.run(trace=trace)
+            value: Any = odd_scorers.even.run(trace=trace)
         except ValueError:
             assert (row["error_code"], row["error_message"]) == ("SCORER_ERROR", "ValueError: five divides it")
             assert row[["value", "score"]].isna().all()
@@ -226,7 +216,7 @@ def test_a_scorer_without_anything_to_say_gives_no_row(made: MadeProject) -> Non
     assert list(assess(**RANGE, scorers=[], settings=made.settings).columns) == COLUMNS
 
 
-def test_limits_of_budget_and_sample_are_those_of_production(made: MadeProject) -> None:
+def test_neither_budget_nor_sample_nor_filter_of_production_bounds_it(made: MadeProject) -> None:
     narrow = QUALITY.model_copy(update={"sample_rate": 0.1, "max_traces_per_hour": 2, "filter": "tags.env = 'dev'"})
     assert len(assess(**RANGE, settings=made.having(narrow).settings)) == 40
 
@@ -265,19 +255,18 @@ def test_a_run_has_the_figures_that_the_table_has(
     digests = {f"{name}/digest": digest for name, digest in zip(table["scorer"], table["scorer_digest"], strict=True)}
     assert {name: value for name, value in run.data.params.items() if name != "nothing/digest"} == digests
 
-    with at(made.settings.mlflow.tracking_uri):
+    with _global_tracking_uri(made.settings.mlflow.tracking_uri):
         logged = client.load_table(experiment_id, assessing.RESULTS_FILE, [run.info.run_id])
-    assert cells(logged) == cells(table.astype({"assessed_at": str}))
+    assert list(logged.columns) == COLUMNS
+    assert cells(logged) == cells(table)
+    assert list(logged["duration_ms"]) == pytest.approx(list(table["duration_ms"]), abs=1e-6)
 
 
 def cells(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The cells of a table whatever the types of its columns; numbers as MLflow's JSON has them."""
+    """The cells of a table whatever the types of its columns, without the durations."""
+    timed = table.assign(assessed_at=pd.to_datetime(table["assessed_at"], utc=True)).drop(columns="duration_ms")
     return [
-        {
-            name: None if pd.isna(cell) else round(cell, 9) if isinstance(cell, float) else cell
-            for name, cell in row.items()
-        }
-        for row in table.to_dict("records")
+        {name: None if pd.isna(cell) else cell for name, cell in row.items()} for row in timed.to_dict(orient="records")
     ]
 
 
@@ -309,8 +298,8 @@ def test_an_experiment_that_cannot_be_used_is_told_before_a_scorer_runs(made: Ma
 
 
 def test_history_is_scored_once(made: MadeProject, dagster_home: Path) -> None:
-    naive = [moment.astimezone().replace(tzinfo=None) for moment in (START + HOUR, START + 3 * HOUR)]
-    assert backfill_historical_metrics("stage_latency", *naive, settings=made.settings) is None
+    start, end = (moment.astimezone().replace(tzinfo=None) for moment in (START + HOUR, START + 3 * HOUR))
+    backfill_historical_metrics("stage_latency", start, end, settings=made.settings)
     assert made.scored("stage_latency") == IDS[10:30]
     assert len(made.rows(HOURLY_QUALITY, "stage_latency")) == 2
     assert {row["scored"] for row in made.rows(SCORER_COVERAGE, "stage_latency")} == {10}
@@ -331,7 +320,7 @@ def test_a_rate_takes_the_place_of_the_scorers_own(made: MadeProject, dagster_ho
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
 def test_a_rate_that_is_none_is_one_line(made: MadeProject, dagster_home: Path, rate: float) -> None:
     with pytest.raises(MonitoringError, match=r"^sample rate .*: must be from 0 to 1$"):
-        backfill_historical_metrics("stage_latency", *RANGE.values(), sample_rate=rate, settings=made.settings)
+        backfill_historical_metrics("stage_latency", WINDOW.start, WINDOW.end, rate, settings=made.settings)
     assert made.rows() == []
 
 
@@ -347,14 +336,13 @@ def test_batches_of_days_leave_nothing_out_and_one_failing_scorer_stops_no_other
 
     monkeypatch.setattr(monitoring_pipeline.backfills, "run_backfills", watched)
     fails_at_once(monkeypatch, "response_quality")
-    end = START + timedelta(days=2, hours=3)
+    end = START + timedelta(days=1, hours=3)
     names = ["response_quality", "stage_latency"]
     failed = backfill_workflow(names, WINDOW.start, end, batch_size_days=1, settings=made.settings)
     assert failed == {"assessments/response_quality": "RuntimeError: no disk"}
     assert [(window.start, window.end) for window in windows] == [
         (START, START + 24 * HOUR),
-        (START + 24 * HOUR, START + 48 * HOUR),
-        (START + 48 * HOUR, end),
+        (START + 24 * HOUR, end),
     ]
     assert made.scored("stage_latency") == IDS
     assert made.scored("response_quality") == []
@@ -362,24 +350,10 @@ def test_batches_of_days_leave_nothing_out_and_one_failing_scorer_stops_no_other
         backfill_historical_metrics("response_quality", WINDOW.start, WINDOW.end, settings=made.settings)
 
 
-def fails_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let the asset of the scorer raise."""
-    from monitoring_pipeline.assets import assessments
-
-    score_window = assessments.score_window
-
-    def score(lake: Any, scorer: Any, *arguments: Any, **named: Any) -> Any:
-        if scorer.name == name:
-            raise RuntimeError("no disk")
-        return score_window(lake, scorer, *arguments, **named)
-
-    monkeypatch.setattr(assessments, "score_window", score)
-
-
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_batch_without_days_is_one_line(made: MadeProject, dagster_home: Path, size: int) -> None:
     with pytest.raises(MonitoringError, match=rf"^batch_size_days = {size}: must be at least 1$"):
-        backfill_workflow(["stage_latency"], *RANGE.values(), batch_size_days=size, settings=made.settings)
+        backfill_workflow(["stage_latency"], WINDOW.start, WINDOW.end, batch_size_days=size, settings=made.settings)
 
 
 def test_an_unknown_scorer_is_one_line_and_nothing_runs(made: MadeProject, dagster_home: Path) -> None:

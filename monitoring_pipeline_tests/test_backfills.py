@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.types import DaemonHeartbeat
 
+from monitoring_pipeline import backfills
 from monitoring_pipeline.assets import assessments
 from monitoring_pipeline.assets.assessments import scorer_key
 from monitoring_pipeline.backfills import (
     DOWNSTREAM,
-    LOCAL_UI,
     ScorerOptions,
     address_of,
     daemon_is_running,
@@ -31,10 +33,8 @@ from monitoring_pipeline.backfills import (
 from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.launch import StepEvent
 from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
-from monitoring_pipeline.windows import HOUR, Window
-from monitoring_pipeline_tests.made_project import IDS, LATENCY, QUALITY, WINDOW, MadeProject, scorer
-from monitoring_pipeline_tests.test_api import fails_at_once
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests.made_project import IDS, LATENCY, QUALITY, WINDOW, MadeProject, fails_at_once, scorer
 
 ODD = "monitoring_pipeline_tests.odd_scorers"
 EVEN, NUMBER, DEADLY = (scorer(name, f"{ODD}:{name}") for name in ("even", "number", "deadly"))
@@ -244,16 +244,20 @@ def test_a_backfill_of_each_scorer_is_asked_for_and_the_daemon_does_it(
 
 
 def test_a_backfill_has_an_address_where_the_ui_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("urllib.request.urlopen", _answers)
-    assert address_of("abc") == f"{LOCAL_UI}/runs/b/abc"
+    with HTTPServer(("127.0.0.1", 0), Ui) as server:
+        ui = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(backfills, "LOCAL_UI", ui)
+        threading.Thread(target=server.handle_request).start()
+        assert address_of("abc") == f"{ui}/runs/b/abc"
+    assert address_of("abc") == "the Dagster UI, under Runs, Backfills: abc"
 
 
-class _answers:  # noqa: N801 - stands for a function
-    def __init__(self, address: str, timeout: float):
-        assert address == f"{LOCAL_UI}/server_info"
+class Ui(BaseHTTPRequestHandler):
+    """Answers as the Dagster UI does when it is asked for its version."""
 
-    def __enter__(self) -> None:
-        return None
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/server_info" else 404)
+        self.end_headers()
 
-    def __exit__(self, *_: object) -> None:
-        return None
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""

@@ -11,7 +11,17 @@ from mlflow import MlflowClient
 
 from monitoring_pipeline.api import assess
 from monitoring_pipeline.definitions import build_definitions
-from monitoring_pipeline_tests.made_project import FROM, IDS, LATENCY, QUALITY, TO, WINDOW, MadeProject, scorer
+from monitoring_pipeline_tests.made_project import (
+    FROM,
+    IDS,
+    LATENCY,
+    QUALITY,
+    TO,
+    WINDOW,
+    MadeProject,
+    config_fields,
+    scorer,
+)
 
 EVEN = scorer("even", "monitoring_pipeline_tests.odd_scorers:even")
 
@@ -40,8 +50,7 @@ def reason(result: dg.ExecuteInProcessResult) -> str:
 
 def test_the_launchpad_describes_what_may_be_asked(made: MadeProject) -> None:
     job = build_definitions(made.settings).resolve_job_def("assess_job")
-    config = job.graph.node_named("assess").definition.config_schema.as_field().config_type
-    fields = getattr(config, "fields")  # noqa: B009
+    fields = config_fields(job, "assess")
     assert set(fields) == {
         "start",
         "end",

@@ -125,6 +125,11 @@ def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -
     return not needed or not needed.isdisjoint(expectations or {})
 
 
+def asks_repeatedly(scorer: Scorer) -> bool:
+    """Whether a judge may make more than one request about a trace or session."""
+    return isinstance(scorer, (builtin_scorers.KnowledgeRetention, *TOOL_JUDGES, *RETRIEVAL_JUDGES))
+
+
 def request_count(scorer: Scorer, traces: Sequence[str]) -> int:
     """How many requests a judge makes at least about a trace or session (JSON): some take it piece by piece."""
     if isinstance(scorer, builtin_scorers.KnowledgeRetention):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.scoring.builtins import reads_spans
+from monitoring_pipeline.scoring.builtins import asks_repeatedly, reads_spans, request_count
 from monitoring_pipeline.scoring.coverage import trace_states
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent
@@ -48,18 +49,34 @@ def pending_traces(
             )
 
 
-def pending_size(
+@dataclass(frozen=True)
+class Workload:
+    """How much is due: traces or sessions, the requests of a judge about them, and the bytes that those show it."""
+
+    traces: int = 0
+    requests: int = 0
+    prompt_bytes: int = 0
+
+
+def workload(
     lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int, retry_failed: bool = False
-) -> tuple[int, int]:
-    """How many traces or sessions `pending_traces` would give, and the sum of their `prompt_bytes`."""
+) -> Workload:
+    """What `pending_traces` would give, counted; the traces themselves are read only where a judge takes them apart."""
     from pyspark.sql import functions as F
 
+    if asks_repeatedly(scorer.scorer):
+        found = [
+            (request_count(scorer.scorer, trace.traces), trace.prompt_bytes)
+            for trace in pending_traces(lake, scorer, window, version, retry_failed)
+        ]
+        requests = sum(count for count, _ in found)
+        return Workload(len(found), requests, sum(count * size for count, size in found))
     count, size = 0, 0
     for part, due in _due(lake, scorer, window, version, retry_failed, newest_first=False):
         shown = _shown(lake, scorer, due, part, version).join(due.select("trace_id"), "trace_id")
-        found = shown.agg(F.count("*").alias("count"), F.sum("prompt_bytes").alias("size")).collect()[0]
-        count, size = count + found["count"], size + (found["size"] or 0)
-    return count, size
+        totals = shown.agg(F.count("*").alias("count"), F.sum("prompt_bytes").alias("size")).collect()[0]
+        count, size = count + totals["count"], size + (totals["size"] or 0)
+    return Workload(count, count, size)
 
 
 def _due(

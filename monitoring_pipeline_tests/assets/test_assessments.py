@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -13,7 +14,7 @@ from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.jobs import MONITORING
 from monitoring_pipeline.launch import ASSETS, QUIET, RANGE_END, RANGE_START
 from monitoring_pipeline.tables import SCORER_COVERAGE
-from monitoring_pipeline_tests.made_project import FIRST, IDS, LAST, LATENCY, MadeProject
+from monitoring_pipeline_tests.made_project import FIRST, IDS, LAST, LATENCY, MadeProject, config_fields
 
 KEY = scorer_key(LATENCY.name)
 
@@ -33,7 +34,11 @@ def latency(made: MadeProject) -> MadeProject:
 
 
 def run(
-    project: MadeProject, instance: dg.DagsterInstance, job: str = ASSETS, config: dict | None = None, **tags: str
+    project: MadeProject,
+    instance: dg.DagsterInstance,
+    job: str = ASSETS,
+    tags: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
     ops = {"assessments__stage_latency": {"config": config}} if config else {}
     return (
@@ -42,7 +47,7 @@ def run(
         .execute_in_process(
             instance=instance,
             asset_selection=[KEY],
-            tags={RANGE_START: FIRST, RANGE_END: LAST, **{f"dagster/{name}": value for name, value in tags.items()}},
+            tags={RANGE_START: FIRST, RANGE_END: LAST, **(tags or {})},
             run_config={**QUIET, "ops": ops},
         )
     )
@@ -52,29 +57,29 @@ def run(
     ("job", "tags"),
     [
         (MONITORING, {}),
-        (ASSETS, {"sensor_name": "a_sensor"}),
-        (ASSETS, {"schedule_name": "a_schedule"}),
-        (ASSETS, {"auto_materialize": "true"}),
-        (ASSETS, {"from_automation_condition": "true"}),
+        (ASSETS, {"dagster/sensor_name": "a_sensor"}),
+        (ASSETS, {"dagster/schedule_name": "a_schedule"}),
+        (ASSETS, {"dagster/auto_materialize": "true"}),
+        (ASSETS, {"dagster/from_automation_condition": "true"}),
     ],
 )
 def test_a_stopped_scorer_does_not_run_by_itself(
     latency: MadeProject, instance: dg.DagsterInstance, job: str, tags: dict[str, str]
 ) -> None:
     handle = scoring.handle(LATENCY.name, latency.settings).stop()
-    assert run(latency, instance, job, **tags).success
+    assert run(latency, instance, job, tags).success
     assert latency.scored(LATENCY.name) == []
     handle.start()
-    assert run(latency, instance, job, **tags).success
+    assert run(latency, instance, job, tags).success
     assert latency.scored(LATENCY.name) == IDS
 
 
-@pytest.mark.parametrize("tags", [{}, {"backfill": "abc"}])
+@pytest.mark.parametrize("tags", [{}, {"dagster/backfill": "abc"}])
 def test_a_stopped_scorer_runs_when_a_person_asks_for_it(
     latency: MadeProject, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
     scoring.handle(LATENCY.name, latency.settings).stop()
-    assert run(latency, instance, **tags).success
+    assert run(latency, instance, tags=tags).success
     assert latency.scored(LATENCY.name) == IDS
 
 
@@ -122,9 +127,7 @@ def test_a_rate_that_is_none_fails_the_run(latency: MadeProject, instance: dg.Da
 
 def test_what_may_be_asked_of_a_run_is_described(latency: MadeProject) -> None:
     job = build_definitions(latency.settings).resolve_job_def(ASSETS)
-    config = job.graph.node_named("assessments__stage_latency").definition.config_schema.as_field().config_type
-    assert config is not None
-    fields = getattr(config, "fields")  # noqa: B009
+    fields = config_fields(job, "assessments__stage_latency")
     assert set(fields) == {"retry_failed", "newest_first", "sample_rate"}
     assert all(field.description for field in fields.values())
     assert not any(field.is_required for field in fields.values())

@@ -32,10 +32,15 @@ def call(project: MadeProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     return calling(monkeypatch, capsys, "backfill")
 
 
+def backfill_ids() -> set[str]:
+    with DagsterInstance.get() as instance:
+        return {backfill.backfill_id for backfill in instance.get_backfills()}
+
+
 def test_a_dry_run_prints_figures_and_makes_nothing(
     call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = project.versions()
+    before, launched = project.versions(), backfill_ids()
     with serving(monkeypatch) as model:
         done = call(*RANGE, "--scorer", "stage_latency", "--scorer", "safety", "--sample-rate", "0.5", "--dry-run")
         assert model.requests == []
@@ -48,7 +53,7 @@ def test_a_dry_run_prints_figures_and_makes_nothing(
     assert latency[6:] == ["none", "none", "", ""]
     assert float(safety[7].replace(",", "")) > 0
     assert project.versions() == before
-    assert DagsterInstance.get().get_backfills() == []
+    assert backfill_ids() == launched
 
 
 def test_what_was_not_seen_is_scored_also_by_a_stopped_scorer(call: Call, project: MadeProject) -> None:
@@ -78,13 +83,14 @@ def test_a_daemon_that_runs_is_asked(call: Call, project: MadeProject, monkeypat
     arguments = ("--scorer", "even", "--scorer", "stage_latency", "--newest-first", "--retry-failed")
     done = call(*RANGE, *arguments)
     assert done.code == 0
-    found = {backfill.backfill_id: backfill for backfill in DagsterInstance.get().get_backfills(limit=2)}
     told = dict(line.split(": launched; watch it at ") for line in done.out.splitlines())
     assert list(told) == ["even", "stage_latency"]
-    for name, address in told.items():
-        config = {"sample_rate": None, "retry_failed": True, "newest_first": True}
-        run_config = found[address[1:-1]].run_config
-        assert run_config == {"ops": {f"assessments__{name}": {"config": config}}}
+    config = {"sample_rate": None, "retry_failed": True, "newest_first": True}
+    with DagsterInstance.get() as instance:
+        for name, address in told.items():
+            launched = instance.get_backfill(address[1:-1])
+            assert launched is not None
+            assert launched.run_config == {"ops": {f"assessments__{name}": {"config": config}}}
     assert project.rows() == []
 
 

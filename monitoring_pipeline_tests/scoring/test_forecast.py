@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,6 @@ from monitoring_pipeline import scoring
 from monitoring_pipeline.backfills import ScorerOptions, forecasts
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.forecast import Forecast, forecast
-from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import Spent
 from monitoring_pipeline.scoring.scoring import score_window
 from monitoring_pipeline.tables import ASSESSMENTS
@@ -69,14 +69,9 @@ def test_rate_and_filter_are_those_that_the_backfill_would_have(made: MadeProjec
     assert at_half.to_score == at_half.eligible
     handle = scoring.handle("stage_latency", project.settings)
     assert handle.configured is not None
-    score_window(project.lake, _at(handle.configured, 0.5, handle.filter), WINDOW, "run")
+    run_as = replace(handle.configured, sample_rate=0.5, filter=handle.filter)
+    score_window(project.lake, run_as, WINDOW, "run")
     assert len(project.scored("stage_latency")) == at_half.to_score
-
-
-def _at(configured: ConfiguredScorer, rate: float, filter: str | None) -> ConfiguredScorer:
-    from dataclasses import replace
-
-    return replace(configured, sample_rate=rate, filter=filter)
 
 
 def test_sessions_are_counted_once_each(made: MadeProject) -> None:
