@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import time
 import urllib.request
 from collections.abc import Callable, MutableMapping, Sequence
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from multiprocessing.managers import SyncManager
 
 import dagster as dg
 
@@ -143,7 +145,9 @@ def run_side_by_side(
     steps that failed, and the scorers whose process ended, with the reason.
     """
     processes = get_context("spawn")  # Dagster runs no two jobs in threads of one process
-    with processes.Manager() as manager, ThreadPoolExecutor(settings.backfill.max_scorers_at_once) as pool:
+    manager = SyncManager(ctx=processes)
+    manager.start(signal.signal, (signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is for those that can end well
+    with manager, ThreadPoolExecutor(settings.backfill.max_scorers_at_once) as pool:
         events = manager.Queue()
 
         def run(name: str) -> dict[str, str]:
@@ -154,9 +158,13 @@ def run_side_by_side(
             return dict(failed) | ({name: f"its process ended with {process.exitcode}"} if process.exitcode else {})
 
         waiting = [pool.submit(run, name) for name in scorers]
-        while not all(future.done() for future in waiting):
-            with suppress(queue.Empty):
-                on_event(events.get(timeout=0.2))
+        try:
+            while not all(future.done() for future in waiting):
+                with suppress(queue.Empty):
+                    on_event(events.get(timeout=0.2))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)  # those under way have had it too, and end by themselves
+            raise
         while not events.empty():
             on_event(events.get())
         return {step: reason for future in waiting for step, reason in future.result().items()}
@@ -170,7 +178,7 @@ def _run_one(
     events: queue.Queue[StepEvent],
     failed: MutableMapping[str, str],
 ) -> None:
-    with dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance, suppress(KeyboardInterrupt):
         definitions = build_definitions(settings)
         failed.update(run_backfills(definitions, settings, window, [scorer], options, instance, events.put))
 

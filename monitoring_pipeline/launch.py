@@ -128,6 +128,9 @@ def execute(
     """Run a job in this process over the partitions from the first to the second of `keys`; only `selection`, if given.
 
     `ops` is the run configuration of its steps.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted, as by Ctrl-C. Dagster ends it well, and would begin the next.
     """
     from dagster._core.utils import make_new_run_id
 
@@ -138,7 +141,7 @@ def execute(
 
     run_id = make_new_run_id()
     instance.add_event_listener(run_id, listen)
-    return definitions.resolve_job_def(job).execute_in_process(
+    result = definitions.resolve_job_def(job).execute_in_process(
         run_id=run_id,
         instance=instance,
         asset_selection=selection,
@@ -146,6 +149,14 @@ def execute(
         run_config={**QUIET, "ops": dict(ops or {})},
         raise_on_error=False,
     )
+    if any(_was_interrupted(event) for event in result.all_events):
+        raise KeyboardInterrupt
+    return result
+
+
+def _was_interrupted(event: dg.DagsterEvent) -> bool:
+    error = event.step_failure_data.error if event.is_step_failure else None
+    return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
 
 
 _KINDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 from typing import TYPE_CHECKING
@@ -50,6 +51,9 @@ def _session(remote: str | None) -> SparkSession:
     session = LazyPySparkResource(spark_config={"spark.remote": remote or _embedded_server()}).spark_session
     session.client.set_retry_policies([*session.client.get_retry_policies(), _garbled_replies()])
     session.conf.set("spark.sql.session.timeZone", "UTC")
+    if not remote:
+        # Else pyspark has the engine clean up as the process ends, and waits ten minutes for one that Ctrl-C has ended.
+        atexit.register(session.client.close)
     return session
 
 

@@ -54,7 +54,8 @@ class TrackingResource(dg.ConfigurableResource):
 
         _ = self.client
         with _errors_of(self.tracking_uri):
-            yield MlflowClient(self.tracking_uri)
+            # Without a registry it would ask the Spark session of this process for one.
+            yield MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
 
     def experiment_names(self) -> dict[str, str]:
         """The monitored experiments, id -> name.

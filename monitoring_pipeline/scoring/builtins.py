@@ -28,11 +28,7 @@ RETRIEVAL_JUDGES = (
     builtin_scorers.RetrievalRelevance,
     builtin_scorers.RetrievalSufficiency,
 )
-TOOL_JUDGES = (
-    builtin_scorers.ConversationalToolCallEfficiency,
-    builtin_scorers.ToolCallCorrectness,
-    builtin_scorers.ToolCallEfficiency,
-)
+TOOL_JUDGES = (builtin_scorers.ToolCallCorrectness, builtin_scorers.ToolCallEfficiency)
 # The expectations that a judge compares with: it needs one of them.
 EXPECTATIONS = {
     builtin_scorers.Correctness: {"expected_response", "expected_facts"},
@@ -104,7 +100,7 @@ def reads_spans(scorer: Scorer) -> bool:
     """Whether a judge is shown more of a trace than its request and response."""
     if isinstance(scorer, InstructionsJudge):
         return "trace" in scorer.template_variables
-    return isinstance(scorer, (*RETRIEVAL_JUDGES, *TOOL_JUDGES))
+    return isinstance(scorer, (*RETRIEVAL_JUDGES, *TOOL_JUDGES, builtin_scorers.ConversationalToolCallEfficiency))
 
 
 def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -> bool:

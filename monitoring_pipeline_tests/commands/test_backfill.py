@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +116,35 @@ def test_wrong_usage_is_told(call: Call, project: MadeProject, arguments: tuple[
     assert done.code == 2
     assert message in done.error
     assert project.rows() == []
+
+
+def test_ctrl_c_ends_it_soon_and_keeps_what_was_done(
+    call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.having(JUDGE).configure()  # the others' modules are not found by another process
+    command = [Path(sys.executable).parent / "monitoring-pipeline", "backfill", "--scorer", "safety", *RANGE]
+
+    def answer(prompt: str) -> dict[str, Any]:
+        time.sleep(0.4)
+        return {"result": "yes", "rationale": "fine"}
+
+    with serving(monkeypatch) as model:
+        model.answer = answer
+        running = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        while len(model.requests) < 20 and running.poll() is None:
+            time.sleep(0.05)
+        assert running.poll() is None, running.communicate()
+        os.killpg(running.pid, signal.SIGINT)
+        told, _ = running.communicate(timeout=30)
+        assert running.returncode not in (0, None), told
+        kept = len(project.scored("safety"))
+        assert 8 <= kept < len(IDS)
+        assert call(*RANGE, "--scorer", "safety").code == 0
+        assert project.scored("safety") == IDS
+        assert len(model.requests) <= len(IDS) + 8  # those under way have been asked again
