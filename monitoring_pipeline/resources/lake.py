@@ -228,13 +228,16 @@ class _Write:
 
 def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
     """The table with the columns that our schema has gained since it was made; rows from before have none of them."""
-    from deltalake import Schema
+    from deltalake import DeltaTable, Schema
+    from deltalake.exceptions import CommitFailedError
 
     present = {column.name for column in delta.schema().fields}
     missing = [column for column in table.schema if column.name not in present]
-    if missing:
+    if not missing:
+        return delta
+    with contextlib.suppress(CommitFailedError):  # another has just added them
         delta.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields)
-    return delta
+    return DeltaTable(delta.table_uri)
 
 
 def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitProperties:

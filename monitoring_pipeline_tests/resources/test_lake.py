@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from hypothesis import strategies as st
 
 from monitoring_pipeline.errors import LakeError
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.resources.rows import conform
+from monitoring_pipeline.resources.rows import conform, from_dicts
 from monitoring_pipeline.resources.spark import SparkResource
-from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES, TABLES, Table
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, QUARANTINED_TRACES, TABLES, Table
 from monitoring_pipeline.windows import HOUR, Window
 from monitoring_pipeline_tests.resources.lake_writer import MIDNIGHT, traces
 
@@ -101,6 +102,26 @@ def test_versions_before_and_after_a_checkpoint_are_readable(lake: LakeResource)
 def test_a_version_that_is_not_there_is_told(lake: LakeResource) -> None:
     with pytest.raises(LakeError, match=r"cannot read version 7 of .*agent_traces"):
         lake.read(AGENT_TRACES, version=7)
+
+
+def test_a_table_of_an_older_schema_gains_the_columns_that_it_lacks(lake: LakeResource) -> None:
+    older = replace(ASSESSMENTS, schema=pa.schema([c for c in ASSESSMENTS.schema if not c.name.startswith("session")]))
+    row = {
+        "trace_hour": MIDNIGHT,
+        "scorer": "tools",
+        "scorer_digest": "d" * 16,
+        "assessed_at": MIDNIGHT,
+        "score": 0.5,
+    }
+    old = {**row, "trace_id": "old", "assessment_id": "a-old"}
+    lake.insert(older, from_dicts(older, [old]))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: lake.version(ASSESSMENTS), range(4)))
+    new = {**row, "trace_id": "new", "assessment_id": "a-new", "session_id": "s", "session_traces": 3}
+    lake.insert(ASSESSMENTS, from_dicts(ASSESSMENTS, [new]))
+    lake.upsert(ASSESSMENTS, from_dicts(ASSESSMENTS, [{**old, "score": 1.0, "assessed_at": MIDNIGHT + HOUR}]))
+    read = lake.read(ASSESSMENTS).select("trace_id", "score", "session_id", "session_traces").toArrow().to_pylist()
+    assert sorted(tuple(found.values()) for found in read) == [("new", 0.5, "s", 3), ("old", 1.0, None, None)]
 
 
 def test_replace_removes_what_is_inside_the_window_and_nothing_else(lake: LakeResource) -> None:
