@@ -293,8 +293,8 @@ SCORER_COVERAGE = Table(
 
 HOURLY_QUALITY = Table(
     "hourly_quality",
-    "Mean score of each hour, experiment, scorer and digest with its 95 % interval; pass_rate where the scores are "
-    "pass or fail.",
+    "Mean score of each hour, experiment, scorer and digest with its 95 % interval; pass_rate by the scorer's pass_if, "
+    "else where its scores are pass or fail.",
     _schema(
         ("hour", TIME),
         ("experiment_id", pa.string()),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from monitoring_pipeline.analysis.statistics import mean_interval
 from monitoring_pipeline.analysis.sums import in_order, mean, total
+from monitoring_pipeline.analysis.verdicts import passes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,16 +18,19 @@ if TYPE_CHECKING:
 PASS_FAIL = r'^(true|false|"( |\\[nrt])*(?i:yes|no|true|false|pass|fail)( |\\[nrt])*")$'
 
 
-def quality(assessments: DataFrame, coverage: DataFrame, *, by_hour: bool) -> pd.DataFrame:
+def quality(assessments: DataFrame, coverage: DataFrame, pass_if: Mapping[str, str], *, by_hour: bool) -> pd.DataFrame:
     """Scores summed up by hour (or over all rows given), experiment, scorer and digest.
 
-    Columns of the table `hourly_quality` (without `hour` unless `by_hour`). `pass_rate` is the mean where every value
-    is a pass or a fail, else null. The interval is that of the mean over all traces that pass the scorer's filter,
+    Columns of the table `hourly_quality` (without `hour` unless `by_hour`). `pass_rate` is the share of the scores that
+    pass, by the rule that `pass_if` has for the scorer; without one it is the mean where every value is a pass or a
+    fail, else null. The interval is that of the mean over all traces that pass the scorer's filter,
     sampled or not: `eligible + unsampled` of the ledger.
     """
     import pandas as pd
     from pyspark.sql import functions as F
 
+    by_rule = [F.when(F.col("scorer") == name, passes(F.col("score"), rule)) for name, rule in pass_if.items()]
+    passed = F.coalesce(*by_rule, F.lit(None).cast("boolean"))
     keys = [*(["hour"] if by_hour else []), "experiment_id", "scorer", "scorer_digest"]
     scores = (
         assessments.withColumnRenamed("trace_hour", "hour")
@@ -36,13 +41,16 @@ def quality(assessments: DataFrame, coverage: DataFrame, *, by_hour: bool) -> pd
             in_order("score").alias("scores"),
             in_order("cost_usd").alias("costs"),
             F.min(F.col("value").rlike(PASS_FAIL).cast("int")).alias("pass_fail"),
+            F.avg(passed.cast("int")).alias("passed"),
         )
         .withColumns({"mean_score": mean(F.col("scores")), "cost_usd": total(F.col("costs"))})
         .toPandas()
     )
     population = F.sum(F.col("eligible") + F.col("unsampled")).alias("population")
     rows = scores.merge(coverage.groupBy(*keys).agg(population).toPandas(), on=keys, how="left")
-    rows["pass_rate"] = rows["mean_score"].where(rows["pass_fail"] == 1)
+    rows["pass_rate"] = rows["passed"].fillna(
+        rows["mean_score"].where((rows["pass_fail"] == 1) & ~rows["scorer"].isin([*pass_if]))
+    )
     bounds = [_bounds(list(row.scores), row.population) for row in rows.itertuples()]
     rows["ci_low"] = pd.Series([low for low, _ in bounds], index=rows.index, dtype=float)
     rows["ci_high"] = pd.Series([high for _, high in bounds], index=rows.index, dtype=float)

@@ -10,7 +10,7 @@ from monitoring_pipeline.analysis.quality import quality
 from monitoring_pipeline.assets.common import tags
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
@@ -101,7 +101,7 @@ def report_data(lake: LakeResource, scorers: list[ConfiguredScorer], day: date) 
         day=day,
         performance=_frame(lake.read(HOURLY_PERFORMANCE, window), "hour"),
         quality=_frame(current(lake.read(HOURLY_QUALITY, window)), "hour"),
-        daily_quality=quality(current(lake.read(ASSESSMENTS, window)), coverage, by_hour=False),
+        daily_quality=quality(current(lake.read(ASSESSMENTS, window)), coverage, pass_rules(scorers), by_hour=False),
         coverage=_frame(coverage, "hour"),
         slowest=_frame(slowest.limit(SLOWEST_TRACES), "trace_hour"),
         errors=_frame(

@@ -68,6 +68,11 @@ def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
     return loaded
 
 
+def pass_rules(scorers: list[ConfiguredScorer]) -> dict[str, str]:
+    """The `pass_if` of each scorer that has one, by its name."""
+    return {scorer.name: scorer.pass_if for scorer in scorers if scorer.pass_if}
+
+
 def configured(scorer: Scorer) -> ConfiguredScorer:
     """A scorer that is not in the settings, under its own name and with the default limits of its kind.
 

@@ -84,8 +84,8 @@ class ScorerSettings(Section):
     pass_if: str | None = Field(
         default=None,
         pattern=r"^(<|<=|>|>=|==) *-?\d+(\.\d+)?$",
-        description="the scores that pass, in `assess` and for agreement; default: for agreement the upper half, in "
-        "`assess` only of scores that are all 0 or 1",
+        description="the scores that pass; default: for agreement the upper half, for pass rates the 1 of scores that "
+        "are all 0 or 1",
     )
     compare_with: list[str] = Field(
         default=[], description="names of people's feedback that the scorer is compared with; default: its own name"

@@ -51,7 +51,11 @@ def ledger(eligible: int, unsampled: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def summed_up(
-    lake: LakeResource, assessments: list[dict[str, Any]], lines: list[dict[str, Any]], by_hour: bool = True
+    lake: LakeResource,
+    assessments: list[dict[str, Any]],
+    lines: list[dict[str, Any]],
+    by_hour: bool = True,
+    pass_if: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows that `quality` makes of what is stored, in order, with None for null."""
 
@@ -62,7 +66,7 @@ def summed_up(
         arrow = conform(table, pa.Table.from_pylist(rows, schema=schema))
         return lake.spark.session.createDataFrame(arrow)
 
-    frame = quality(stored(ASSESSMENTS, assessments), stored(SCORER_COVERAGE, lines), by_hour=by_hour)
+    frame = quality(stored(ASSESSMENTS, assessments), stored(SCORER_COVERAGE, lines), pass_if or {}, by_hour=by_hour)
     keys = [column for column in ("hour", "experiment_id", "scorer", "scorer_digest") if column in frame]
     ordered = frame.sort_values(keys).astype(object)
     return ordered.where(frame.notna(), None).to_dict("records")
@@ -225,10 +229,28 @@ def test_a_ledger_without_assessments_gives_no_row(lake: LakeResource) -> None:
 
 @pytest.mark.parametrize("by_hour", [True, False])
 def test_nothing_gives_an_empty_frame_that_can_be_stored(lake: LakeResource, by_hour: bool) -> None:
-    frame = quality(lake.read(ASSESSMENTS), lake.read(SCORER_COVERAGE), by_hour=by_hour)
+    frame = quality(lake.read(ASSESSMENTS), lake.read(SCORER_COVERAGE), {}, by_hour=by_hour)
 
     assert len(frame) == 0
     assert ("hour" in frame) == by_hour
     if by_hour:
         frame["hour"] = pd.to_datetime(frame["hour"], utc=True)
         assert conform(HOURLY_QUALITY, pa.Table.from_pandas(frame, preserve_index=False)).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "rate"),
+    [
+        (">= 0.8", [0.8, 0.79, 1.0, 0.2], 0.5),
+        ("<= 0", [0.0, 0.5, 1.0], 1 / 3),
+        ("== 1", [True, False, True], 2 / 3),
+        ("<= 0", [True, False, True], 1 / 3),
+        (">= 0.5", ["blue", "red"], None),
+    ],
+)
+def test_the_scores_that_pass_are_for_the_scorer_to_say(
+    rule: str, values: list[Any], rate: float | None, lake: LakeResource
+) -> None:
+    rows = [assessment(value) for value in values]
+    (row,) = summed_up(lake, rows, [ledger(len(values))], pass_if={"judge": rule, "other": ">= 0"})
+    assert row["pass_rate"] == pytest.approx(rate) if rate is not None else row["pass_rate"] is None
