@@ -96,6 +96,7 @@ def _scorer_asset(
 
         window = run_window(context)
         (current,) = effective([scorer], ScorerLog(tracking, states_in))
+        context.log.info(f"sample rate {current.sample_rate:g}, filter {current.filter or 'none'}")
         counts = ScoreCounts()
         if current.active or not _is_automatic(context):
             counts = score_window(
