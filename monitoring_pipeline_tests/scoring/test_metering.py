@@ -48,9 +48,9 @@ from monitoring_pipeline_tests.scoring.test_builtins import MODEL, load
 from monitoring_pipeline_tests.traces.stores import START
 
 ATTEMPTS = 3
-LIMITS = Limits(timeout_seconds=0.3, max_attempts=ATTEMPTS)
-WINDOW_MS = 800
-LATE_MS = 200  # what a request may be late between being let through and being seen
+LIMITS = Limits(timeout_seconds=0.6, max_attempts=ATTEMPTS)
+WINDOW_MS = 2500
+LATE_MS = 1500  # what a request may be late between being let through and being seen
 WAIT_IN_ANOTHER_PROCESS = """
 import json, sys, time
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_what_may_help_is_repeated_so_often_and_then_given_up(fate: str, model: 
     assert len(model.requests) == ATTEMPTS
     assert (row["error_code"], row["value"], row["score"]) == ("MODEL_UNAVAILABLE", None, None)
     assert (row["input_tokens"], row["output_tokens"], row["cost_usd"]) == (0, 0, 0.0)
-    named = {STALLS: "no answer within 0.3 seconds", TORN: "no connection: "}
+    named = {STALLS: "no answer within 0.6 seconds", TORN: "no connection: "}
     assert named.get(fate, f"status {fate}: refused") in row["error_message"]
 
 
@@ -245,7 +245,7 @@ def test_the_rate_holds_right_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
-    window_ms, rate, each = 1500, 5, 8
+    window_ms, rate, each = WINDOW_MS, 5, 8
     arguments = [str(tmp_path / "rate"), str(window_ms), str(rate), str(each)]
     processes = [
         subprocess.Popen(
