@@ -49,8 +49,8 @@ def assess(
 
     settings = settings or load_settings()
     resources = build_resources(settings)
-    by_time = traces is None and (trace_ids is None or start is not None or end is not None)
-    window = _window(settings, start, end) if by_time or start or end else None
+    by_time = start or end or (traces is None and trace_ids is None)
+    window = _window(settings, start, end) if by_time else None
     return assess_chosen(
         resources["lake"],
         resources["tracking"],

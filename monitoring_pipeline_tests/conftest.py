@@ -21,6 +21,7 @@ from monitoring_pipeline_tests.servers import running
 
 if TYPE_CHECKING:
     from monitoring_pipeline_tests.made_project import MadeProject
+    from monitoring_pipeline_tests.scoring.model_double import ModelDouble
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 for variable in ("MLFLOW_TRACKING_URI", "SPARK_REMOTE", "MONITORING_CONFIG", "DAGSTER_HOME"):
@@ -112,3 +113,12 @@ def recorded_server(recorded_store: str, tmp_path_factory: pytest.TempPathFactor
     """The address of an `mlflow server` on loopback over the store of the recorded conversations."""
     with running(recorded_store, tmp_path_factory.mktemp("server")) as server:
         yield server.uri
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
+    """A double of the paid model that judges of openai:/ ask."""
+    from monitoring_pipeline_tests.scoring.model_double import serving
+
+    with serving(monkeypatch) as double:
+        yield double

@@ -16,6 +16,18 @@ from pathlib import Path
 import pytest
 
 
+def wait_until_up(name: str, address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the address answers; fail with the end of the log where the process does not come so far."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.3)
+    pytest.fail(f"{name} did not start: {log.read_text()[-2000:]}")
+
+
 class MlflowServer:
     """A server over the store at `store_uri`, whose log is in `folder`; it can be stopped, and started again there."""
 
@@ -38,14 +50,7 @@ class MlflowServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.3)
-        pytest.fail(f"mlflow server did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
+        wait_until_up("mlflow server", f"{self.uri}/health", self.process, self.folder / "server.log")
 
     def stop(self) -> None:
         """End it at once: asked to end, it takes 20 seconds."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,18 +33,12 @@ from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 from monitoring_pipeline.windows import HOUR
 from monitoring_pipeline_tests import odd_scorers
 from monitoring_pipeline_tests.made_project import IDS, QUALITY, WINDOW, MadeProject, fails_at_once, scorer, traces
-from monitoring_pipeline_tests.scoring.model_double import ModelDouble, serving
+from monitoring_pipeline_tests.scoring.model_double import ModelDouble
 from monitoring_pipeline_tests.traces.stores import START, trace_id
 
 ODD = "monitoring_pipeline_tests.odd_scorers"
 NUMBER, EVEN = scorer("number", f"{ODD}:number"), scorer("even", f"{ODD}:even")
 RANGE: dict[str, Any] = {"start": WINDOW.start, "end": WINDOW.end}
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
-    with serving(monkeypatch) as double:
-        yield double
 
 
 def ids(frame: pd.DataFrame) -> set[str]:

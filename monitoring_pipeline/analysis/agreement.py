@@ -115,19 +115,25 @@ def _recorded(traces: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFra
     )
 
 
+def is_current(scorers: Sequence[ConfiguredScorer]) -> Column:
+    """The condition that a row belongs to the current digest of one of the scorers."""
+    from pyspark.sql import functions as F
+
+    digests = [f"{scorer.name}:{scorer.digest}" for scorer in scorers]
+    return F.concat_ws(":", "scorer", "scorer_digest").isin(*digests)
+
+
 def _with_other_digests(verdicts: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
     from pyspark.sql import functions as F
 
-    is_current = F.concat_ws(":", "scorer", "scorer_digest").isin(
-        *(f"{scorer.name}:{scorer.digest}" for scorer in scorers)
-    )
-    others = verdicts.where(~is_current).select(
+    current = is_current(scorers)
+    others = verdicts.where(~current).select(
         "trace_id",
         "scorer",
         F.col("scorer_digest").alias("reference_name"),
         F.col("passed").alias("reference_passed"),
     )
-    return verdicts.where(is_current).join(others, ["trace_id", "scorer"]).withColumn("reference", F.lit("digest"))
+    return verdicts.where(current).join(others, ["trace_id", "scorer"]).withColumn("reference", F.lit("digest"))
 
 
 def _of_scorer(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from monitoring_pipeline.analysis.agreement import is_current
 from monitoring_pipeline.analysis.quality import quality
 from monitoring_pipeline.assets.common import tags
 from monitoring_pipeline.partitions import run_window
@@ -90,8 +91,7 @@ def report_data(lake: LakeResource, scorers: list[ConfiguredScorer], day: date) 
     trailing = Window(window.end - timedelta(days=AGREEMENT_DAYS), window.end)
 
     def current(rows: "DataFrame") -> "DataFrame":
-        keys = [f"{scorer.name}:{scorer.digest}" for scorer in scorers]
-        return rows.where(F.concat_ws(":", "scorer", "scorer_digest").isin(*keys))
+        return rows.where(is_current(scorers))
 
     coverage = current(lake.read(SCORER_COVERAGE, window))
     traces = lake.read(TRACE_PERFORMANCE, window)

@@ -80,7 +80,7 @@ def list_scorers(config: Config = None) -> None:
 
 @app.command()
 def start(name: Name, sample_rate: SampleRate = None, filter: Filter = None, config: Config = None) -> None:
-    """Make a registered or stopped scorer active, with the configured rate and filter where none is given."""
+    """Make a registered or stopped scorer active, with the rate and filter that it has where none is given."""
     _change(name, config, lambda handle: handle.start(sample_rate, filter))
 
 

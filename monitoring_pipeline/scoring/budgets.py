@@ -96,6 +96,14 @@ class Purse:
             self._spent_usd + sum(under_way.values()) + self._ceiling_usd(pending) <= budget.max_usd_per_day
         )
 
+    def admit(self, pending: PendingTrace) -> bool:
+        """Reserve for the trace where there is room; else the budget is used up, as `used_up` says from now on."""
+        if not self.has_room_for(pending):
+            self.used_up = str(self)
+            return False
+        self.reserve(pending)
+        return True
+
     def reserve(self, pending: PendingTrace) -> None:
         """The trace is under way."""
         self._under_way[pending.trace_id] = self._ceiling_usd(pending)

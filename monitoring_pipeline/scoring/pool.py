@@ -38,10 +38,8 @@ def run_all(
         for trace in pending:
             while under_way and (len(under_way) == scorer.limits.concurrency or not purse.has_room_for(trace)):
                 yield from done()
-            if not purse.has_room_for(trace):
-                purse.used_up = str(purse)
+            if not purse.admit(trace):
                 break
-            purse.reserve(trace)
             under_way[pool.submit(assess, scorer, trace, dagster_run_id, meter)] = trace
         while under_way:
             yield from done()
@@ -51,10 +49,8 @@ def _one_by_one(
     scorer: ConfiguredScorer, pending: Iterable[PendingTrace], dagster_run_id: str, meter: Meter, purse: Purse
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     for trace in pending:
-        if not purse.has_room_for(trace):
-            purse.used_up = str(purse)
+        if not purse.admit(trace):
             break
-        purse.reserve(trace)
         result = assess(scorer, trace, dagster_run_id, meter)
         purse.settle(trace, result[0])
         yield result

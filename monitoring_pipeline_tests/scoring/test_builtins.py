@@ -17,7 +17,7 @@ from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.runner import PendingTrace, assess
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline_tests.scoring.made import made_trace
-from monitoring_pipeline_tests.scoring.model_double import ModelDouble, serving
+from monitoring_pipeline_tests.scoring.model_double import ModelDouble
 from monitoring_pipeline_tests.traces.stores import START
 
 MODEL = "openai:/gpt-4o-mini"
@@ -57,12 +57,6 @@ def row_of(scorer: ConfiguredScorer, *traces: Trace) -> dict[str, Any] | None:
     pending = PendingTrace(traces[0].info.trace_id, START, "1", tuple(trace.to_json() for trace in traces))
     row, applies = assess(scorer, pending, "run", Meter(scorer.limits))
     return row if applies else None
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
-    with serving(monkeypatch) as double:
-        yield double
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any
@@ -29,7 +28,6 @@ from monitoring_pipeline_tests.scoring.model_double import (
     STALLS,
     TORN,
     ModelDouble,
-    serving,
 )
 from monitoring_pipeline_tests.scoring.test_builtins import load
 from monitoring_pipeline_tests.traces.stores import START
@@ -40,12 +38,6 @@ FATES = {BUSY: 10, BROKEN: 8, STALLS: 1, TORN: 2, GARBLED: 4, CUT: 3, MAYBE: 3}
 USD_PER_INPUT_TOKEN, USD_PER_OUTPUT_TOKEN = 0.15e-6, 0.6e-6  # as gpt-4o-mini is listed
 WINDOW = Window(START - timedelta(hours=1), START + timedelta(hours=2))
 RATE_MS, LATE_MS = 3000, 1000
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
-    with serving(monkeypatch) as double:
-        yield double
 
 
 def unwell(seed: str) -> Any:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -42,7 +41,6 @@ from monitoring_pipeline_tests.scoring.model_double import (
     TORN,
     ModelDouble,
     most_within,
-    serving,
 )
 from monitoring_pipeline_tests.scoring.test_builtins import MODEL, load
 from monitoring_pipeline_tests.traces.stores import START
@@ -63,12 +61,6 @@ for _ in range(int(sys.argv[4])):
     times.append(time.time())
 print(json.dumps(times))
 """
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
-    with serving(monkeypatch) as double:
-        yield double
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -19,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from monitoring_pipeline.demo.traffic import fill
+from monitoring_pipeline_tests.servers import wait_until_up
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -134,7 +133,7 @@ def dagster_ui(monitored: MonitoredDay) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            _wait_until_up(address, server, log_file)
+            wait_until_up("dagster-webserver", f"{address}/server_info", server, log_file)
             yield address
         finally:
             os.killpg(server.pid, signal.SIGTERM)
@@ -171,16 +170,3 @@ def save_screenshot(page: Page, tmp_path: Path) -> Callable[[str], None]:
         page.screenshot(path=folder / f"{name}.png", full_page=True)
 
     return save
-
-
-def _wait_until_up(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{address}/server_info", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"dagster-webserver did not start: {log.read_text()[-2000:]}")
