@@ -42,7 +42,7 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
     scorers = load_scorers(settings.scorers)
     return dg.Definitions(
         assets=[
-            *archive_assets(hours),
+            *archive_assets(hours, settings.archive),
             *performance_assets(hours),
             *assessment_assets(hours, scorers, settings.backfill.max_partitions_per_run, settings.scoring.experiment),
             *(write_back_assets(hours, scorers) if settings.scoring.write_back else []),

@@ -16,7 +16,7 @@ from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.settings import ScorerSettings, Settings, config_path, load_settings, without_password
 
 SCORER = '[[scorers]]\nname = "a"\nscorer = "json:loads"\n'
-KEYS = "mlflow, lake, archive, spark, scorers, scoring, backfill, reports, dagster"
+KEYS = "mlflow, lake, archive, spark, scorers, scoring, backfill, reports, dagster, databricks"
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,11 @@ from monitoring_pipeline.assets.common import record_hours, table_metadata, tags
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.tables import AGENT_TRACES
 
 
-def archive_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDefinition]:
+def archive_assets(hours: dg.TimeWindowPartitionsDefinition, source: ArchiveSettings) -> list[dg.AssetsDefinition]:
     """The archive itself."""
 
     @dg.asset(
@@ -20,21 +21,17 @@ def archive_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDe
         backfill_policy=dg.BackfillPolicy.single_run(),
         tags=tags(AGENT_TRACES, reads="mlflow"),
         metadata=table_metadata(AGENT_TRACES),
-        description="Every trace that MLflow has for the hour, merged into `agent_traces`; what MLflow has since "
+        description="Every trace that the source has for the hour, merged into `agent_traces`; what it has since "
         "deleted stays. Traces that cannot be read go to `quarantined_traces`, with the reason.",
     )
     def archived_traces(context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource) -> None:
         from pyspark.sql import functions as F
 
-        from monitoring_pipeline.traces.archive import archive
+        from monitoring_pipeline.traces.sources import archive_window
 
         window = run_window(context)
-        counts = archive(
-            lake,
-            window,
-            tracking.traces(window),
-            tracking.experiment_names(),
-            on_progress=lambda read: context.log.info(f"{read} traces read"),
+        counts = archive_window(
+            source, tracking, lake, window, on_progress=lambda read: context.log.info(f"{read} traces read")
         )
         traces = lake.read(AGENT_TRACES, window)
         status = traces["trace_info.status"]

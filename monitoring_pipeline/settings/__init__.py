@@ -13,12 +13,14 @@ from monitoring_pipeline.settings.sections import (
     ArchiveSettings,
     BackfillSettings,
     DagsterSettings,
+    DatabricksSettings,
     LakeSettings,
     MlflowSettings,
     ReportSettings,
     ScorerSettings,
     ScoringSettings,
     SparkSettings,
+    in_catalog,
 )
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "ArchiveSettings",
     "BackfillSettings",
     "DagsterSettings",
+    "DatabricksSettings",
     "LakeSettings",
     "MlflowSettings",
     "ReportSettings",
@@ -36,6 +39,7 @@ __all__ = [
     "SparkSettings",
     "config_folder",
     "config_path",
+    "in_catalog",
     "load_settings",
     "without_password",
 ]

@@ -24,6 +24,7 @@ from monitoring_pipeline.settings.sections import (
     ArchiveSettings,
     BackfillSettings,
     DagsterSettings,
+    DatabricksSettings,
     LakeSettings,
     MlflowSettings,
     ReportSettings,
@@ -31,6 +32,7 @@ from monitoring_pipeline.settings.sections import (
     ScoringSettings,
     SparkSettings,
     default_scorers,
+    in_catalog,
 )
 
 CONFIG_NAME = "monitoring.toml"
@@ -56,6 +58,7 @@ class Settings(BaseSettings):
     backfill: BackfillSettings = Field(default_factory=BackfillSettings)
     reports: ReportSettings = Field(default_factory=ReportSettings)
     dagster: DagsterSettings = Field(default_factory=DagsterSettings)
+    databricks: DatabricksSettings = Field(default_factory=DatabricksSettings)
 
     @property
     def uses_embedded_store(self) -> bool:
@@ -156,13 +159,11 @@ def _read(path: Path | None) -> Settings:
 
 
 def _absolute(settings: Settings, base: Path) -> Settings:
-    uri = settings.mlflow.tracking_uri
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        uri = f"sqlite:///{base / uri.removeprefix('sqlite:///')}"
     return _with(
         settings,
-        mlflow=_with(settings.mlflow, tracking_uri=uri),
+        mlflow=_with(settings.mlflow, tracking_uri=_absolute_database(settings.mlflow.tracking_uri, base)),
         lake=_with(settings.lake, location=_absolute_path(settings.lake.location, base)),
+        archive=_with(settings.archive, location=_absolute_source(settings.archive, base)),
         reports=_with(settings.reports, location=_absolute_path(settings.reports.location, base)),
     )
 
@@ -172,5 +173,19 @@ def _with(model: M, **changes: Any) -> M:
     return model.model_construct(_fields_set=set(model.model_fields_set), **{**dict(model), **changes})
 
 
+def _absolute_source(archive: ArchiveSettings, base: Path) -> str | None:
+    if archive.location is None:
+        return None
+    absolute = _absolute_database if archive.source == "mlflow-sql" else _absolute_path
+    return absolute(archive.location, base)
+
+
+def _absolute_database(uri: str, base: Path) -> str:
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{base / uri.removeprefix('sqlite:///')}"
+    return uri
+
+
 def _absolute_path(location: str, base: Path) -> str:
-    return location if "://" in location else str(base / location)
+    is_elsewhere = "://" in location or in_catalog(location)
+    return location if is_elsewhere else str(base / location)

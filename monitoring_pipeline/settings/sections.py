@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +24,12 @@ def _expand_home(location: str) -> str:
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_expand_home)]
+IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
+
+
+def in_catalog(location: str) -> bool:
+    """Whether it names something in a catalog (catalog.schema, catalog.schema.table), and no folder or address."""
+    return re.fullmatch(rf"{IDENTIFIER}(\.{IDENTIFIER}){{1,2}}", location) is not None
 
 
 class Section(BaseModel):
@@ -37,17 +44,36 @@ class MlflowSettings(Section):
 
 
 class LakeSettings(Section):
-    location: Location = Field(default="data/lake", description="folder or object store address of the Delta tables")
+    location: Location = Field(
+        default="data/lake",
+        description="folder or object store address of the Delta tables, or catalog.schema of [spark] remote",
+    )
 
 
 class ArchiveSettings(Section):
     start: datetime = Field(default=datetime(2026, 1, 1, tzinfo=UTC), description="the first hour that has a partition")
-    source: Literal["mlflow"] = Field(default="mlflow", description="where traces are read from")
+    source: Literal["mlflow", "mlflow-sql", "delta", "otel"] = Field(
+        default="mlflow", description="where traces are read from"
+    )
+    location: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of the source: the database (mlflow-sql; default [mlflow] tracking_uri), the table of archived "
+        "traces (delta) or the prefix of the OpenTelemetry tables (otel), as catalog.schema.name or a folder",
+    )
 
     @field_validator("start", mode="before")
     @classmethod
     def _whole_hour(cls, start: object) -> datetime:
         return floor_hour(parse_utc(str(start)))
+
+    @model_validator(mode="after")
+    def _has_its_location(self) -> Self:
+        if self.source in ("delta", "otel") and self.location is None:
+            raise ValueError(f"source = {self.source!r} needs location: the catalog.schema.name, or folder, to read")
+        if self.source == "mlflow" and self.location is not None:
+            raise ValueError(f"location = {self.location!r} is for other sources; set [mlflow] tracking_uri")
+        return self
 
 
 class SparkSettings(Section):
@@ -104,6 +130,7 @@ class ScorerSettings(Section):
     max_traces_per_hour: int | None = Field(
         default=None, ge=1, description="traces scored in one hour of the clock; none: no limit"
     )
+    managed: Literal["databricks"] | None = Field(default=None, description="who runs the scorer; none: this pipeline")
     session_idle_minutes: int = Field(
         default=30, ge=0, description="how long a session must be quiet before a scorer of sessions sees it"
     )
@@ -145,6 +172,38 @@ class DagsterSettings(Section):
     executor: Literal["in_process", "multiprocess"] = Field(
         default="in_process", description="one process for all steps of a run (0.1 s each), or one each (3 s each)"
     )
+
+
+class DatabricksSettings(Section):
+    """Databricks; its address and credentials come from the environment, as for Databricks' own tools."""
+
+    jobs: Literal["serverless", "cluster"] | None = Field(
+        default=None, description="run the heavy assets as Databricks jobs; none: where Dagster runs"
+    )
+    cluster_id: str | None = Field(default=None, min_length=1, description="of jobs on a cluster that is there")
+    new_cluster: dict[str, Any] | None = Field(
+        default=None, description="of jobs on a cluster of their own: the Jobs API's new_cluster"
+    )
+    volume: str | None = Field(
+        default=None,
+        pattern=r"^/Volumes/[^/]+/[^/]+/[^/]+",
+        description="folder of a Unity Catalog volume that jobs and Dagster exchange messages through",
+    )
+    packages: list[str] = Field(
+        default=[], description="what a job installs: this package's wheel in a volume, and those of your scorers"
+    )
+    monitoring_frequency_minutes: int = Field(
+        default=15, ge=1, le=60, description="how often Databricks runs the scorers that it manages"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.jobs and not self.volume:
+            raise ValueError(f"jobs = {self.jobs!r} needs volume, such as /Volumes/main/monitoring/pipeline")
+        if self.jobs == "cluster" and (self.cluster_id is None) == (self.new_cluster is None):
+            given = "neither" if self.cluster_id is None else "both"
+            raise ValueError(f"jobs = 'cluster' needs one of cluster_id and new_cluster; {given} given")
+        return self
 
 
 def default_scorers() -> list[ScorerSettings]:
