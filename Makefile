@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install run ui test lint lock
+.PHONY: install run ui test conformance lint lock
 
 install: $(READY)
 
@@ -24,6 +24,11 @@ ui: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Both engines on the recorded conversations and 200,000 made-up traces; needs a Spark cluster's parts.
+conformance: $(READY)
+	scripts/install-spark
+	MONITORING_CONFORMANCE_TRACES=200000 $(BIN)/python -m pytest monitoring_pipeline_tests/conformance
 
 lint: $(READY)
 	$(BIN)/ruff check .

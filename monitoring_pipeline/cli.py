@@ -16,6 +16,7 @@ from monitoring_pipeline.commands.common import (
     settings_of,
     window_of,
 )
+from monitoring_pipeline.commands.setup import setup
 from monitoring_pipeline.errors import MonitoringError, SettingsError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(scorers.app, name="scorers")
 app.command()(assess)
 app.command()(backfill)
+app.command()(setup)
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ from monitoring_pipeline.assets.performance import performance_assets  # noqa: E
 from monitoring_pipeline.assets.quality import quality_assets  # noqa: E402
 from monitoring_pipeline.assets.reports import report_assets  # noqa: E402
 from monitoring_pipeline.assets.write_back import write_back_assets  # noqa: E402
+from monitoring_pipeline.databricks.jobs import on_databricks  # noqa: E402
+from monitoring_pipeline.databricks.managed import is_managed  # noqa: E402
 from monitoring_pipeline.jobs import jobs  # noqa: E402
 from monitoring_pipeline.ops import assess_job  # noqa: E402
 from monitoring_pipeline.partitions import daily, hourly  # noqa: E402
@@ -40,16 +42,21 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
     """
     hours, days = hourly(settings.archive.start), daily(settings.archive.start)
     scorers = load_scorers(settings.scorers)
+    ours = [scorer for scorer in scorers if not is_managed(scorer)]  # the others' results are in MLflow already
+    of_tables = [
+        *archive_assets(hours, settings.archive),
+        *performance_assets(hours),
+        *assessment_assets(
+            hours, scorers, settings.backfill.max_partitions_per_run, settings.scoring.experiment, settings.archive
+        ),
+        *(write_back_assets(hours, ours) if settings.scoring.write_back else []),
+        *quality_assets(hours, scorers),
+        *agreement_assets(days, scorers),
+    ]
+    if settings.databricks.jobs:
+        of_tables = [on_databricks(asset, settings) for asset in of_tables]
     return dg.Definitions(
-        assets=[
-            *archive_assets(hours, settings.archive),
-            *performance_assets(hours),
-            *assessment_assets(hours, scorers, settings.backfill.max_partitions_per_run, settings.scoring.experiment),
-            *(write_back_assets(hours, scorers) if settings.scoring.write_back else []),
-            *quality_assets(hours, scorers),
-            *agreement_assets(days, scorers),
-            *report_assets(days, scorers, Path(settings.reports.location)),
-        ],
+        assets=[*of_tables, *report_assets(days, scorers, Path(settings.reports.location))],
         jobs=[*jobs(), assess_job(settings)],
         resources={**build_resources(_addresses_by_name(settings)), **(resources or {})},
         executor=dg.in_process_executor if settings.dagster.executor == "in_process" else dg.multiprocess_executor,

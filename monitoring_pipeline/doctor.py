@@ -21,13 +21,18 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """The findings on scorers, store, engine and lake, one after the other; each tells what to do where it fails."""
+    """The findings on scorers, store, engine and lake, one after the other; each tells what to do where it fails.
+
+    One on Databricks follows where it runs scorers.
+    """
     checks: dict[str, Callable[[Settings], str]] = {
         "scorers": _scorers,
         "store": _store,
         "engine": _engine,
         "lake": _lake,
     }
+    if any(entry.managed for entry in settings.scorers):
+        checks["databricks"] = _databricks
     for subject, check in checks.items():
         try:
             yield Finding(subject, True, check(settings))
@@ -61,7 +66,7 @@ def _lake(settings: Settings) -> str:
     from monitoring_pipeline.tables import AGENT_TRACES
 
     lake = build_resources(settings)["lake"]
-    if "://" in lake.location:
+    if "://" in lake.location or lake.is_in_catalog:
         return f"{lake.location}: agent_traces at version {lake.version(AGENT_TRACES)}"
     place = Path(lake.location)
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
@@ -71,3 +76,14 @@ def _lake(settings: Settings) -> str:
     except OSError as error:
         raise LakeError(f"cannot write to {place}: {existing}: {error.strerror}; check [lake] location") from error
     return f"{place}: {'there' if existing == place else 'will be made'}, and can be written"
+
+
+def _databricks(settings: Settings) -> str:
+    from monitoring_pipeline import scoring
+    from monitoring_pipeline.databricks.agents import require_agents
+
+    require_agents()
+    managed = [handle for handle in scoring.handles(settings) if handle.managed]
+    astray = [f"{handle.name} ({handle.drift})" for handle in managed if handle.drift]
+    differs = f"; otherwise there than here, for `scorers apply` to mend: {', '.join(astray)}" if astray else ""
+    return f"runs {', '.join(handle.name for handle in managed)}{differs}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Trace
@@ -49,3 +51,11 @@ def deadly(outputs: Any) -> bool:
     """Kills the process that runs it, as the kernel does when memory is short."""
     os.kill(os.getpid(), signal.SIGKILL)
     return True
+
+
+@scorer
+def telling(trace: Trace, marker: str, wait_ms: float) -> bool:
+    """As `even`, slowly, and with a file that tells that it has begun."""
+    Path(marker).touch()
+    time.sleep(wait_ms / 1000)
+    return int(trace.info.trace_id.removeprefix("tr-"), 16) % 2 == 0

@@ -28,14 +28,19 @@ def wait_until_up(name: str, address: str, process: subprocess.Popen[bytes], log
     pytest.fail(f"{name} did not start: {log.read_text()[-2000:]}")
 
 
+def free_port() -> int:
+    """A port of loopback that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class MlflowServer:
     """A server over the store at `store_uri`, whose log is in `folder`; it can be stopped, and started again there."""
 
     def __init__(self, store_uri: str, folder: Path):
         self.store_uri, self.folder = store_uri, folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 

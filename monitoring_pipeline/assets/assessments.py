@@ -15,6 +15,9 @@ from monitoring_pipeline.checks import (
     within_budget,
     within_budget_spec,
 )
+from monitoring_pipeline.databricks.managed import check_managed, is_managed
+from monitoring_pipeline.databricks.managed_backfill import backfill_and_archive
+from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
 from monitoring_pipeline.jobs import MONITORING
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
@@ -25,7 +28,9 @@ from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.scoring import ScoreCounts, score_window
 from monitoring_pipeline.scoring.states import ScorerLog
+from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.tables import ASSESSMENTS, SCORER_COVERAGE
+from monitoring_pipeline.windows import Window
 
 # Tags that Dagster puts on runs that no person has asked for.
 AUTOMATION_TAGS = {
@@ -59,9 +64,14 @@ def assessment_assets(
     scorers: list[ConfiguredScorer],
     max_partitions_per_run: int,
     states_in: str | None,
+    source: ArchiveSettings,
 ) -> list[dg.AssetsDefinition]:
-    """An asset for each scorer, and the ledger of all of them; `states_in` is the experiment of the scorers' states."""
-    assets = [_scorer_asset(hours, scorer, max_partitions_per_run, states_in) for scorer in scorers]
+    """An asset for each scorer, and the ledger of all of them.
+
+    `states_in` is the experiment of the scorers' states; `source` is where traces are archived from, and with them the
+    results of scorers that Databricks runs.
+    """
+    assets = [_scorer_asset(hours, scorer, max_partitions_per_run, states_in, source) for scorer in scorers]
     return [*assets, _coverage_asset(hours, scorers, states_in)]
 
 
@@ -70,6 +80,7 @@ def _scorer_asset(
     scorer: ConfiguredScorer,
     max_partitions_per_run: int,
     states_in: str | None,
+    source: ArchiveSettings,
 ) -> dg.AssetsDefinition:
     key = scorer_key(scorer.name)
     has_budget = scorer.budget != Budget()
@@ -96,12 +107,16 @@ def _scorer_asset(
 
         window = run_window(context)
         (current,) = effective([scorer], ScorerLog(tracking, states_in))
+        if config.sample_rate is not None:
+            current = replace(current, sample_rate=config.sample_rate)
         context.log.info(f"sample rate {current.sample_rate:g}, filter {current.filter or 'none'}")
         counts = ScoreCounts()
-        if current.active or not _is_automatic(context):
+        if is_managed(scorer):
+            _have_scored(context, tracking, lake, current, window, states_in, source)
+        elif current.active or not _is_automatic(context):
             counts = score_window(
                 lake,
-                current if config.sample_rate is None else replace(current, sample_rate=config.sample_rate),
+                current,
                 window,
                 context.run_id,
                 config.retry_failed,
@@ -119,9 +134,10 @@ def _scorer_asset(
         )
         figures = utc_index(by_hour.toPandas(), "trace_hour")
         record_hours(context, window, figures)
-        context.log.info(
-            f"{window}: {counts.scored} scored, {counts.failed} failed, {counts.not_applicable} not applicable"
-        )
+        if not is_managed(scorer):
+            context.log.info(
+                f"{window}: {counts.scored} scored, {counts.failed} failed, {counts.not_applicable} not applicable"
+            )
         scored, failed = plain_number(figures["scored"].sum()), plain_number(figures["failed"].sum())
         checks = [scorer_works(key, results, scored, failed)]
         if has_budget:
@@ -131,6 +147,26 @@ def _scorer_asset(
         return dg.MaterializeResult(check_results=checks)
 
     return scorer_asset
+
+
+def _have_scored(
+    context: dg.AssetExecutionContext,
+    tracking: TrackingResource,
+    lake: LakeResource,
+    scorer: ConfiguredScorer,
+    window: Window,
+    states_in: str | None,
+    source: ArchiveSettings,
+) -> None:
+    """Take in what Databricks has found by itself; when a person asks, have it score the window first."""
+    check_managed(tracking, [scorer])
+    backfilled = []
+    if not _is_automatic(context):
+        backfilled = backfill_and_archive(tracking, lake, scorer, window, source, context.log.info)
+    changes = ScorerLog(tracking, states_in).read().changes.get(scorer.name, [])
+    taken = take_results(lake, scorer, changes, window, context.run_id)
+    update_managed_ledger(lake, scorer, changes, window, backfilled)
+    context.log.info(f"{window}: {taken.found} results of Databricks, {taken.written} of them new")
 
 
 def _is_automatic(context: dg.AssetExecutionContext) -> bool:
@@ -159,10 +195,15 @@ def _coverage_asset(
         from pyspark.sql import functions as F
 
         window = run_window(context)
-        current = effective(scorers, ScorerLog(tracking, states_in))
+        log = ScorerLog(tracking, states_in)
+        current = effective(scorers, log)
+        managed = [scorer for scorer in current if is_managed(scorer)]
+        changes = log.read().changes if managed else {}
         while True:
             version = lake.version(ASSESSMENTS)
-            update_ledger(lake, current, window)
+            update_ledger(lake, [scorer for scorer in current if scorer not in managed], window)
+            for scorer in managed:
+                update_managed_ledger(lake, scorer, changes.get(scorer.name, []), window)
             check = ledger_adds_up(lake, scorers, window)
             if check.passed or lake.version(ASSESSMENTS) == version:  # else another run has added results meanwhile
                 break

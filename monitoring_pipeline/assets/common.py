@@ -9,6 +9,7 @@ from typing import Any, Literal
 import dagster as dg
 import pandas as pd
 
+from monitoring_pipeline.columns import COMMENTS
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
 
@@ -24,6 +25,7 @@ def table_metadata(table: Table) -> dict[str, Any]:
         dg.TableColumn(
             column.name,
             str(column.type),
+            COMMENTS[column.name],
             constraints=dg.TableColumnConstraints(nullable=column.nullable),
         )
         for column in table.schema

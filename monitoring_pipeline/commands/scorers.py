@@ -169,7 +169,11 @@ def _print_note(console: Console, handle: ScorerHandle) -> None:
 
 
 def _code(handle: ScorerHandle) -> str:
-    """How the code stands to what is registered."""
+    """How the code, and a managed scorer at Databricks, stand to what is registered."""
+    return ", ".join(filter(None, (_own_code(handle), handle.drift)))
+
+
+def _own_code(handle: ScorerHandle) -> str:
     if handle.digest is None:
         return "not configured"
     if handle.registered_digest is None:

@@ -1,4 +1,4 @@
-"""The lake: Delta tables, read by Spark and written by delta-rs.
+"""The lake: Delta tables, in folders or in a catalog.
 
 All writes go through here. Each one has exactly the table's schema, is one atomic commit, and is done again from the
 start when another process commits to the same days first, so that overlapping runs neither lose nor double a row.
@@ -6,287 +6,96 @@ start when another process commits to the same days first, so that overlapping r
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import functools
-import re
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from pydantic import Field
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from monitoring_pipeline.errors import LakeError
-from monitoring_pipeline.resources.rows import conform, dates, differences, having_keys_of, identity_columns, within
+from monitoring_pipeline.resources.catalog_tables import CatalogTables
+from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.settings import in_catalog
 from monitoring_pipeline.tables import Table
-from monitoring_pipeline.windows import EPOCH, Window
+from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
-    from deltalake import CommitProperties, DeltaTable
-    from pyspark.sql import Column, DataFrame
-
-COMMIT_ATTEMPTS = 20
-CLOCK_SKEW = timedelta(hours=1)  # between the machine that writes a file and the one that asks
-SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 finds no table in a folder with any other character in its path
-DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # delta-rs 1.6.6 writes elsewhere or panics where a path holds one of these
-T = TypeVar("T")
+    from pyspark.sql import DataFrame
 
 
 class LakeResource(dg.ConfigurableResource):
-    """The Delta tables under one location: a folder, or an address such as s3://bucket/path."""
+    """The Delta tables at one location; a table is made when it is first asked for, and gains columns that it lacks.
 
-    location: str = Field(description="folder or object store address that holds a folder for each table")
+    All methods raise:
+        LakeError: the table cannot be opened, or not be written; rows have other columns than the table.
+    """
+
+    location: str = Field(
+        description="folder or object store address that holds a folder for each table, or catalog.schema"
+    )
     spark: SparkResource
 
+    @property
+    def _tables(self) -> DeltaFolders | CatalogTables:
+        return (CatalogTables if self.is_in_catalog else DeltaFolders)(self.location, self.spark)
+
+    @property
+    def is_in_catalog(self) -> bool:
+        """Whether Spark writes the tables, so that what is there need not pass through this process."""
+        return in_catalog(self.location)
+
+    @property
+    def commit_rows(self) -> int:
+        """How many rows make a commit worth what it costs."""
+        return self._tables.commit_rows
+
     def path(self, table: Table) -> str:
-        """Where the table is."""
-        return f"{self.location.rstrip('/')}/{table.name}"
+        """Where the table is: its folder or address, or its full name."""
+        return self._tables.path(table)
 
     def version(self, table: Table) -> int:
         """The number of the table's latest commit; two reads at the same version see the same rows."""
-        return self._open(table).version()
+        return self._tables.version(table)
 
     def read(self, table: Table, window: Window | None = None, version: int | None = None) -> DataFrame:
         """The table's rows in `window` (all without one) as a Spark DataFrame, at `version` (the latest without one).
 
         Only the files of the window's days are opened.
         """
-        delta = self._open(table)
-        reader = self.spark.session.read.format("delta")
-        if version is not None:
-            _pin(delta, self.path(table), version)
-            reader = reader.option("versionAsOf", version)
-        location = self.location if self.spark.remote else _for_sail(self.location)
-        rows = reader.load(f"{location.rstrip('/')}/{table.name}")
-        if window is None:
-            return rows
-        return rows.where(
-            rows["date"].between(window.days()[0], window.days()[-1])
-            & (rows[table.hour] >= _timestamp(window.start))
-            & (rows[table.hour] < _timestamp(window.end))
-        )
+        return self._tables.read(table, window, version)
 
     def read_columns(self, table: Table, window: Window, *columns: str) -> pa.Table:
-        """The given columns of the rows in `window`, read without an engine."""
-        return self._rows(self._open(table), table, window).to_table(columns=list(columns))
+        """The given columns of the rows in `window`."""
+        return self._tables.read_columns(table, window, *columns)
 
     def read_written_since(self, table: Table, moment: datetime, *columns: str) -> pa.Table:
         """The given columns of all rows in files written at or after `moment`, and of older rows beside them."""
-        delta = self._open(table)
-        files = pa.table(delta.get_add_actions(flatten=True)).select(["path", "modification_time"]).to_pylist()
-        since_ms = (moment - CLOCK_SKEW - EPOCH) // timedelta(milliseconds=1)
-        recent = {file["path"] for file in files if file["modification_time"] >= since_ms}
-        dataset = delta.to_pyarrow_dataset(filesystem=_filesystem(self.path(table)))
-        fragments = [fragment for fragment in dataset.get_fragments() if fragment.path in recent]
-        return FileSystemDataset(fragments, dataset.schema, ParquetFileFormat()).to_table(columns=list(columns))
+        return self._tables.read_written_since(table, moment, *columns)
 
     def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
         """Make `rows` the only rows of the table in `window`; returns how many there are."""
-        new = conform(table, rows)
-        self._commit(table, lambda delta: _Write(new.to_reader(), within(table, window)))
-        return new.num_rows
+        return self._tables.replace(table, window, rows)
 
-    def insert(self, table: Table, rows: pa.Table) -> int:
+    def insert(self, table: Table, rows: DataFrame | pa.Table, window: Window | None = None) -> int:
         """Add the rows whose key the table does not have; returns how many were added.
 
-        Of rows with one key in `rows` the last counts.
+        Of rows of an Arrow table with one key the last counts; those of a DataFrame have keys of their own and come
+        with the `window` that they are in.
         """
-        return self._merge(table, rows, update=False)
+        return self._tables.merge(table, rows, window, update=False)
 
-    def upsert(self, table: Table, rows: pa.Table) -> int:
+    def upsert(self, table: Table, rows: DataFrame | pa.Table, window: Window | None = None) -> int:
         """Add the rows whose key the table does not have, and replace those whose content differs.
 
-        Returns how many were added or replaced; without any there is no commit. No row is ever removed. Of rows with
-        one key in `rows` the last counts.
+        Returns how many were added or replaced; without any in an Arrow table there is no commit. No row is ever
+        removed. Keys and `window` as for `insert`.
         """
-        return self._merge(table, rows, update=True)
+        return self._tables.merge(table, rows, window, update=True)
 
     def maintain(self, table: Table, retention_hours: int = 168) -> dict[str, int]:
         """Compact small files and delete those that no version younger than `retention_hours` needs.
 
         Returns `files_added`, `files_removed` by compaction and `files_deleted` by vacuuming.
         """
-        compaction = self._retried(table, lambda delta: delta.optimize.compact())
-        deleted = self._retried(table, lambda delta: delta.vacuum(retention_hours=retention_hours, dry_run=False))
-        return {
-            "files_added": compaction["numFilesAdded"],
-            "files_removed": compaction["numFilesRemoved"],
-            "files_deleted": len(deleted),
-        }
-
-    def _merge(self, table: Table, rows: pa.Table, update: bool) -> int:
-        new = conform(table, rows)
-        if new.num_rows == 0:
-            return 0
-        touched = 0
-
-        def write(delta: DeltaTable) -> _Write | None:
-            nonlocal touched
-            window = Window.covering(pc.unique(new[table.hour]).to_pylist())
-            present = self._rows(delta, table, window).to_table(columns=identity_columns(table))
-            added, changed = differences(table, present, new)
-            changed = changed if update else changed.slice(0, 0)
-            touched = added.num_rows + changed.num_rows
-            if changed.num_rows:
-                rows = pa.concat_tables([changed, added])
-                return _Write(rows.to_reader(), having_keys_of(table, rows), guard=dates(rows))
-            if added.num_rows:
-                return _Write(added.to_reader(), None, guard=dates(added))
-            return None
-
-        self._commit(table, write)
-        return touched
-
-    def _rows(self, delta: DeltaTable, table: Table, window: Window) -> Any:
-        hour, days = pc.field(table.hour), window.days()
-        dataset = delta.to_pyarrow_dataset(
-            filesystem=_filesystem(self.path(table)),
-            file_pruning_predicate=[("date", ">=", str(days[0])), ("date", "<=", str(days[-1]))],
-        )
-        return dataset.filter((hour >= window.start) & (hour < window.end))
-
-    def _open(self, table: Table) -> DeltaTable:
-        """The Delta table, made when it is not there yet."""
-        from deltalake import CommitProperties, DeltaTable
-        from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-
-        path = self.path(table)
-        if "://" not in path and (refused := re.search(DELTA_REFUSES, path)):
-            raise LakeError(f"cannot open {path!r}: a path must not hold {refused[0]!r}; change [lake] location")
-        try:
-            try:
-                return _grown(DeltaTable(path), table)
-            except TableNotFoundError:
-                with contextlib.suppress(CommitFailedError):  # another has just made it
-                    DeltaTable.create(
-                        path,
-                        schema=table.schema,
-                        mode="ignore",
-                        name=table.name,
-                        description=table.description,
-                        partition_by=["date"],
-                        # Statistics of the hour alone: Sail takes a column that is constant in a file from them, and
-                        # reads a floating-point number there with its last digits lost.
-                        configuration={"delta.dataSkippingStatsColumns": table.hour, **table.properties},
-                        commit_properties=CommitProperties(max_commit_retries=0),
-                    )
-                return DeltaTable(path)
-        except (DeltaError, OSError) as error:
-            raise LakeError(f"cannot open {path}: {_first_line(error)}; check [lake] location") from error
-
-    def _commit(self, table: Table, make: Callable[[DeltaTable], _Write | None]) -> None:
-        """Write what `make` gives for the latest version; again, from a newer one, when another commit came first."""
-        from deltalake import write_deltalake
-
-        def attempt(delta: DeltaTable) -> None:
-            write = make(delta)
-            if write is None:
-                return
-            write_deltalake(
-                delta,
-                write.rows,
-                mode="append" if write.predicate is None else "overwrite",  # type: ignore[arg-type]
-                predicate=write.predicate,
-                commit_properties=_guarded(delta, table, write.guard),
-            )
-
-        self._retried(table, attempt)
-
-    def _retried(self, table: Table, attempt: Callable[[DeltaTable], T]) -> T:
-        """What `attempt` returns for the table's latest version, tried again when another commit came first."""
-        from deltalake.exceptions import CommitFailedError, DeltaError
-
-        retrying = Retrying(
-            retry=retry_if_exception_type(CommitFailedError),
-            stop=stop_after_attempt(COMMIT_ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.02, max=2),
-            reraise=True,
-        )
-        try:
-            return retrying(lambda: attempt(self._open(table)))
-        except (DeltaError, OSError) as error:
-            raise LakeError(f"cannot write {self.path(table)}: {_first_line(error)}") from error
-
-
-@dataclass(frozen=True)
-class _Write:
-    rows: pa.RecordBatchReader
-    predicate: str | None
-    guard: list[date] = field(default_factory=list)
-
-
-def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
-    """The table with the columns that our schema has gained since it was made; rows from before have none of them."""
-    from deltalake import DeltaTable, Schema
-    from deltalake.exceptions import CommitFailedError
-
-    present = {column.name for column in delta.schema().fields}
-    missing = [column for column in table.schema if column.name not in present]
-    if not missing:
-        return delta
-    with contextlib.suppress(CommitFailedError):  # another has just added them
-        delta.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields)
-    return DeltaTable(delta.table_uri)
-
-
-def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitProperties:
-    # Delta's application transactions as a lock: of two commits that started from the same version and name the same
-    # day, the second fails. A plain append would otherwise never conflict and could add a row twice.
-    from deltalake import CommitProperties, Transaction
-
-    names = [f"{table.name}/{day}" for day in days]
-    transactions = [Transaction(name, (delta.transaction_version(name) or 0) + 1) for name in names]
-    return CommitProperties(app_transactions=transactions, max_commit_retries=0 if days else None)
-
-
-def _timestamp(moment: datetime) -> Column:
-    # Not the datetime itself: for each of those, pyspark asks the server which kind of timestamp it prefers.
-    from pyspark.sql import functions as F
-
-    return F.timestamp_micros(F.lit((moment - EPOCH) // timedelta(microseconds=1)))
-
-
-@functools.cache
-def _for_sail(location: str) -> str:
-    """The location under a name that Sail can read: a link to the folder where its own name has a space or the like."""
-    if "://" in location or re.fullmatch(SAIL_PATH, location, re.ASCII):
-        return location
-    folder = tempfile.mkdtemp(prefix="monitoring-lake-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    link = Path(folder) / "lake"
-    link.symlink_to(Path(location).absolute())
-    return str(link)
-
-
-def _filesystem(path: str) -> SubTreeFileSystem | None:
-    """Arrow's own for a folder: delta-rs's is Python, whose reading threads can abort a process as it exits."""
-    return None if "://" in path else SubTreeFileSystem(path, LocalFileSystem())
-
-
-def _pin(delta: DeltaTable, path: str, version: int) -> None:
-    """Make `version` readable for Sail 0.7.2: of versions older than the last checkpoint it reads only checkpoints."""
-    from deltalake.exceptions import DeltaError
-
-    checkpoint = Path(path) / "_delta_log" / f"{version:020}.checkpoint.parquet"
-    if checkpoint.exists():
-        return
-    try:
-        delta.load_as_version(version)
-        delta.create_checkpoint()
-    except (DeltaError, OSError) as error:
-        raise LakeError(f"cannot read version {version} of {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        return self._tables.maintain(table, retention_hours)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 
 from monitoring_pipeline.errors import LakeError
 from monitoring_pipeline.tables import Table
-from monitoring_pipeline.windows import Window
+from monitoring_pipeline.windows import EPOCH, Window
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
+
+CLOCK_SKEW = timedelta(hours=1)  # between the machine that writes a file and the one that asks
 
 
 def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
@@ -28,11 +30,18 @@ def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
     arrow: Any = rows if isinstance(rows, pa.Table) else rows.toArrow()
     if "date" not in arrow.column_names:
         arrow = arrow.append_column("date", arrow[table.hour].cast(pa.date32()))
-    missing = set(table.schema.names) - set(arrow.column_names)
-    unknown = set(arrow.column_names) - set(table.schema.names)
+    check_columns(table, arrow.column_names)
+    try:
+        return arrow.select(table.schema.names).cast(table.schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise LakeError(f"{table.name}: {error}") from error
+
+
+def check_columns(table: Table, columns: list[str]) -> None:
+    """Raise LakeError where the columns are not exactly the table's, in whatever order."""
+    missing, unknown = set(table.schema.names) - set(columns), set(columns) - set(table.schema.names)
     if missing or unknown:
         raise LakeError(f"{table.name}: columns missing: {sorted(missing)}, not in the table: {sorted(unknown)}")
-    return arrow.select(table.schema.names).cast(table.schema)
 
 
 def from_dicts(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
@@ -57,10 +66,37 @@ def differences(table: Table, present: pa.Table, new: pa.Table) -> tuple[pa.Tabl
     return _only(new, added), _only(new, changed)
 
 
-def within(table: Table, window: Window) -> str:
-    """A predicate for the stored rows whose hour is in `window`."""
+def hours_of(table: Table, rows: pa.Table) -> Window:
+    """The smallest window of whole hours that holds the rows, of which there is at least one."""
+    return Window.covering(pc.unique(rows[table.hour]).to_pylist())
+
+
+def last_of_each_key(table: Table, rows: pa.Table) -> pa.Table:
+    """The rows without those that another with the same key follows."""
+    return differences(table, table.schema.empty_table(), rows)[0]
+
+
+def within(table: Table, window: Window, of: str = "") -> str:
+    """A predicate for the stored rows whose hour is in `window`; `of` is put before the names of columns."""
     days, start, end = window.days(), _utc_text(window.start), _utc_text(window.end)
-    return f"date >= '{days[0]}' AND date <= '{days[-1]}' AND {table.hour} >= '{start}' AND {table.hour} < '{end}'"
+    date, hour = f"{of}date", f"{of}{table.hour}"
+    return f"{date} >= '{days[0]}' AND {date} <= '{days[-1]}' AND {hour} >= '{start}' AND {hour} < '{end}'"
+
+
+def in_window(table: Table, window: Window) -> Column:
+    """`within` as a Spark condition."""
+    from pyspark.sql import functions as F
+
+    days, hour = window.days(), F.col(table.hour)
+    return F.col("date").between(days[0], days[-1]) & (hour >= timestamp(window.start)) & (hour < timestamp(window.end))
+
+
+def timestamp(moment: datetime) -> Column:
+    """The time as a Spark value."""
+    # Not the datetime itself: for each of those, pyspark asks the server which kind of timestamp it prefers.
+    from pyspark.sql import functions as F
+
+    return F.timestamp_micros(F.lit((moment - EPOCH) // timedelta(microseconds=1)))
 
 
 def having_keys_of(table: Table, rows: pa.Table) -> str:

@@ -33,34 +33,72 @@ class SparkResource(dg.ConfigurableResource):
     )
 
     @property
+    def is_embedded(self) -> bool:
+        """Whether the engine is inside this process, and so neither writes nor has a catalog."""
+        return self.remote is None and not _on_databricks()
+
+    @property
+    def is_databricks(self) -> bool:
+        """Whether the engine is Databricks', whose SQL has more."""
+        host = urlsplit(self.remote).hostname if self.remote else None
+        return _on_databricks() or "databricks" in (host or "")
+
+    @property
     def session(self) -> SparkSession:
-        """The session.
+        """The session; a new one where the server has restarted and forgotten the one before.
 
         Raises:
             EngineError: the server at `remote` does not answer.
         """
-        return _session(self.remote)
+        session = _sessions.get(self.remote)
+        if session is None or getattr(session, "is_stopped", False):  # only sessions of Spark Connect have it
+            session = _sessions[self.remote] = _new_session(self.remote)
+        return session
 
 
-@functools.cache
-def _session(remote: str | None) -> SparkSession:
-    from dagster_pyspark import LazyPySparkResource
+_sessions: dict[str | None, SparkSession] = {}
 
+
+def _new_session(remote: str | None) -> SparkSession:
     if remote:
-        _check_reachable(remote)
-    session = LazyPySparkResource(spark_config={"spark.remote": remote or _embedded_server()}).spark_session
-    session.client.set_retry_policies([*session.client.get_retry_policies(), _garbled_replies()])
-    session.conf.set("spark.sql.session.timeZone", "UTC")
-    if not remote:
+        session = _connected(remote)
+        # By default pyspark asks a server that is gone for ten minutes.
+        session.client.set_retry_policies([_unavailable()])
+    elif _on_databricks():
+        from pyspark.sql import SparkSession
+
+        session = SparkSession.builder.getOrCreate()
+    else:
+        session = _connected(_embedded_server())
+        session.client.set_retry_policies([*session.client.get_retry_policies(), _garbled_replies()])
         # Else pyspark has the engine clean up as the process ends, and waits ten minutes for one that Ctrl-C has ended.
         atexit.register(session.client.close)
+    session.conf.set("spark.sql.session.timeZone", "UTC")
     return session
+
+
+def _connected(remote: str) -> SparkSession:
+    from dagster_pyspark import LazyPySparkResource
+
+    _check_reachable(remote)
+    return LazyPySparkResource(spark_config={"spark.remote": remote}).spark_session
+
+
+def _on_databricks() -> bool:
+    return "DATABRICKS_RUNTIME_VERSION" in os.environ
+
+
+def _unavailable() -> RetryPolicy:
+    """Ask again for about a minute."""
+    from pyspark.sql.connect.client.retries import DefaultPolicy
+
+    return DefaultPolicy(max_retries=6)
 
 
 def _garbled_replies() -> RetryPolicy:
     """Ask again where a reply cannot be parsed: seen, though rarely, of Sail's on a busy machine.
 
-    Safe as the engine only ever reads; all writes go through the lake.
+    Safe as the embedded engine only ever reads.
     """
     import grpc
     from pyspark.sql.connect.client.retries import RetryPolicy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,7 @@ def _all_experiments(client: MlflowClient) -> dict[str, str]:
 @functools.cache
 def _client(tracking_uri: str) -> TracingClient:
     _check_reachable(tracking_uri)
+    without_request_logs()
     from mlflow.tracing.client import TracingClient
 
     with _errors_of(tracking_uri):
@@ -113,6 +115,19 @@ def _errors_of(tracking_uri: str) -> Iterator[None]:
             f"cannot use the MLflow store at {without_password(tracking_uri)}: {in_a_line(error)}; "
             "check [mlflow] tracking_uri"
         ) from None  # the cause may hold the password
+
+
+def without_request_logs() -> None:
+    """From now on keep requests, with the token that they hold, out of MLflow's warnings about odd answers.
+
+    Databricks' SDK quotes a request in the error of an answer that it cannot parse.
+    """
+    logging.getLogger("mlflow.utils.rest_utils").addFilter(_cut_request_log)  # of one filter a logger keeps one
+
+
+def _cut_request_log(record: logging.LogRecord) -> bool:
+    record.msg, record.args = record.getMessage().partition("Request log:")[0], ()
+    return True
 
 
 def in_a_line(error: Exception) -> str:

@@ -15,6 +15,8 @@ from datetime import datetime
 from mlflow.environment_variables import MLFLOW_TRACKING_URI
 from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
+from monitoring_pipeline.databricks import managed
+from monitoring_pipeline.databricks.agents import DATABRICKS
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.states import (
@@ -54,10 +56,15 @@ class ScorerHandle:
     rate and filter are those of the settings, and versions are None. `revision` counts the changes, the last one at
     `changed_at` (UTC).
 
+    A `managed` scorer is one that Databricks runs: each change is made there first, in every monitored experiment, and
+    `mlflow_version` is its number in the first of them. `drift` says where Databricks had it otherwise than this when
+    the handle was looked up; what is done next brings it back.
+
     Each of the changes returns a handle of the new state, and raises:
         LifecycleError: it is not possible in this state, or with this rate or filter.
         StaleHandleError: the scorer has been changed since, by whatever process.
         TrackingError: the store or the experiment cannot be used.
+        MonitoringError: the scorer is managed, and Databricks refuses, or its client is not installed.
     """
 
     name: str
@@ -71,6 +78,8 @@ class ScorerHandle:
     revision: int
     changed_at: datetime | None
     note: str | None = None
+    managed: bool = False
+    drift: str | None = None
     configured: ConfiguredScorer | None = field(default=None, repr=False, compare=False)
     _log: ScorerLog = field(kw_only=True, repr=False, compare=False)
     _last: Change | None = field(kw_only=True, repr=False, compare=False)
@@ -168,14 +177,19 @@ class ScorerHandle:
         is_new = last is None or last.digest != code.digest
         version = (last.version if last else 0) + is_new
         mlflow_version, note = None if is_new or last is None else last.mlflow_version, None
-        if mlflow_version is None:  # MLflow has not seen this code, or has not taken it so far
+        if mlflow_version is None and not self.managed:  # MLflow has not seen this code, or has not taken it so far
             mlflow_version, note = _register_in_mlflow(code, self._log.tracking.tracking_uri, states.experiment_id)
         standing = Standing(state, sample_rate, filter or None, version, code.digest, mlflow_version)
         return self._append(states, action, standing, note)
 
     def _append(self, states: ScorerStates, action: str, standing: Standing, note: str | None = None) -> ScorerHandle:
+        if self.managed:
+            if standing.state is not ScorerState.UNREGISTERED:
+                self._code(action)
+            version = managed.bring(self._log.tracking, self.name, self.configured, standing)
+            standing = replace(standing, mlflow_version=version)
         change = self._log.append(states, self.name, action, standing)
-        return replace(_handle(self._log, self.name, self.configured, change), note=note)
+        return replace(_handle(self._log, self.name, self.configured, change), note=note, managed=self.managed)
 
 
 def handle(name: str, settings: Settings | None = None) -> ScorerHandle:
@@ -192,7 +206,8 @@ def handle(name: str, settings: Settings | None = None) -> ScorerHandle:
     configured = load_scorers([entry for entry in settings.scorers if entry.name == name])
     if not configured and name not in states.changes:
         raise _unknown(name, settings, states)
-    return _handle(log, name, configured[0] if configured else None, states.current(name))
+    found = _handle(log, name, configured[0] if configured else None, states.current(name))
+    return _with_managed(log, [found])[0]
 
 
 def handles(settings: Settings | None = None) -> list[ScorerHandle]:
@@ -207,10 +222,11 @@ def handles(settings: Settings | None = None) -> list[ScorerHandle]:
     states = log.read()
     configured = {scorer.name: scorer for scorer in load_scorers(settings.scorers)}
     others = [_handle(log, name, None, states.current(name)) for name in sorted(states.changes.keys() - configured)]
-    return [
+    found = [
         *(_handle(log, name, scorer, states.current(name)) for name, scorer in configured.items()),
         *(other for other in others if other.state is not ScorerState.UNREGISTERED),
     ]
+    return _with_managed(log, found)
 
 
 def history(name: str, settings: Settings | None = None) -> list[Change]:
@@ -274,6 +290,33 @@ def _handle(log: ScorerLog, name: str, configured: ConfiguredScorer | None, last
         _log=log,
         _last=last,
     )
+
+
+def _with_managed(log: ScorerLog, found: list[ScorerHandle]) -> list[ScorerHandle]:
+    """The handles, with what Databricks has of the scorers that it runs; it is asked for those alone.
+
+    A scorer that is configured no longer is taken for one of them as long as Databricks runs it.
+    """
+    tracking = log.tracking
+    others = [handle for handle in found if handle.configured is None]
+    may_run = others if tracking.tracking_uri == DATABRICKS and tracking.experiments else []
+    ours = [handle for handle in found if handle.configured and managed.is_managed(handle.configured)]
+    if not (may_run or ours):
+        return found
+    managed.check_managed(tracking, [handle.configured for handle in ours if handle.configured])
+    there = {name: managed.remote_scorers(experiment_id) for experiment_id, name in tracking.experiment_names().items()}
+    running = {name for scorers in there.values() for name, scorer in scorers.items() if scorer.sample_rate > 0}
+    theirs = {handle.name for handle in ours} | {handle.name for handle in may_run if handle.name in running}
+    return [
+        replace(
+            handle,
+            managed=True,
+            drift=managed.drift(there, handle.name, handle._last and handle._last.standing, handle.configured),
+        )
+        if handle.name in theirs
+        else handle
+        for handle in found
+    ]
 
 
 def _unknown(name: str, settings: Settings, states: ScorerStates) -> UnknownScorerError:

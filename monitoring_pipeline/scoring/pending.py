@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
@@ -36,17 +36,35 @@ def pending_traces(
 
     With `retry_failed`, also what has an error for its result.
     """
-    for part, due in _due(lake, scorer, window, version, retry_failed, newest_first):
-        for row in due.join(_shown(lake, scorer, due, part, version), "trace_id").toLocalIterator():
-            yield PendingTrace(
-                row["trace_id"],
-                from_milliseconds(row["hour_ms"]),
-                row["experiment_id"],
-                tuple(row["traces"]),
-                row["session_id"],
-                row["prompt_bytes"],
-                Spent(row["input_tokens"], row["output_tokens"], row["cost_usd"]),
-            )
+    for rows in pending_rows(lake, scorer, window, version, _parts(window, newest_first), retry_failed):
+        for row in rows.toLocalIterator():
+            yield pending_trace(row.asDict())
+
+
+def pending_rows(
+    lake: LakeResource,
+    scorer: ConfiguredScorer,
+    window: Window,
+    version: int,
+    parts: Iterable[Window],
+    retry_failed: bool = False,
+) -> Iterator[DataFrame]:
+    """As `pending_traces`, still in the engine and in `parts` of the window: `pending_trace` makes one of a row."""
+    for part, due in _due(lake, scorer, window, version, parts, retry_failed):
+        yield due.join(_shown(lake, scorer, due, part, version), "trace_id")
+
+
+def pending_trace(row: dict[str, Any]) -> PendingTrace:
+    """What a row of `pending_rows` says."""
+    return PendingTrace(
+        row["trace_id"],
+        from_milliseconds(row["hour_ms"]),
+        row["experiment_id"],
+        tuple(row["traces"]),
+        row["session_id"],
+        row["prompt_bytes"],
+        Spent(row["input_tokens"], row["output_tokens"], row["cost_usd"]),
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +90,7 @@ def workload(
         requests = sum(count for count, _ in found)
         return Workload(len(found), requests, sum(count * size for count, size in found))
     count, size = 0, 0
-    for part, due in _due(lake, scorer, window, version, retry_failed, newest_first=False):
+    for part, due in _due(lake, scorer, window, version, _parts(window, newest_first=False), retry_failed):
         shown = _shown(lake, scorer, due, part, version).join(due.select("trace_id"), "trace_id")
         totals = shown.agg(F.count("*").alias("count"), F.sum("prompt_bytes").alias("size")).collect()[0]
         count, size = count + totals["count"], size + (totals["size"] or 0)
@@ -84,8 +102,8 @@ def _due(
     scorer: ConfiguredScorer,
     window: Window,
     version: int,
+    parts: Iterable[Window],
     retry_failed: bool,
-    newest_first: bool,
 ) -> Iterator[tuple[Window, DataFrame]]:
     """The rows of `trace_states` that are due, some at a time, and the window that holds all that is shown of them."""
     from pyspark.sql import functions as F
@@ -99,10 +117,10 @@ def _due(
         )
 
     if scorer.session_idle is None:
-        for part in _parts(window, newest_first):
+        for part in parts:
             yield part, due(part)
         return
-    for part in _parts(window, newest_first):
+    for part in parts:
         yield from _sessions_at_a_time(lake, due(part))
     # Also what was not yet quiet when the hour before was scored.
     since_ms = (window.start - scorer.session_idle - HOUR - EPOCH) // timedelta(milliseconds=1)

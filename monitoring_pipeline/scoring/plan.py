@@ -10,7 +10,7 @@ from monitoring_pipeline.scoring.lifecycle import ScorerHandle, handles
 from monitoring_pipeline.scoring.states import ScorerState
 from monitoring_pipeline.settings import Settings
 
-FIELDS = ("state", "sample_rate", "filter", "digest")
+FIELDS = ("state", "sample_rate", "filter", "digest", "databricks")
 
 
 class Action(StrEnum):
@@ -36,14 +36,17 @@ class PlannedChange:
 
     @property
     def fields(self) -> dict[str, tuple[Any, Any]]:
-        """What differs of state, sample_rate, filter and digest, old and new; None where it is not registered."""
+        """What differs of state, sample_rate, filter and digest, old and new; None where it is not registered.
+
+        Also, under `databricks`, where Databricks has a scorer that it runs otherwise than the experiment says.
+        """
         handle = self.handle
-        old = (handle.state, handle.sample_rate, handle.filter, handle.registered_digest)
-        new = (self.state, self.sample_rate, self.filter, handle.digest)
+        old = (handle.state, handle.sample_rate, handle.filter, handle.registered_digest, handle.drift)
+        new = (self.state, self.sample_rate, self.filter, handle.digest, handle.drift and "as it is here")
         if self.action is Action.CREATE:
-            old = (None,) * 4
+            old = (None,) * len(FIELDS)
         if self.action is Action.DELETE:
-            new = (None,) * 4
+            new = (None,) * len(FIELDS)
         return {name: (was, wished) for name, was, wished in zip(FIELDS, old, new, strict=True) if was != wished}
 
 

@@ -31,7 +31,7 @@ class ConfiguredScorer:
     """A scorer as it runs in production. Results belong to its `digest`: they are another scorer's once it changes.
 
     `model` and `price` are a judge's; `session_idle` is given where the scorer asks for whole sessions. `active` says
-    whether it runs by itself, `version` counts its registered digests.
+    whether it runs by itself, `version` counts its registered digests. `settings` are what it was loaded by, if any.
     """
 
     name: str
@@ -48,6 +48,7 @@ class ConfiguredScorer:
     compare_with: tuple[str, ...] = ()
     active: bool = True
     version: int | None = None
+    settings: ScorerSettings | None = None
 
 
 def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
@@ -147,6 +148,7 @@ def _load(entry: ScorerSettings) -> ConfiguredScorer:
         pass_if=entry.pass_if,
         compare_with=tuple(entry.compare_with or [entry.name]),
         active=entry.state == "active",
+        settings=entry,
     )
 
 

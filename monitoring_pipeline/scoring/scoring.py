@@ -11,15 +11,16 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.budgets import Purse, spending_alone
 from monitoring_pipeline.scoring.coverage import update_ledger, waiting_hours
+from monitoring_pipeline.scoring.in_engine import run_in_engine, runs_in_engine
 from monitoring_pipeline.scoring.metering import meter_of
-from monitoring_pipeline.scoring.pending import pending_traces
+from monitoring_pipeline.scoring.pending import pending_rows, pending_traces
 from monitoring_pipeline.scoring.pool import run_all
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.sessions import later
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE
 from monitoring_pipeline.windows import Window
 
-COMMIT_RESULTS = 500  # a crash costs at most this many calls
+COMMIT_RESULTS = 500  # a crash costs at most this many calls from this process
 
 
 @dataclass
@@ -56,8 +57,9 @@ def score_window(
     """
     counts = ScoreCounts()
     version = lake.version(AGENT_TRACES)
+    in_engine = runs_in_engine(lake, scorer)
     # Those under way beside it count too, so that a crash never costs more than COMMIT_RESULTS.
-    commit_results = max(1, COMMIT_RESULTS - scorer.limits.concurrency + 1)
+    commit_results = lake.commit_rows if in_engine else max(1, COMMIT_RESULTS - scorer.limits.concurrency + 1)
     replaces = retry_failed or scorer.session_idle is not None
     batch: list[tuple[dict[str, Any], bool]] = []
     elsewhere: set[datetime] = set()
@@ -72,9 +74,14 @@ def score_window(
     with spending_alone(lake, scorer):
         purse = Purse(lake, scorer)
         meter = meter_of(lake.location, scorer.name, scorer.limits)
-        due = pending_traces(lake, scorer, window, version, retry_failed, newest_first)
+        if in_engine:  # in one piece, whose parts the workers do side by side
+            due = pending_rows(lake, scorer, window, version, [window], retry_failed)
+            results = run_in_engine(scorer, due, dagster_run_id)
+        else:
+            pending = pending_traces(lake, scorer, window, version, retry_failed, newest_first)
+            results = run_all(scorer, pending, dagster_run_id, meter, purse)
         try:
-            for result in run_all(scorer, due, dagster_run_id, meter, purse):
+            for result in results:
                 batch.append(result)
                 if len(batch) >= commit_results:
                     commit()

@@ -60,6 +60,7 @@ _EXAMPLES = {
     "pass_if": ">= 0.5",
     "remote": "sc://host:15002",
     "experiments": '["my-agent"]',
+    "packages": '["/Volumes/main/monitoring/pipeline/monitoring_pipeline.whl"]',
     "compare_with": '["thumbs_up"]',
     "scorers": "a [[scorers]] table for each",
 }

@@ -24,6 +24,7 @@ def _expand_home(location: str) -> str:
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_expand_home)]
+EXAMPLE_VOLUME = "/Volumes/main/monitoring/pipeline"
 IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
 
 
@@ -94,7 +95,11 @@ class ScorerSettings(Section):
         pattern=r"^[A-Za-z_]\w*$",
         description="a class of mlflow.genai.scorers, such as Safety, or make_judge",
     )
-    model: str | None = Field(default=None, pattern=r"^[a-z][\w-]*:/.+$", description="the judge's model")
+    model: str | None = Field(
+        default=None,
+        pattern=r"^([a-z][\w-]*:/.+|databricks)$",
+        description="the judge's model, or `databricks` for the one that Databricks has for judges",
+    )
     params: dict[str, Any] = Field(default={}, description="keyword arguments of the scorer")
     state: Literal["active", "stopped", "registered"] = Field(
         default="active", description="the state that `scorers apply` brings it to; only an active one runs by itself"
@@ -130,7 +135,9 @@ class ScorerSettings(Section):
     max_traces_per_hour: int | None = Field(
         default=None, ge=1, description="traces scored in one hour of the clock; none: no limit"
     )
-    managed: Literal["databricks"] | None = Field(default=None, description="who runs the scorer; none: this pipeline")
+    managed: Literal["databricks"] | None = Field(
+        default=None, description="who runs the scorer, by itself and in backfills; none: this pipeline"
+    )
     session_idle_minutes: int = Field(
         default=30, ge=0, description="how long a session must be quiet before a scorer of sessions sees it"
     )
@@ -142,6 +149,17 @@ class ScorerSettings(Section):
             raise ValueError(f"{given} of scorer and builtin given; a scorer needs one of them")
         if self.model is not None and self.builtin is None:
             raise ValueError(f"model = {self.model!r} is for a builtin; a scorer of your own names its model itself")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_that_hold(self) -> Self:
+        limits = {"concurrency", "requests_per_minute", "max_usd_per_day", "max_traces_per_hour"}
+        given = sorted(name for name in limits if getattr(self, name) is not None)
+        if self.managed and given:
+            raise ValueError(
+                f"{', '.join(given)} cannot be held for managed = {self.managed!r}, which asks the model by itself; "
+                "lower sample_rate"
+            )
         return self
 
     @property
@@ -185,9 +203,7 @@ class DatabricksSettings(Section):
         default=None, description="of jobs on a cluster of their own: the Jobs API's new_cluster"
     )
     volume: str | None = Field(
-        default=None,
-        pattern=r"^/Volumes/[^/]+/[^/]+/[^/]+",
-        description="folder of a Unity Catalog volume that jobs and Dagster exchange messages through",
+        default=None, description="folder of a Unity Catalog volume that jobs and Dagster exchange messages through"
     )
     packages: list[str] = Field(
         default=[], description="what a job installs: this package's wheel in a volume, and those of your scorers"
@@ -196,10 +212,22 @@ class DatabricksSettings(Section):
         default=15, ge=1, le=60, description="how often Databricks runs the scorers that it manages"
     )
 
+    @field_validator("volume")
+    @classmethod
+    def _below_volumes(cls, volume: str | None) -> str | None:
+        if volume is not None and not re.fullmatch(r"/Volumes(/[^/]+){3,}/?", volume):
+            raise ValueError(f"volume = {volume!r} must look like {EXAMPLE_VOLUME}")
+        return volume and volume.rstrip("/")
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.jobs and not self.volume:
-            raise ValueError(f"jobs = {self.jobs!r} needs volume, such as /Volumes/main/monitoring/pipeline")
+            raise ValueError(f"jobs = {self.jobs!r} needs volume, such as {EXAMPLE_VOLUME}")
+        if self.jobs == "serverless" and not self.packages:
+            raise ValueError(f"jobs = 'serverless' needs packages: this package's wheel, {EXAMPLE_VOLUME}/….whl")
+        if self.jobs == "serverless" and (self.cluster_id or self.new_cluster):
+            given = "cluster_id" if self.cluster_id else "new_cluster"
+            raise ValueError(f"{given} is for jobs = 'cluster'; jobs is 'serverless'")
         if self.jobs == "cluster" and (self.cluster_id is None) == (self.new_cluster is None):
             given = "neither" if self.cluster_id is None else "both"
             raise ValueError(f"jobs = 'cluster' needs one of cluster_id and new_cluster; {given} given")

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.windows import EPOCH, floor_hour
 
 if TYPE_CHECKING:
-    from mlflow.entities import Trace
+    from mlflow.entities import Trace, TraceInfo
 
+SORTED = json.JSONEncoder(sort_keys=True)
 # Kept in columns of their own, so not repeated among a span's metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
+
+
+@dataclass(frozen=True)
+class FlatTrace:
+    """A trace as a row of `agent_traces` (without `created_at`), and what gives MLflow's entity of its info."""
+
+    row: dict[str, Any]
+    info: Callable[[], TraceInfo]
 
 
 def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
@@ -24,12 +35,33 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
     Raises:
         Exception: whatever a malformed trace makes its parsing raise; the caller puts it into quarantine.
     """
-    trace_json = _json(trace)
-    body = json.loads(trace_json)
-    info, spans = body["info"], body["data"]["spans"]
+    from mlflow.tracing.utils import TraceJSONEncoder
+
+    body = trace.to_dict()
+    data = json.dumps(body["data"], cls=TraceJSONEncoder)
+    return _row(body["info"], json.loads(data)["spans"], data) | {"created_at": archived_at}
+
+
+def flatten_parts(info: dict[str, Any], spans: list[dict[str, Any]]) -> dict[str, Any]:
+    """A trace that is given as the parts of its JSON, as a row of `agent_traces` (without `date` and `created_at`).
+
+    `info` is what MLflow's `TraceInfo.to_dict` gives, and `spans` what `Span.to_dict` does.
+
+    Raises:
+        Exception: whatever malformed parts make their parsing raise.
+    """
+    return _row(info, spans, json.dumps({"spans": spans}))
+
+
+def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> dict[str, Any]:
+    # Protocol buffers order the entries of a map anew in every process; the same trace must give the same text.
+    info_json = SORTED.encode(info)
+    info = json.loads(info_json)
+    trace_json = f'{{"info": {info_json}, "data": {data_json}}}'
     tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
     started = datetime.fromisoformat(info["request_time"]).astimezone(UTC)
-    root = next((span for span in spans if not span.get("parent_span_id")), None)
+    flat_spans = [_span(span) for span in spans]
+    root = next((row for row, span in zip(flat_spans, spans, strict=True) if not span.get("parent_span_id")), {})
     usage = _json_object(metadata.get("mlflow.trace.tokenUsage"))
     cost = _json_object(metadata.get("mlflow.trace.cost"))
     return {
@@ -37,14 +69,13 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
         "experiment_id": info["trace_location"].get("mlflow_experiment", {}).get("experiment_id"),
         "run_id": metadata.get("mlflow.sourceRun"),
         "trace_info": {"request_id": info["trace_id"], "timestamp": started, "status": info["state"]},
-        "spans": [_span(span) for span in spans],
-        "created_at": archived_at,
+        "spans": flat_spans,
         "trace_hour": floor_hour(started),
         "trace_name": tags.get("mlflow.traceName"),
         "user_id": metadata.get("mlflow.trace.user"),
         "session_id": metadata.get("mlflow.trace.session"),
-        "request": _attribute(root, "mlflow.spanInputs") or info.get("request_preview"),
-        "response": _attribute(root, "mlflow.spanOutputs") or info.get("response_preview"),
+        "request": root.get("inputs") or info.get("request_preview"),
+        "response": root.get("outputs") or info.get("response_preview"),
         "duration_ms": _number(info.get("execution_duration_ms")),
         "input_tokens": _whole(usage.get("input_tokens")),
         "output_tokens": _whole(usage.get("output_tokens")),
@@ -59,20 +90,11 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
     }
 
 
-def _json(trace: Trace) -> str:
-    """What `trace.to_json()` gives, with the keys of `info` sorted.
-
-    Protocol buffers order the entries of a map anew in every process; the same trace must give the same text.
-    """
-    from mlflow.tracing.utils import TraceJSONEncoder
-
-    body = trace.to_dict()
-    info = json.dumps(body["info"], sort_keys=True)
-    return f'{{"info": {info}, "data": {json.dumps(body["data"], cls=TraceJSONEncoder)}}}'
-
-
 def _span(span: dict[str, Any]) -> dict[str, Any]:
-    attributes = _texts(span.get("attributes"))
+    tags, metadata, attributes = {}, {}, {}
+    for key, value in (span.get("attributes") or {}).items():
+        place = attributes if key in SPAN_COLUMNS else metadata if key.startswith("mlflow.") else tags
+        place[key] = value if isinstance(value, str) else json.dumps(value)
     status = span.get("status") or {}
     return {
         "span_id": _hex_id(span.get("span_id")),
@@ -83,10 +105,8 @@ def _span(span: dict[str, Any]) -> dict[str, Any]:
         "status": str(status.get("code") or "UNSET").removeprefix("STATUS_CODE_"),
         "inputs": attributes.get("mlflow.spanInputs"),
         "outputs": attributes.get("mlflow.spanOutputs"),
-        "tags": {key: value for key, value in attributes.items() if not key.startswith("mlflow.")},
-        "metadata": {
-            key: value for key, value in attributes.items() if key.startswith("mlflow.") and key not in SPAN_COLUMNS
-        },
+        "tags": tags,
+        "metadata": metadata,
         "parent_id": _hex_id(span.get("parent_span_id")),
         "status_message": status.get("message") or None,
         "events": [
@@ -129,16 +149,14 @@ def _assessed_value(body: dict[str, Any]) -> str | None:
 
 
 def _texts(mapping: dict[str, Any] | None) -> dict[str, str]:
-    return {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in (mapping or {}).items()}
-
-
-def _attribute(span: dict[str, Any] | None, key: str) -> str | None:
-    return _texts(span.get("attributes")).get(key) if span else None
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in (mapping or {}).items()}
 
 
 def _unquoted(text: str | None) -> str | None:
     if text is None:
         return None
+    if (within := text[1:-1]).isidentifier() and text == f'"{within}"':  # nearly always, and parsing takes longer
+        return within
     value = _parsed(text)
     return value if isinstance(value, str) else text
 
@@ -179,4 +197,4 @@ def _hex_id(encoded: str | None) -> str | None:
     """A span id as MLflow shows it: 16 hexadecimal digits; its JSON form is base64, but not so in MLflow 3.5.0."""
     if not encoded or len(encoded) == 16:
         return encoded or None
-    return base64.b64decode(encoded).hex()
+    return binascii.a2b_base64(encoded).hex()

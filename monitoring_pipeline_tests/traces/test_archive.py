@@ -5,8 +5,10 @@ The oracle is MLflow's own client, on the recorded conversations and on a store 
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -313,6 +315,21 @@ def test_progress_is_told_after_every_commit(store: Store, lake: LakeResource) -
     told: list[tuple[int, int]] = []
     archive_store(lake, store, on_progress=lambda read: told.append((read, len(rows(lake)))))
     assert told == [(2, 2), (4, 4), (5, 5)]
+
+
+@pytest.mark.usefixtures("small_commits")
+def test_a_killed_run_leaves_neither_thread_nor_setting(store: Store, lake: LakeResource) -> None:
+    for number in range(1, 6):
+        store.log(number)
+    before = gc.get_threshold()
+
+    def kill(read: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        archive_store(lake, store, on_progress=kill)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("archive")] == []
+    assert gc.get_threshold() == before
 
 
 def test_commits_are_bounded_by_size_too(store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch) -> None:

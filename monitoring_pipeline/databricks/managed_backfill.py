@@ -1,0 +1,175 @@
+"""Backfills that Databricks runs of its managed scorers: started, waited for, and their results archived."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+)
+
+from monitoring_pipeline.databricks.workspace import connect, refusal
+from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.scoring.metering import shared_file
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.settings import ArchiveSettings
+from monitoring_pipeline.windows import Window
+
+if TYPE_CHECKING:
+    from databricks.sdk import WorkspaceClient
+    from databricks.sdk.service.jobs import BaseRun
+
+from monitoring_pipeline.databricks.agents import at_databricks, is_worth_repeating, monitor_of, patiently, status_of
+
+POLL_SECONDS = 15.0
+CONFLICT_SECONDS = 6 * 3600.0  # that a backfill waits for another of its experiment
+BACKFILL_SECONDS = 24 * 3600.0  # that it may take itself
+# Databricks archives traces every 15 minutes or so: until then the table lacks what a backfill has found.
+ARCHIVAL_SECONDS = 20 * 60.0
+
+
+class BackfillUnderWayError(MonitoringError):
+    """The experiment has another backfill under way, and Databricks runs one at a time."""
+
+    def __init__(self, experiment_id: str):
+        super().__init__(
+            f"experiment {experiment_id} has another backfill under way, and Databricks runs one at a time; run this "
+            "again when it has ended"
+        )
+
+
+def backfill_and_archive(
+    tracking: TrackingResource,
+    lake: LakeResource,
+    scorer: ConfiguredScorer,
+    window: Window,
+    source: ArchiveSettings,
+    log: Callable[[str], None],
+) -> list[str]:
+    """`backfill`, and then the traces of `window` archived anew from `source`, with the results that they now have."""
+    from monitoring_pipeline.traces.sources import archive_window
+
+    backfilled = backfill(tracking, lake, scorer, window, log)
+    if source.source == "delta":
+        log(f"waiting {ARCHIVAL_SECONDS / 60:g} minutes for Databricks to archive the results")
+        time.sleep(ARCHIVAL_SECONDS)
+    archive_window(source, tracking, lake, window)
+    return backfilled
+
+
+def backfill(
+    tracking: TrackingResource, lake: LakeResource, scorer: ConfiguredScorer, window: Window, log: Callable[[str], None]
+) -> list[str]:
+    """Have Databricks score the traces of `window` at the scorer's rate, and wait until it has; the ids of experiments.
+
+    An experiment has one backfill at a time: others of this machine are waited for at a lock, those of others by asking
+    again. `log` is told what goes on.
+
+    Raises:
+        MonitoringError: a backfill was refused, failed, or did not end in time.
+    """
+    client, experiments = connect(), tracking.experiment_names()
+    for experiment_id, experiment in experiments.items():
+        with FileLock(shared_file(lake.location, experiment_id, "managed-backfill")):
+            job_id = _started(scorer, experiment_id, window, log)
+            log(f"Databricks job {job_id} scores {window} of experiment {experiment}")
+            _wait(client, experiment_id, job_id, log)
+    return list(experiments)
+
+
+def _started(scorer: ConfiguredScorer, experiment_id: str, window: Window, log: Callable[[str], None]) -> str:
+    """Start the backfill, where need be after another has ended; returns the id of its job."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(BackfillUnderWayError),
+        wait=lambda state: POLL_SECONDS,
+        stop=stop_after_delay(CONFLICT_SECONDS),
+        before_sleep=lambda state: log("another backfill of the experiment is under way; waiting for its end"),
+        reraise=True,
+    )
+    return retrying(_start, scorer, experiment_id, window)
+
+
+def _start(scorer: ConfiguredScorer, experiment_id: str, window: Window) -> str:
+    named = scorer.scorer.model_copy(update={"name": scorer.name})
+
+    def start() -> str:
+        from databricks.agents.scorers import BackfillScorerConfig, backfill_scorers
+
+        if _job_under_way(experiment_id):
+            raise BackfillUnderWayError(experiment_id)
+        try:
+            return str(
+                backfill_scorers(
+                    experiment_id=experiment_id,
+                    scorers=[BackfillScorerConfig(named, scorer.sample_rate)],
+                    start_time=window.start,
+                    end_time=window.end,
+                )
+            )
+        except Exception as error:
+            if status_of(error) == 409:
+                raise BackfillUnderWayError(experiment_id) from None
+            # Only the answer may have been lost: asking again would pay for everything twice.
+            if is_worth_repeating(error) and (job_id := _job_under_way(experiment_id)):
+                return job_id
+            raise
+
+    with at_databricks():
+        return patiently(start)
+
+
+def _job_under_way(experiment_id: str) -> str | None:
+    """The id of the job of the experiment's backfill; None where there is none."""
+    job_id = monitor_of(experiment_id)["current_backfill_job_id"]
+    return str(job_id) if job_id else None
+
+
+def _wait(client: WorkspaceClient, experiment_id: str, job_id: str, log: Callable[[str], None]) -> None:
+    """Wait until the backfill's job has ended.
+
+    Databricks' client has no call for it. The id is that of a job in the Jobs API, whose run tells how it ended; and
+    while the backfill is under way the experiment's monitor names the job.
+    """
+    deadline, last = time.monotonic() + BACKFILL_SECONDS, None
+    while time.monotonic() < deadline:
+        run = _latest_run(client, job_id)
+        state = run.state if run else None
+        if run is None:
+            if _job_under_way(experiment_id) != job_id:
+                return
+        elif state and state.life_cycle_state and state.life_cycle_state != last:
+            last = state.life_cycle_state
+            log(f"Databricks job {job_id}: {last.value}, {run.run_page_url}")
+            if last.value in ("TERMINATED", "SKIPPED", "INTERNAL_ERROR"):
+                if state.result_state and state.result_state.value == "SUCCESS":
+                    return
+                reason = " ".join((state.state_message or "no reason given").split())
+                raise MonitoringError(
+                    f"the backfill of Databricks job {job_id} failed: {reason}; see {run.run_page_url}"
+                )
+        time.sleep(POLL_SECONDS)
+    raise MonitoringError(
+        f"the backfill of Databricks job {job_id} has not ended in {BACKFILL_SECONDS / 3600:g} hours; see it there, "
+        "and run this again"
+    )
+
+
+def _latest_run(client: WorkspaceClient, job_id: str) -> BaseRun | None:
+    """The job's latest run; None before there is one, and where the job is gone or another's."""
+    from databricks.sdk.errors import BadRequest, NotFound, PermissionDenied
+
+    if not job_id.isdecimal():
+        return None
+    try:
+        return next(iter(client.jobs.list_runs(job_id=int(job_id), limit=1)), None)
+    except (NotFound, BadRequest, PermissionDenied):
+        return None
+    except (OSError, TimeoutError) as error:
+        raise refusal(client.config.host, error) from None

@@ -1,0 +1,260 @@
+"""The lake as folders of Delta tables, under a path or an object store's address: written by delta-rs, read by Spark.
+
+A commit is done again from the start when another process commits to the same days first, so that overlapping runs
+neither lose nor double a row.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from monitoring_pipeline.errors import LakeError
+from monitoring_pipeline.resources.rows import (
+    CLOCK_SKEW,
+    conform,
+    dates,
+    differences,
+    having_keys_of,
+    hours_of,
+    identity_columns,
+    in_window,
+    within,
+)
+from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.tables import Table
+from monitoring_pipeline.windows import EPOCH, Window
+
+if TYPE_CHECKING:
+    from deltalake import CommitProperties, DeltaTable
+    from pyspark.sql import DataFrame
+
+COMMIT_ATTEMPTS = 20
+SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 finds no table in a folder with any other character in its path
+DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # delta-rs 1.6.6 writes elsewhere or panics where a path holds one of these
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DeltaFolders:
+    """The tables under `location`, a folder or an address such as s3://bucket/path; methods as of LakeResource."""
+
+    commit_rows: ClassVar = 2000  # tens of milliseconds each
+
+    location: str
+    spark: SparkResource
+
+    def path(self, table: Table) -> str:
+        return f"{self.location.rstrip('/')}/{table.name}"
+
+    def version(self, table: Table) -> int:
+        return self._open(table).version()
+
+    def read(self, table: Table, window: Window | None, version: int | None) -> DataFrame:
+        delta = self._open(table)
+        reader = self.spark.session.read.format("delta")
+        if version is not None:
+            _pin(delta, self.path(table), version)
+            reader = reader.option("versionAsOf", version)
+        location = self.location if self.spark.remote else for_sail(self.location)
+        rows = reader.load(f"{location.rstrip('/')}/{table.name}")
+        return rows if window is None else rows.where(in_window(table, window))
+
+    def read_columns(self, table: Table, window: Window, *columns: str) -> pa.Table:
+        return self._rows(self._open(table), table, window).to_table(columns=list(columns))
+
+    def read_written_since(self, table: Table, moment: datetime, *columns: str) -> pa.Table:
+        delta = self._open(table)
+        files = pa.table(delta.get_add_actions(flatten=True)).select(["path", "modification_time"]).to_pylist()
+        since_ms = (moment - CLOCK_SKEW - EPOCH) // timedelta(milliseconds=1)
+        recent = {file["path"] for file in files if file["modification_time"] >= since_ms}
+        dataset = delta.to_pyarrow_dataset(filesystem=_filesystem(self.path(table)))
+        fragments = [fragment for fragment in dataset.get_fragments() if fragment.path in recent]
+        return FileSystemDataset(fragments, dataset.schema, ParquetFileFormat()).to_table(columns=list(columns))
+
+    def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
+        new = conform(table, rows)
+        self._commit(table, lambda delta: _Write(new.to_reader(), within(table, window)))
+        return new.num_rows
+
+    def merge(self, table: Table, rows: DataFrame | pa.Table, window: Window | None, update: bool) -> int:
+        new = conform(table, rows)
+        if new.num_rows == 0:
+            return 0
+        touched = 0
+
+        def write(delta: DeltaTable) -> _Write | None:
+            nonlocal touched
+            present = self._rows(delta, table, window or hours_of(table, new)).to_table(columns=identity_columns(table))
+            added, changed = differences(table, present, new)
+            changed = changed if update else changed.slice(0, 0)
+            touched = added.num_rows + changed.num_rows
+            if changed.num_rows:
+                rows = pa.concat_tables([changed, added])
+                return _Write(rows.to_reader(), having_keys_of(table, rows), guard=dates(rows))
+            if added.num_rows:
+                return _Write(added.to_reader(), None, guard=dates(added))
+            return None
+
+        self._commit(table, write)
+        return touched
+
+    def maintain(self, table: Table, retention_hours: int) -> dict[str, int]:
+        compaction = self._retried(table, lambda delta: delta.optimize.compact())
+        deleted = self._retried(table, lambda delta: delta.vacuum(retention_hours=retention_hours, dry_run=False))
+        return {
+            "files_added": compaction["numFilesAdded"],
+            "files_removed": compaction["numFilesRemoved"],
+            "files_deleted": len(deleted),
+        }
+
+    def _rows(self, delta: DeltaTable, table: Table, window: Window) -> Any:
+        hour, days = pc.field(table.hour), window.days()
+        dataset = delta.to_pyarrow_dataset(
+            filesystem=_filesystem(self.path(table)),
+            file_pruning_predicate=[("date", ">=", str(days[0])), ("date", "<=", str(days[-1]))],
+        )
+        return dataset.filter((hour >= window.start) & (hour < window.end))
+
+    def _open(self, table: Table) -> DeltaTable:
+        """The Delta table, made when it is not there yet."""
+        from deltalake import CommitProperties, DeltaTable
+        from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+        path = self.path(table)
+        if "://" not in path and (refused := re.search(DELTA_REFUSES, path)):
+            raise LakeError(f"cannot open {path!r}: a path must not hold {refused[0]!r}; change [lake] location")
+        try:
+            try:
+                return _grown(DeltaTable(path), table)
+            except TableNotFoundError:
+                with contextlib.suppress(CommitFailedError):  # another has just made it
+                    DeltaTable.create(
+                        path,
+                        schema=table.schema,
+                        mode="ignore",
+                        name=table.name,
+                        description=table.description,
+                        partition_by=["date"],
+                        # Statistics of the hour alone: Sail takes a column that is constant in a file from them, and
+                        # reads a floating-point number there with its last digits lost.
+                        configuration={"delta.dataSkippingStatsColumns": table.hour, **table.properties},
+                        commit_properties=CommitProperties(max_commit_retries=0),
+                    )
+                return DeltaTable(path)
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"cannot open {path}: {_first_line(error)}; check [lake] location") from error
+
+    def _commit(self, table: Table, make: Callable[[DeltaTable], _Write | None]) -> None:
+        """Write what `make` gives for the latest version; again, from a newer one, when another commit came first."""
+        from deltalake import write_deltalake
+
+        def attempt(delta: DeltaTable) -> None:
+            write = make(delta)
+            if write is None:
+                return
+            write_deltalake(
+                delta,
+                write.rows,
+                mode="append" if write.predicate is None else "overwrite",  # type: ignore[arg-type]
+                predicate=write.predicate,
+                commit_properties=_guarded(delta, table, write.guard),
+            )
+
+        self._retried(table, attempt)
+
+    def _retried(self, table: Table, attempt: Callable[[DeltaTable], T]) -> T:
+        """What `attempt` returns for the table's latest version, tried again when another commit came first."""
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(CommitFailedError),
+            stop=stop_after_attempt(COMMIT_ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.02, max=2),
+            reraise=True,
+        )
+        try:
+            return retrying(lambda: attempt(self._open(table)))
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"cannot write {self.path(table)}: {_first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Write:
+    rows: pa.RecordBatchReader
+    predicate: str | None
+    guard: list[date] = field(default_factory=list)
+
+
+def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
+    """The table with the columns that our schema has gained since it was made; rows from before have none of them."""
+    from deltalake import DeltaTable, Schema
+    from deltalake.exceptions import CommitFailedError
+
+    present = {column.name for column in delta.schema().fields}
+    missing = [column for column in table.schema if column.name not in present]
+    if not missing:
+        return delta
+    with contextlib.suppress(CommitFailedError):  # another has just added them
+        delta.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields)
+    return DeltaTable(delta.table_uri)
+
+
+def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitProperties:
+    # Delta's application transactions as a lock: of two commits that started from the same version and name the same
+    # day, the second fails. A plain append would otherwise never conflict and could add a row twice.
+    from deltalake import CommitProperties, Transaction
+
+    names = [f"{table.name}/{day}" for day in days]
+    transactions = [Transaction(name, (delta.transaction_version(name) or 0) + 1) for name in names]
+    return CommitProperties(app_transactions=transactions, max_commit_retries=0 if days else None)
+
+
+@functools.cache
+def for_sail(location: str) -> str:
+    """The location under a name that Sail can read: a link to the folder where its own name has a space or the like."""
+    if "://" in location or re.fullmatch(SAIL_PATH, location, re.ASCII):
+        return location
+    folder = tempfile.mkdtemp(prefix="monitoring-lake-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = Path(folder) / "lake"
+    link.symlink_to(Path(location).absolute())
+    return str(link)
+
+
+def _filesystem(path: str) -> SubTreeFileSystem | None:
+    """Arrow's own for a folder: delta-rs's is Python, whose reading threads can abort a process as it exits."""
+    return None if "://" in path else SubTreeFileSystem(path, LocalFileSystem())
+
+
+def _pin(delta: DeltaTable, path: str, version: int) -> None:
+    """Make `version` readable for Sail 0.7.2: of versions older than the last checkpoint it reads only checkpoints."""
+    from deltalake.exceptions import DeltaError
+
+    checkpoint = Path(path) / "_delta_log" / f"{version:020}.checkpoint.parquet"
+    if checkpoint.exists():
+        return
+    try:
+        delta.load_as_version(version)
+        delta.create_checkpoint()
+    except (DeltaError, OSError) as error:
+        raise LakeError(f"cannot read version {version} of {path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,116 @@
+"""Code scorers run by the engine's workers, where the traces are; only results come to this process.
+
+A scorer goes to the workers by its settings: they load it anew, and must arrive at the same digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from monitoring_pipeline.errors import EngineError
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.limits import Budget
+from monitoring_pipeline.scoring.metering import Meter
+from monitoring_pipeline.scoring.pending import pending_trace
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
+from monitoring_pipeline.scoring.runner import assess
+from monitoring_pipeline.settings import ScorerSettings
+from monitoring_pipeline.tables import ASSESSMENTS
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, Row
+
+TASK_TRACES = 1000
+WORKER_ROWS = 100  # traces that a worker has as Python objects at a time
+RESULTS = pa.schema(
+    [*(column.with_nullable(True) for column in ASSESSMENTS.schema if column.name != "date"), ("applies", pa.bool_())]
+)
+TIMES = ("trace_hour", "assessed_at")
+
+
+def runs_in_engine(lake: LakeResource, scorer: ConfiguredScorer) -> bool:
+    """Whether the engine's workers run the scorer: code, without calls that this process has to limit or count.
+
+    The embedded engine has no workers: it is this process.
+    """
+    limited = scorer.model or scorer.limits.concurrency > 1 or scorer.budget != Budget()
+    return not (lake.spark.is_embedded or limited or scorer.settings is None)
+
+
+def run_in_engine(
+    scorer: ConfiguredScorer, parts: Iterable[DataFrame], dagster_run_id: str
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Rows as `assess` gives them of what `pending_rows` gives, in the order in which they are done.
+
+    Only for a scorer that `runs_in_engine`.
+
+    Raises:
+        EngineError: the workers cannot load the scorer, or have other code of it.
+    """
+    from pyspark.errors import PySparkException
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    if scorer.settings is None:
+        raise ValueError(f"scorer {scorer.name!r} has no settings that a worker could load it by")
+    work = functools.partial(
+        _work,
+        settings=scorer.settings,
+        digest=scorer.digest,
+        sample_rate=scorer.sample_rate,
+        version=scorer.version,
+        dagster_run_id=dagster_run_id,
+    )
+    for rows in parts:
+        if not (count := rows.count()):
+            continue
+        spread = rows.repartition(math.ceil(count / TASK_TRACES))
+        try:
+            for row in spread.mapInArrow(work, from_arrow_schema(RESULTS)).toLocalIterator():
+                yield _result(row)
+        except PySparkException as error:
+            raise EngineError(f"scorer {scorer.name!r} cannot run on the engine's workers: {_reason(error)}") from error
+
+
+def _work(
+    batches: Iterator[pa.RecordBatch],
+    settings: ScorerSettings,
+    digest: str,
+    sample_rate: float,
+    version: int | None,
+    dagster_run_id: str,
+) -> Iterator[pa.RecordBatch]:
+    (scorer,) = load_scorers([settings])
+    if scorer.digest != digest:
+        raise EngineError(
+            f"their code of it has digest {scorer.digest}, not {digest}; install the same version on the workers"
+        )
+    scorer = dataclasses.replace(scorer, sample_rate=sample_rate, version=version)
+    meter = Meter(scorer.limits)
+    for batch in batches:
+        for first in range(0, batch.num_rows, WORKER_ROWS):
+            pending = map(pending_trace, batch.slice(first, WORKER_ROWS).to_pylist())
+            results = [assess(scorer, trace, dagster_run_id, meter) for trace in pending]
+            rows = [{**row, "applies": applies} for row, applies in results]
+            yield from pa.Table.from_pylist(rows, schema=RESULTS).to_batches()
+
+
+def _result(row: Row) -> tuple[dict[str, Any], bool]:
+    values = row.asDict()
+    applies = values.pop("applies")
+    times = {name: values[name].replace(tzinfo=UTC) for name in TIMES}  # they arrive without their zone
+    return {**values, **times}, applies
+
+
+def _reason(error: Exception) -> str:
+    """What a worker raised, without its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return raised[-1] if raised else lines[0]

@@ -1,0 +1,164 @@
+"""A Spark cluster of the tests' own on loopback: a master, two workers and a Spark Connect server with Delta Lake."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyspark
+import pytest
+
+from monitoring_pipeline.resources.network import why_unreachable
+from monitoring_pipeline_tests.servers import free_port
+
+JARS = Path.home() / ".cache" / "monitoring-pipeline" / "spark-jars"
+ROOT = Path(__file__).parents[1]
+LEAST_JAVA = 17
+START_SECONDS = 90
+JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
+
+class SparkCluster:
+    """The processes of the cluster, their files in `folder`; `remote` is its Spark Connect address.
+
+    Each worker has one core. The tables that the catalog knows outlive the Connect server.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.connect_port, self.master_port = free_port(), free_port()
+        self.remote = f"sc://127.0.0.1:{self.connect_port}"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, workers: int) -> None:
+        """Start it all, and wait until it answers."""
+        self._start(
+            "master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(self.master_port)
+        )
+        self._wait_for("master", self.master_port)
+        for number in range(workers):
+            self.start_worker(number)
+        self.start_connect()
+
+    def start_worker(self, number: int) -> None:
+        """Start a worker of one core."""
+        self._start(
+            f"worker-{number}",
+            "org.apache.spark.deploy.worker.Worker",
+            self._master_address,
+            *("--host", "127.0.0.1", "--cores", "1", "--memory", "2g"),
+            *("--work-dir", str(self.folder / f"worker-{number}")),
+        )
+
+    def start_connect(self) -> None:
+        """Start the Connect server, and wait until it answers."""
+        settings = {
+            "spark.jars": ",".join(map(str, JARS.glob("*.jar"))),
+            "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+            "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+            "spark.sql.catalogImplementation": "hive",
+            "spark.sql.warehouse.dir": str(self.folder / "warehouse"),
+            "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:{self.folder / 'metastore'};create=true",
+            "spark.connect.grpc.binding.address": "127.0.0.1",
+            "spark.connect.grpc.binding.port": str(self.connect_port),
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.memory": "2g",
+            "spark.executor.memory": "1g",
+            "spark.executor.cores": "1",
+            # Short-lived processes on few cores: neither the second compiler nor a parallel collector pays off.
+            "spark.driver.extraJavaOptions": JVM,
+            "spark.executor.extraJavaOptions": JVM,
+            "spark.sql.shuffle.partitions": "4",
+            "spark.databricks.delta.snapshotPartitions": "2",
+            "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
+            "spark.ui.enabled": "false",
+        }
+        self._start(
+            "connect",
+            "org.apache.spark.deploy.SparkSubmit",
+            *("--master", self._master_address),
+            *(part for name, value in settings.items() for part in ("--conf", f"{name}={value}")),
+            *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"),
+        )
+        self._wait_for("connect", self.connect_port)
+
+    def kill(self, name: str) -> None:
+        """End a process (master, worker-0, worker-1, connect) as a power cut would, a worker with its executors."""
+        process = self._processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        """End all processes."""
+        for name in [*self._processes][::-1]:
+            self.kill(name)
+
+    def _start(self, name: str, *arguments: str) -> None:
+        home = Path(pyspark.__file__).parent
+        with self._log(name).open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [home / "bin" / "spark-class", *arguments],
+                cwd=self.folder,
+                env={
+                    **os.environ,
+                    "SPARK_HOME": str(home),
+                    "SPARK_LOCAL_IP": "127.0.0.1",
+                    "PYSPARK_PYTHON": sys.executable,
+                    "PYTHONPATH": str(ROOT),  # the tests' own scorers
+                },
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _wait_for(self, name: str, port: int) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while why_unreachable("127.0.0.1", port):
+            if self._processes[name].poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{name} does not listen at port {port}: {self._log(name).read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    @property
+    def _master_address(self) -> str:
+        return f"spark://127.0.0.1:{self.master_port}"
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+
+@contextmanager
+def running(folder: Path, workers: int = 2) -> Iterator[SparkCluster]:
+    """A cluster for the length of a `with` block; skips the test with the reason where it cannot be had."""
+    if reason := why_not():
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    cluster = SparkCluster(folder)
+    try:
+        cluster.start(workers)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def why_not() -> str | None:
+    """Why no cluster can be started here; None where one can."""
+    java = shutil.which("java")
+    if java is None:
+        return f"a Spark cluster needs Java {LEAST_JAVA} or later; run scripts/install-spark"
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
+    version = re.search(r'version "(\d+)', told)
+    if version is None or int(version[1]) < LEAST_JAVA:
+        return f"a Spark cluster needs Java {LEAST_JAVA} or later, and {java} is {told.splitlines()[0]}"
+    if not any(JARS.glob("delta-spark*.jar")):
+        return f"a Spark cluster needs Delta Lake's jars in {JARS}; run scripts/install-spark"
+    return None

@@ -1,0 +1,85 @@
+"""A store with the recorded conversations and made-up traces, and configurations that run the chain over it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from monitoring_pipeline_tests.cluster import ROOT
+from monitoring_pipeline_tests.conftest import RECORDED
+
+CONFIG = """
+[mlflow]
+tracking_uri = "sqlite:///{store}"
+
+[archive]
+source = "mlflow-sql"
+start = "2026-01-01T00:00Z"
+
+[lake]
+location = "{lake}"
+
+[reports]
+location = "{folder}/reports"
+
+[backfill]
+max_partitions_per_run = 10000
+
+{spark}
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A configuration in a folder of its own, with a Dagster instance of its own."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "monitoring.toml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def start(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        """Start a Python program (the arguments of the interpreter), whose output goes to `log`."""
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env={**os.environ, "DAGSTER_HOME": str(self.folder / "dagster")},
+                stdout=log,
+                stderr=log,
+            )
+
+
+def new_project(folder: Path, store: Path, lake: str, remote: str | None, scorers: str) -> Project:
+    """A project with its lake at `lake`, on the Spark at `remote` or else the embedded engine."""
+    (folder / "dagster").mkdir(parents=True)
+    (folder / "dagster" / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    project = Project(folder)
+    spark = f'[spark]\nremote = "{remote}"' if remote else ""
+    project.config.write_text(CONFIG.format(store=store, lake=lake, folder=folder, spark=spark) + scorers)
+    return project
+
+
+def new_store(folder: Path, recorded_store: str, made_up_traces: int, hours: int) -> Path:
+    """A store of the recorded conversations, and of made-up traces over so many hours from 2026-01-01 on."""
+    file = folder / "mlflow.db"
+    shutil.copy(recorded_store.removeprefix("sqlite:///"), file)
+    subprocess.run(
+        [
+            *(sys.executable, RECORDED / "tools" / "bulk_traces.py", "sql", str(made_up_traces), f"sqlite:///{file}"),
+            *("--hours", str(hours)),
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return file

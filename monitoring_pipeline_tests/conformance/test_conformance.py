@@ -1,0 +1,67 @@
+"""The embedded engine and a Spark cluster give the same rows: of each table, transformation and operation of a lake.
+
+MONITORING_CONFORMANCE_TRACES sets how many made-up traces stand beside the recorded conversations.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from monitoring_pipeline_tests.cluster import SparkCluster
+from monitoring_pipeline_tests.conformance.comparison import compare
+from monitoring_pipeline_tests.conformance.projects import new_project, new_store
+from monitoring_pipeline_tests.conformance.work import HOURS
+
+MADE_UP_TRACES = int(os.environ.get("MONITORING_CONFORMANCE_TRACES", "500"))
+KINDS = ("tables", "transformations", "operations")
+SCORERS = """
+[[scorers]]
+name = "response_quality"
+scorer = "monitoring_pipeline.scoring.scorers:response_quality"
+params = { min_characters = 40 }
+pass_if = ">= 0.5"
+compare_with = ["task_success"]
+
+[[scorers]]
+name = "tool_errors"
+scorer = "monitoring_pipeline.scoring.scorers:tool_errors"
+sample_rate = 0.3
+filter = "attributes.status = 'OK'"
+pass_if = "<= 0"
+
+[[scorers]]
+name = "stage_latency"
+scorer = "monitoring_pipeline.scoring.scorers:stage_latency"
+filter = "span.type = 'TOOL'"
+
+[[scorers]]
+name = "even"
+scorer = "monitoring_pipeline_tests.odd_scorers:even"
+
+[[scorers]]
+name = "length"
+scorer = "monitoring_pipeline_tests.odd_scorers:length"
+"""
+
+
+def test_both_engines_give_the_same(
+    cluster: SparkCluster, recorded_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = new_store(tmp_path, recorded_store, MADE_UP_TRACES, HOURS)
+    embedded = new_project(tmp_path / "embedded", store, str(tmp_path / "lake"), None, SCORERS)
+    remote = new_project(tmp_path / "cluster", store, "spark_catalog.conformance", cluster.remote, SCORERS)
+
+    for project in (embedded, remote):
+        done = project.start("-m", "monitoring_pipeline_tests.conformance.work", project.config, project.folder).wait()
+        assert done == 0, project.log.read_text()[-5000:]
+    found = {kind: compare(embedded.folder, remote.folder, kind) for kind in KINDS}
+
+    with capsys.disabled():
+        print(f"\n{MADE_UP_TRACES} made-up traces beside the recorded ones; equal on Sail and on a Spark cluster:")
+        for kind, compared in found.items():
+            print(f"  {compared.results} {kind}, {compared.rows} rows")
+    assert [difference for compared in found.values() for difference in compared.differences] == []
+    assert all(compared.rows for compared in found.values())

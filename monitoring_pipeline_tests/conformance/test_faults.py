@@ -1,0 +1,106 @@
+"""A cluster that loses a part of itself in the middle of a backfill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests.cluster import SparkCluster
+from monitoring_pipeline_tests.conformance.comparison import compare
+from monitoring_pipeline_tests.conformance.projects import Project, new_project, new_store
+
+DAYS = 30
+TRACES = int(os.environ.get("MONITORING_FAULT_TRACES", "300"))
+SCORER = """
+[[scorers]]
+name = "telling"
+scorer = "monitoring_pipeline_tests.odd_scorers:telling"
+params = {{ marker = "{marker}", wait_ms = 30 }}
+"""
+WINDOW = Window(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=DAYS))
+BACKFILL = ("-m", "monitoring_pipeline.cli", "backfill", "--scorer", "telling")
+RANGE = ("--from", f"{WINDOW.start:%Y-%m-%dT%H:%MZ}", "--to", f"{WINDOW.end:%Y-%m-%dT%H:%MZ}", "--config")
+ARCHIVE = ("-m", "monitoring_pipeline_tests.conformance.archive")
+DUMP = ("-m", "monitoring_pipeline_tests.conformance.dump")
+
+
+@pytest.fixture(scope="module")
+def store(recorded_store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_store(tmp_path_factory.mktemp("store"), recorded_store, TRACES, DAYS * 24)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables of a backfill that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    project = archived(folder / "project", store, str(folder / "lake"), None)
+    backfilled(project)
+    return project.folder
+
+
+def test_a_backfill_goes_on_without_a_worker_that_is_lost(
+    cluster: SparkCluster, store: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    project = archived(tmp_path / "project", store, "spark_catalog.worker_lost", cluster.remote)
+    run = scoring(project, store)
+
+    cluster.kill("worker-0")
+
+    assert run.wait() == 0, project.log.read_text()[-5000:]
+    backfilled(project)
+    assert compare(undisturbed, project.folder, "tables").differences == []
+    cluster.start_worker(0)
+
+
+def test_a_restarted_server_fails_the_run_and_a_retry_completes_it(
+    cluster: SparkCluster, store: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    project = archived(tmp_path / "project", store, "spark_catalog.server_restarted", cluster.remote)
+    run = scoring(project, store)
+
+    cluster.kill("connect")
+    cluster.start_connect()
+
+    assert run.wait() == 1, project.log.read_text()[-5000:]
+    told = project.log.read_text()
+    assert "failed assessments/telling: " in told
+    assert "Traceback" not in told
+    backfilled(project)
+    assert compare(undisturbed, project.folder, "tables").differences == []
+
+
+def archived(folder: Path, store: Path, lake: str, remote: str | None) -> Project:
+    """A project with all traces of the store in its archive."""
+    project = new_project(folder, store, lake, remote, SCORER.format(marker=marker(store)))
+    finish(project, *ARCHIVE, project.config)
+    return project
+
+
+def scoring(project: Project, store: Path) -> subprocess.Popen[bytes]:
+    """A backfill in the middle of its scoring."""
+    marker(store).unlink(missing_ok=True)
+    run = project.start(*BACKFILL, *RANGE, project.config)
+    while not marker(store).exists():
+        assert run.poll() is None, project.log.read_text()[-5000:]
+        time.sleep(0.1)
+    return run
+
+
+def backfilled(project: Project) -> None:
+    """Have the backfill done, as far as it is not, and the tables in files."""
+    finish(project, *BACKFILL, *RANGE, project.config)
+    finish(project, *DUMP, project.config, project.folder)
+
+
+def finish(project: Project, *command: str | Path) -> None:
+    assert project.start(*command).wait() == 0, project.log.read_text()[-5000:]
+
+
+def marker(store: Path) -> Path:
+    return store.parent / "began"

@@ -1,0 +1,123 @@
+"""Every transformation of the archive and of what is made of it, each as the rows that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from datetime import timedelta
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from monitoring_pipeline.analysis import performance
+from monitoring_pipeline.analysis.agreement import agreement
+from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.assets.reports import report_data
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.coverage import ledger_problems, trace_states, waiting_hours
+from monitoring_pipeline.scoring.forecast import forecast
+from monitoring_pipeline.scoring.on_demand import archived_traces
+from monitoring_pipeline.scoring.pending import pending_rows
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
+from monitoring_pipeline.scoring.sessions import session_heads, whole_sessions
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE, TRACE_PERFORMANCE
+from monitoring_pipeline.traces.filters import matches
+from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests.traces.test_filters import VALID
+
+FILTERS_AT_A_TIME = 25
+FILTER = "attributes.status = 'ERROR' AND attributes.execution_time_ms > 1000"
+
+
+def all_transformations(
+    lake: LakeResource, scorers: list[ConfiguredScorer], window: Window
+) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
+    """The transformations by name, to be made of the archive of `window` when called."""
+    traces = lake.read(AGENT_TRACES, window)
+    yield "trace_performance", lambda: performance.trace_performance(traces).toArrow()
+    yield "trace_errors", lambda: performance.trace_errors(traces).toArrow()
+    yield "hourly_performance", lambda: performance.hourly_performance(lake.read(TRACE_PERFORMANCE, window)).toArrow()
+    yield "span_profile", lambda: performance.span_profile(traces).toArrow()
+    yield "agreement", lambda: of_pandas(agreement(traces, lake.read(ASSESSMENTS, window), scorers))
+    for by_hour in (False, True):
+        yield (
+            f"quality, by hour: {by_hour}",
+            lambda by_hour=by_hour: of_pandas(
+                quality(
+                    lake.read(ASSESSMENTS, window),
+                    lake.read(SCORER_COVERAGE, window),
+                    pass_rules(scorers),
+                    by_hour=by_hour,
+                )
+            ),
+        )
+    version = lake.version(AGENT_TRACES)
+    for scorer in scorers:
+        yield f"states, {scorer.name}", lambda s=scorer: trace_states(lake, s, window, version).drop("quiet").toArrow()
+        yield f"forecast, {scorer.name}", lambda s=scorer: one_row(asdict(forecast(lake, s, window, sample_rate=1.0)))
+        yield f"pending, {scorer.name}", lambda s=scorer: pending(lake, s, window, version)
+        yield (
+            f"waiting hours, {scorer.name}",
+            lambda s=scorer: pa.table(
+                {"hour": waiting_hours(lake, s, window)}, schema=pa.schema([("hour", pa.timestamp("us", "UTC"))])
+            ),
+        )
+    yield "sessions", lambda: session_heads(lake, timedelta(0), window, version).toArrow()
+    yield (
+        "whole sessions",
+        lambda: (
+            whole_sessions(lake, session_heads(lake, timedelta(0), window, version), window, version, ["request"])
+            .drop("traces")
+            .toArrow()
+        ),
+    )
+    yield (
+        "ledger problems",
+        lambda: pa.table(
+            {"problem": ledger_problems(lake, scorers, window)}, schema=pa.schema([("problem", pa.string())])
+        ),
+    )
+    yield (
+        "traces on demand",
+        lambda: pa.table({"json": [trace.to_json() for trace in archived_traces(lake, window, FILTER, None)]}),
+    )
+    for first in range(0, len(VALID), FILTERS_AT_A_TIME):
+        some = VALID[first : first + FILTERS_AT_A_TIME]
+        yield (
+            f"filters {first} to {first + len(some) - 1}",
+            lambda some=some, first=first: traces.select(
+                "trace_id", *(matches(filter).alias(f"filter {first + i}") for i, filter in enumerate(some))
+            ).toArrow(),
+        )
+    for day in window.days():
+        yield f"report of {day}", lambda day=day: pa.table({"data": [repr_of_report(lake, scorers, day)]})
+
+
+def pending(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> pa.Table:
+    """What would be scored, had nothing been: as by another digest."""
+    parts = pending_rows(lake, replace(scorer, digest="another"), window, version, window.by_day())
+    return pa.concat_tables(rows.toArrow().drop_columns(["active_until_ms"]) for rows in parts)
+
+
+def repr_of_report(lake: LakeResource, scorers: list[ConfiguredScorer], day: object) -> str:
+    data = vars(report_data(lake, scorers, day))  # type: ignore[arg-type]
+    return "\n".join(f"{name}: {in_order(value)}" for name, value in sorted(data.items()))
+
+
+def in_order(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: round(item, 9) if isinstance(item, float) else item for name, item in sorted(value.items())}
+    if not isinstance(value, pd.DataFrame):
+        return value
+    rows = value.drop(columns=[name for name in ("assessed_at", "dagster_run_id") if name in value])
+    return rows.sort_values(list(rows.columns[:5]), key=lambda c: c.astype(str)).round(9).to_csv(index=False)
+
+
+def of_pandas(frame: pd.DataFrame) -> pa.Table:
+    frame.attrs.clear()
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def one_row(values: dict[str, object]) -> pa.Table:
+    return pa.table({name: [str(value)] for name, value in values.items()})
