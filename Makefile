@@ -25,10 +25,10 @@ ui: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# Both engines on the recorded conversations and 200,000 made-up traces; needs a Spark cluster's parts.
+# The embedded engine and a Spark cluster side by side, on 200,000 made-up traces and with a worker lost.
 conformance: $(READY)
 	scripts/install-spark
-	MONITORING_CONFORMANCE_TRACES=200000 $(BIN)/python -m pytest monitoring_pipeline_tests/conformance
+	MONITORING_LONG_TESTS=1 MONITORING_CONFORMANCE_TRACES=200000 $(BIN)/python -m pytest monitoring_pipeline_tests/conformance
 
 lint: $(READY)
 	$(BIN)/ruff check .

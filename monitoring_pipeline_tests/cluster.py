@@ -77,9 +77,11 @@ class SparkCluster:
             # Short-lived processes on few cores: neither the second compiler nor a parallel collector pays off.
             "spark.driver.extraJavaOptions": JVM,
             "spark.executor.extraJavaOptions": JVM,
-            "spark.sql.shuffle.partitions": "4",
-            "spark.databricks.delta.snapshotPartitions": "2",
-            "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
+            "spark.locality.wait": "0s",  # by default a task waits three seconds for the worker that has its data
+            "spark.scheduler.revive.interval": "100ms",
+            "spark.sql.shuffle.partitions": "2",
+            "spark.databricks.delta.snapshotPartitions": "1",
+            "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
             "spark.ui.enabled": "false",
         }
         self._start(

@@ -1,9 +1,8 @@
-"""A store with the recorded conversations and made-up traces, and configurations that run the chain over it."""
+"""Stores of made-up traces, and configurations that run the chain over them."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -69,17 +68,14 @@ def new_project(folder: Path, store: Path, lake: str, remote: str | None, scorer
     return project
 
 
-def new_store(folder: Path, recorded_store: str, made_up_traces: int, hours: int) -> Path:
-    """A store of the recorded conversations, and of made-up traces over so many hours from 2026-01-01 on."""
-    file = folder / "mlflow.db"
-    shutil.copy(recorded_store.removeprefix("sqlite:///"), file)
+def add_made_up_traces(file: Path, made_up_traces: int, hours: int) -> None:
+    """Add made-up traces over so many hours from 2026-01-01 on to the store, which is made if need be."""
     subprocess.run(
         [
             *(sys.executable, RECORDED / "tools" / "bulk_traces.py", "sql", str(made_up_traces), f"sqlite:///{file}"),
             *("--hours", str(hours)),
         ],
-        cwd=folder,
+        cwd=file.parent,
         check=True,
         capture_output=True,
     )
-    return file

@@ -80,7 +80,7 @@ def all_transformations(
     )
     yield (
         "traces on demand",
-        lambda: pa.table({"json": [trace.to_json() for trace in archived_traces(lake, window, FILTER, None)]}),
+        lambda: pa.table({"trace_id": [t.info.trace_id for t in archived_traces(lake, window, FILTER, None)]}),
     )
     for first in range(0, len(VALID), FILTERS_AT_A_TIME):
         some = VALID[first : first + FILTERS_AT_A_TIME]
