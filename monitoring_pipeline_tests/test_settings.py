@@ -173,6 +173,34 @@ def test_absolute_paths_and_addresses_stay(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("location", ["main.monitoring", "spark_catalog.default"])
+def test_a_schema_of_a_catalog_is_no_folder(tmp_path: Path, location: str) -> None:
+    assert load(tmp_path, f'[lake]\nlocation = "{location}"\n').lake.location == location
+
+
+@pytest.mark.parametrize("location", ["./main.monitoring", "main.monitoring/", "a b.c", "lake", "1.x", "a.b.c.d"])
+def test_what_names_no_schema_is_a_folder(tmp_path: Path, location: str) -> None:
+    assert load(tmp_path, f'[lake]\nlocation = "{location}"\n').lake.location == str(tmp_path / location)
+
+
+@pytest.mark.parametrize(
+    ("source", "location", "absolute"),
+    [
+        ("mlflow-sql", "sqlite:///store.db", "sqlite:///{base}/store.db"),
+        ("mlflow-sql", "postgresql://host/mlflow", "postgresql://host/mlflow"),
+        ("delta", "main.prod.archived_traces", "main.prod.archived_traces"),
+        ("delta", "archived", "{base}/archived"),
+        ("otel", "s3://bucket/agent", "s3://bucket/agent"),
+    ],
+)
+def test_the_location_of_a_source_starts_from_the_folder_of_the_file(
+    tmp_path: Path, source: str, location: str, absolute: str
+) -> None:
+    archive = load(tmp_path, f'[archive]\nsource = "{source}"\nlocation = "{location}"\n').archive
+
+    assert archive.location == absolute.format(base=tmp_path)
+
+
 def test_a_path_may_start_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
 
@@ -307,6 +335,12 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         ("[archive]\nstart = 07:32:00", "archive.start: '07:32:00' is not a time"),
         ('[archive]\nstart = "soon"', "archive.start: 'soon' is not a time"),
         ('[archive]\nsource = "files"', "archive.source = 'files': "),
+        ('[archive]\nsource = "delta"', "archive: source = 'delta' needs location: the catalog.schema.name, or folder"),
+        ('[archive]\nsource = "otel"\nlocation = ""', "archive.location = '': "),
+        (
+            '[archive]\nlocation = "postgresql://ada:secret@db/mlflow"',
+            "archive: location = 'postgresql://***@db/mlflow' is for other sources; set [mlflow] tracking_uri",
+        ),
         ('[spark]\nremote = "http://h"', "spark.remote = 'http://h': must look like sc://host:15002"),
         ("[spark]\nremote = 15002", "spark.remote = 15002: "),
         ('[dagster]\nexecutor = "threads"', "dagster.executor = 'threads': "),

@@ -25,7 +25,7 @@ def problem_line(settings: type[BaseModel], path: Path | None, raw: dict[str, An
         case "missing":
             return f"{where}: missing; add it"
         case "value_error":
-            return f"{where}: {context['error']}"
+            return f"{where}: {without_password(str(context['error']))}"
         case "string_pattern_mismatch":
             return f"{where} = {value}: must look like {_EXAMPLES[str(location[-1])]}"
         case "greater_than_equal" | "less_than_equal" | "greater_than":

@@ -18,7 +18,8 @@ SCORER_REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 def _expand_home(location: str) -> str:
     try:
-        return location if "://" in location else str(Path(location).expanduser())
+        # Any other stays as it is: `./a.b` says that it is a folder and no schema.
+        return str(Path(location).expanduser()) if location.startswith("~") else location
     except RuntimeError:
         raise ValueError(f"{location!r} starts from a home folder that is not known; write it from /") from None
 

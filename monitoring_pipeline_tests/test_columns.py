@@ -1,0 +1,10 @@
+"""Every column of the lake is explained, and nothing else is."""
+
+from __future__ import annotations
+
+from monitoring_pipeline.columns import COMMENTS
+from monitoring_pipeline.tables import TABLES
+
+
+def test_every_column_has_its_comment() -> None:
+    assert COMMENTS.keys() == {name for table in TABLES for name in table.schema.names}
