@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from mlflow.tracking import fluent
 
 from monitoring_pipeline.databricks import jobs
 from monitoring_pipeline.definitions import build_definitions, build_resources
@@ -123,3 +125,11 @@ def remote(finished: Project, workspace: WorkspaceDouble) -> Project:
     folder = workspace.folder_of(FOLDER)
     shutil.copytree(finished.folder, folder)
     return Project(folder, settings_of(FOLDER, databricks=SERVERLESS), dg.DagsterInstance.ephemeral())
+
+
+@pytest.fixture(autouse=True)
+def _no_active_experiment() -> Iterator[None]:
+    """What makes an experiment MLflow's active one does so for this process, and the environment of others."""
+    yield
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    fluent._active_experiment_id = None

@@ -609,7 +609,8 @@ def test_archiving_again_makes_no_commit(store: Store, lake: LakeResource) -> No
 
 
 def test_what_is_unreadable_tells_when_it_started(store: Store) -> None:
-    store.log(1, [], started=START + timedelta(milliseconds=1_001))
+    # An id of its own: stores are copies of one, and share its folder of artifacts.
+    store.log(4711, [], started=START + timedelta(milliseconds=1_001))
     [trace] = read(store.uri)
     assert isinstance(trace, UnreadableTrace)
     assert trace.started == START + timedelta(milliseconds=1_001)
