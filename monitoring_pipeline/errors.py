@@ -27,3 +27,8 @@ class EngineError(MonitoringError):
 
 class LakeError(MonitoringError):
     """The lake cannot be opened or written."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the error's text, or the name of its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

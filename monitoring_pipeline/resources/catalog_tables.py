@@ -19,7 +19,7 @@ import pyarrow as pa
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from monitoring_pipeline.columns import COMMENTS
-from monitoring_pipeline.errors import LakeError
+from monitoring_pipeline.errors import LakeError, first_line
 from monitoring_pipeline.resources.rows import (
     CLOCK_SKEW,
     check_columns,
@@ -156,7 +156,7 @@ class CatalogTables:
             else:
                 self._create(table, name)
         except PySparkException as error:
-            raise LakeError(f"cannot open {name}: {_first_line(error)}; check [lake] location") from error
+            raise LakeError(f"cannot open {name}: {first_line(error)}; check [lake] location") from error
         _opened.add((self.spark.remote, name))
         return name
 
@@ -202,7 +202,7 @@ class CatalogTables:
         try:
             return retrying(write)
         except PySparkException as error:
-            raise LakeError(f"cannot write {self.path(table)}: {_first_line(error)}") from error
+            raise LakeError(f"cannot write {self.path(table)}: {first_line(error)}") from error
 
 
 def _came_second(error: BaseException) -> bool:
@@ -228,7 +228,3 @@ def _column(field: StructField) -> str:
 
 def _literal(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

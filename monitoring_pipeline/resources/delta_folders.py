@@ -24,7 +24,7 @@ from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from monitoring_pipeline.errors import LakeError
+from monitoring_pipeline.errors import LakeError, first_line
 from monitoring_pipeline.resources.rows import (
     CLOCK_SKEW,
     conform,
@@ -158,7 +158,7 @@ class DeltaFolders:
                     )
                 return DeltaTable(path)
         except (DeltaError, OSError) as error:
-            raise LakeError(f"cannot open {path}: {_first_line(error)}; check [lake] location") from error
+            raise LakeError(f"cannot open {path}: {first_line(error)}; check [lake] location") from error
 
     def _commit(self, table: Table, make: Callable[[DeltaTable], _Write | None]) -> None:
         """Write what `make` gives for the latest version; again, from a newer one, when another commit came first."""
@@ -191,7 +191,7 @@ class DeltaFolders:
         try:
             return retrying(lambda: attempt(self._open(table)))
         except (DeltaError, OSError) as error:
-            raise LakeError(f"cannot write {self.path(table)}: {_first_line(error)}") from error
+            raise LakeError(f"cannot write {self.path(table)}: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -253,8 +253,4 @@ def _pin(delta: DeltaTable, path: str, version: int) -> None:
         delta.load_as_version(version)
         delta.create_checkpoint()
     except (DeltaError, OSError) as error:
-        raise LakeError(f"cannot read version {version} of {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise LakeError(f"cannot read version {version} of {path}: {first_line(error)}") from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from monitoring_pipeline.errors import TrackingError
+from monitoring_pipeline.errors import TrackingError, first_line
 from monitoring_pipeline.resources.delta_folders import for_sail
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
@@ -62,9 +62,8 @@ def open_table(spark: SparkResource, location: str) -> DataFrame:
             table = spark.session.read.format("delta").load(for_sail(location) if spark.is_embedded else location)
         _ = table.schema  # it is only now that the engine looks for it
     except PySparkException as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise TrackingError(
-            f"cannot read the table {without_password(location)}: {reason}; check [archive] location"
+            f"cannot read the table {without_password(location)}: {first_line(error)}; check [archive] location"
         ) from error
     return table
 
