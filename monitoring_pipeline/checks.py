@@ -1,18 +1,62 @@
-"""Asset checks: what must hold of a table before anything is built on it, and what a person should be told."""
+"""Asset checks: what must hold of a table before anything is built on it, and what a person should be told.
+
+They run within the asset's own run, on its window, so they cost an hour and not the archive; in a run over a range one
+result names the hours at fault. Where a blocking one fails, the asset is not made (`checked`).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeAlias
 
 import dagster as dg
 
+from monitoring_pipeline.analysis.soundness import (
+    BASELINE_DAYS,
+    BUSY,
+    breaches,
+    has_numbers,
+    schema_problems,
+    silent_hours,
+    usual_traces,
+)
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.coverage import ledger_problems
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.windows import Window
+from monitoring_pipeline.tables import AGENT_TRACES, HOURLY_PERFORMANCE, Table
+from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+ARCHIVE_COMPLETE = dg.AssetCheckSpec(
+    "archive_complete",
+    asset="archived_traces",
+    blocking=True,
+    description="Archive and quarantine have at least the traces that the source had of each hour before it was read.",
+)
+
+
+def archive_complete(lacking: Mapping[datetime, int] | None) -> dg.AssetCheckResult:
+    """The result of the check `archive_complete`: how many traces each hour lacks; None where none could be counted."""
+    hours = [f"{hour:%Y-%m-%d %H:%M}: {number} lacking" for hour, number in sorted((lacking or {}).items())]
+    return dg.AssetCheckResult(
+        asset_key="archived_traces",
+        check_name=ARCHIVE_COMPLETE.name,
+        passed=not hours,
+        metadata={
+            "lacking": sum((lacking or {}).values()),
+            "hours": "\n".join(hours[:10]) or "none",
+            "counted": "no: the source cannot count" if lacking is None else "yes",
+        },
+    )
+
+
+SHOWN = 10  # problems that a result names; it counts all of them
+SCHEMA, RANGES = "schema_as_declared", "values_in_range"
+SILENCE_LOOK_BACK = timedelta(hours=24)
+GRACE = timedelta(minutes=15)  # from the end of an hour until its figures are expected
 
 LEDGER_ADDS_UP = dg.AssetCheckSpec(
     "ledger_adds_up",
@@ -23,6 +67,171 @@ LEDGER_ADDS_UP = dg.AssetCheckSpec(
 )
 
 
+CheckedAsset: TypeAlias = Iterator[dg.AssetCheckResult | dg.MaterializeResult]
+
+
+def checked(context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckResult]) -> CheckedAsset:
+    """What an asset yields in the end: that it was made, with the results of its checks.
+
+    Dagster's blocking checks hold back what is downstream within the same run, and an asset that fails one counts as
+    made. Here it does not, so that no other run starts from it either.
+
+    Raises:
+        Failure: a blocking check has failed, and not as a mere warning; the results have been recorded by then.
+    """
+    found = list(results)
+    blocking = {spec.name for spec in context.assets_def.check_specs if spec.blocking}
+    failed = [str(result.check_name) for result in found if result.check_name in blocking and _is_error(result)]
+    if not failed:
+        yield dg.MaterializeResult(check_results=found)
+        return
+    yield from found
+    raise dg.Failure(
+        f"not made, for what is wrong would spread: {', '.join(failed)} failed",
+        allow_retries=False,
+    )
+
+
+def _is_error(result: dg.AssetCheckResult) -> bool:
+    return not result.passed and result.severity == dg.AssetCheckSeverity.ERROR
+
+
+def _told(problems: Iterable[object]) -> dict[str, int | str]:
+    """The metadata of a check: how many problems there are, and the first of them."""
+    lines = [str(problem) for problem in problems]
+    return {"problems": len(lines), "first_problems": "\n".join(lines[:SHOWN]) or "none"}
+
+
+def table_check_specs(key: dg.AssetKey | str, table: Table) -> list[dg.AssetCheckSpec]:
+    """The checks that every table has, the second one where it holds numbers; see `table_checks`."""
+    schema = dg.AssetCheckSpec(
+        SCHEMA,
+        asset=key,
+        blocking=True,
+        description="The table has exactly the columns that are declared: no other writer has changed it.",
+    )
+    ranges = dg.AssetCheckSpec(
+        RANGES,
+        asset=key,
+        blocking=True,
+        description="Counts, durations and costs are not negative, shares lie between 0 and 1, percentiles and "
+        "intervals are in order. Only a warning where a trace itself says what cannot be.",
+    )
+    return [schema, ranges] if has_numbers(table) else [schema]
+
+
+def table_checks(key: dg.AssetKey | str, table: Table, rows: DataFrame) -> list[dg.AssetCheckResult]:
+    """The results of the checks of `table_check_specs`; `rows` are the window's in the table."""
+    problems = schema_problems(table, rows.schema)
+    schema = dg.AssetCheckResult(asset_key=key, check_name=SCHEMA, passed=not problems, metadata=_told(problems))
+    if not has_numbers(table):
+        return [schema]
+    # Columns that are missing or of another type cannot be looked at.
+    found = [] if problems else breaches(table, rows)
+    is_error = problems or any(not breach.is_claim for breach in found)
+    return [
+        schema,
+        dg.AssetCheckResult(
+            asset_key=key,
+            check_name=RANGES,
+            passed=not problems and not found,
+            severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
+            metadata=_told(["not looked at, for the columns"] if problems else found),
+        ),
+    ]
+
+
+TRACE_IDS_UNIQUE = dg.AssetCheckSpec(
+    "trace_ids_unique",
+    asset="archived_traces",
+    blocking=True,
+    description="No trace of the window is in the archive twice, under its hour or one beside it.",
+)
+
+
+def trace_ids_unique(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
+    """The result of the check `trace_ids_unique`; looks at the window and an hour on each side, as traces may move."""
+    from pyspark.sql import functions as F
+
+    around = Window(window.start - HOUR, window.end + HOUR)
+    in_window = (F.col("trace_hour") >= F.lit(window.start)) & (F.col("trace_hour") < F.lit(window.end))
+    twice = (
+        lake.read(AGENT_TRACES, around)
+        .select("trace_id", "trace_hour", in_window.cast("int").alias("inside"))
+        .groupBy("trace_id")
+        .agg(F.count("*").alias("rows"), F.sort_array(F.collect_set("trace_hour")).alias("hours"), F.max("inside"))
+        .where((F.col("rows") > 1) & (F.col("max(inside)") == 1))
+        .select("trace_id", "hours")
+        .toArrow()
+        .sort_by("trace_id")
+    )
+    problems = [
+        f"{row['trace_id'][:100]} under {' and '.join(f'{hour:%Y-%m-%d %H:%M}' for hour in row['hours'])}"
+        for row in twice.to_pylist()
+    ]
+    return dg.AssetCheckResult(
+        asset_key=TRACE_IDS_UNIQUE.asset_key,
+        check_name=TRACE_IDS_UNIQUE.name,
+        passed=not problems,
+        metadata=_told(problems),
+    )
+
+
+NO_SILENT_HOUR = dg.AssetCheckSpec(
+    "no_silent_hour",
+    asset=HOURLY_PERFORMANCE.name,
+    description=f"No hour of the window, or of the 24 before it, is empty where {BUSY} traces or more are usual. A "
+    "warning: it may be the agent that was quiet, or its tracing, or the archive.",
+)
+
+
+def no_silent_hour(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
+    """The result of the check `no_silent_hour`. Hours that nothing came in have no run of their own, so a run looks at
+    the day before it too."""
+    looked_at = Window(window.start - SILENCE_LOOK_BACK, min(window.end, floor_hour(datetime.now(UTC) - GRACE)))
+    silent = silent_hours(_traces_by_hour(lake, looked_at), list(looked_at.hours()))
+    return dg.AssetCheckResult(
+        asset_key=NO_SILENT_HOUR.asset_key,
+        check_name=NO_SILENT_HOUR.name,
+        passed=not silent,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata=_told(f"{hour:%Y-%m-%d %H:%M} no trace, against {usual}" for hour, usual in silent.items()),
+    )
+
+
+LATEST_HOUR_IS_THERE = dg.AssetCheckSpec(
+    "latest_hour_is_there",
+    asset=HOURLY_PERFORMANCE.name,
+    description="The latest full hour has the figures of all its archived traces, and some where they are usual. "
+    "Looked at in each run, and by a schedule, as nothing runs where all stands still.",
+)
+
+
+def latest_hour_is_there(lake: LakeResource, now: datetime) -> dg.AssetCheckResult:
+    """The result of the check `latest_hour_is_there` at `now`."""
+    hour = floor_hour(now - GRACE) - HOUR
+    window = Window(hour, hour + HOUR)
+    counts = _traces_by_hour(lake, window)
+    usual, words = usual_traces(counts, hour, (hour - HOUR,))
+    archived = lake.read_columns(AGENT_TRACES, window, "trace_hour").num_rows
+    computed = counts.get(hour, 0)
+    return dg.AssetCheckResult(
+        asset_key=LATEST_HOUR_IS_THERE.asset_key,
+        check_name=LATEST_HOUR_IS_THERE.name,
+        passed=computed >= archived and (computed > 0 or usual < BUSY),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"hour": f"{hour:%Y-%m-%d %H:%M}", "archived": archived, "computed": computed, "usual": words},
+    )
+
+
+def _traces_by_hour(lake: LakeResource, window: Window) -> dict[datetime, int]:
+    """The traces of each hour of `window`, and of those that tell what is usual there; one without any is left out."""
+    around = Window(window.start - timedelta(days=BASELINE_DAYS) - HOUR, window.end + HOUR)
+    rows = lake.read_columns(HOURLY_PERFORMANCE, around, "hour", "trace_name", "trace_count")
+    of_all_names = rows.filter(rows["trace_name"].is_null()).group_by("hour").aggregate([("trace_count", "sum")])
+    return dict(zip(of_all_names["hour"].to_pylist(), of_all_names["trace_count_sum"].to_pylist(), strict=True))
+
+
 def ledger_adds_up(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> dg.AssetCheckResult:
     """The result of the check `ledger_adds_up` for the window."""
     problems = ledger_problems(lake, scorers, window)
@@ -30,7 +239,7 @@ def ledger_adds_up(lake: LakeResource, scorers: list[ConfiguredScorer], window: 
         asset_key="scorer_coverage",
         check_name=LEDGER_ADDS_UP.name,
         passed=not problems,
-        metadata={"problems": len(problems), "first_problems": "\n".join(problems[:10]) or "none"},
+        metadata=_told(problems),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from monitoring_pipeline.commands import scorers
+from monitoring_pipeline.commands import alerts, scorers
 from monitoring_pipeline.commands.assess import assess
 from monitoring_pipeline.commands.backfill import backfill
 from monitoring_pipeline.commands.common import (
@@ -16,7 +16,9 @@ from monitoring_pipeline.commands.common import (
     settings_of,
     window_of,
 )
+from monitoring_pipeline.commands.delete import delete
 from monitoring_pipeline.commands.setup import setup
+from monitoring_pipeline.commands.upkeep import upkeep
 from monitoring_pipeline.errors import MonitoringError, SettingsError
 
 if TYPE_CHECKING:
@@ -31,9 +33,12 @@ app = typer.Typer(
     help="Production monitoring for GenAI agents: MLflow traces archived, measured, scored and reported on.",
 )
 app.add_typer(scorers.app, name="scorers")
+app.add_typer(alerts.app, name="alerts")
 app.command()(assess)
 app.command()(backfill)
 app.command()(setup)
+app.command()(upkeep)
+app.command()(delete)
 
 
 def main() -> None:

@@ -30,9 +30,15 @@ COMMENTS: dict[str, str] = {
     "trace_json": "the trace itself, as MLflow writes it",
     "client_request_id": "id that the client gave the request",
     "content_digest": "SHA-256 of trace_json, in hexadecimal",
+    "redactions": "how much was taken out of the trace before it was archived, by what found it; null: nothing",
     "date": "UTC date of the row",
     "reason": "why the trace could not be archived",
     "raw": "what there was of the trace, as text",
+    "source_traces": "traces that the source had of the hour, counted before it was read",
+    "source_in_progress": "those of them that were in progress",
+    "source_assessments": "assessments that the source had of the hour's traces",
+    "source_mark": "what else tells a change at the source, such as the time of the latest change of an assessment",
+    "archived_at": "when the source was counted for the reading that found these counts",
     # performance
     "status": "status of the trace: OK, ERROR, IN_PROGRESS",
     "hour": "start of the hour",
@@ -90,6 +96,11 @@ COMMENTS: dict[str, str] = {
     # results in MLflow
     "written_at": "when the result was sent to MLflow",
     "outcome": "written, or why not",
+    # privacy
+    "trace_digest": "SHA-256 of the id of a deleted trace, in hexadecimal",
+    "requested_at": "when its deletion was asked for",
+    "request_reference": "what the request is called where it came from",
+    "completed_at": "when nothing of the trace was left in the lake; null: not yet",
     # agreement
     "day": "start of the day",
     "reference": "human or digest: whom the scorer is compared with",
@@ -102,4 +113,20 @@ COMMENTS: dict[str, str] = {
     "kappa": "agreement beyond chance, by Cohen",
     "kappa_low": "lower bound of the 95 % interval of kappa",
     "kappa_high": "upper bound of the 95 % interval of kappa",
+    # alerts
+    "rule": "name of the rule",
+    "scope": "what the rule looked at: experiment, trace name, scorer, or all traces",
+    "metric": "metric of the rule",
+    "kind": "threshold, change or objective",
+    "severity": "info, warning or critical",
+    "state": "open or resolved",
+    "measured": "the metric when the alert was raised; of an objective, its burn rate",
+    "held_against": "what the metric is held against: the threshold, the usual value or the burn rate",
+    "detail": "why the alert was raised, in words",
+    "opened_at": "when the alert was raised",
+    "last_held_at": "when the rule was last seen to hold",
+    "resolved_at": "when the alert ended; null: not yet",
+    "last_notified_at": "when a message of the alert was last sent",
+    "deliveries": "messages of the alert by notifier: sent, pending or given up, with the reason",
+    "revision": "how often the row was written",
 }

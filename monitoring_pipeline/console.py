@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from monitoring_pipeline.alerts.checking import Checked
 from monitoring_pipeline.assessing import Assessed
 from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.launch import ChainResult, StepEvent
@@ -20,6 +21,8 @@ from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.runner import Spent
 from monitoring_pipeline.settings import Settings, without_password
 from monitoring_pipeline.summary import Summary, summarize
+from monitoring_pipeline.upkeep.deletion import Deletion
+from monitoring_pipeline.upkeep.maintenance import Upkept
 from monitoring_pipeline.windows import Window
 
 console = Console()
@@ -129,6 +132,51 @@ def show_outcomes(traces: int, assessed: Assessed, short: Sequence[str]) -> None
         console.print(f"MLflow run: {assessed.run_id}", soft_wrap=True)
     for line in short:
         console.print(f"[red]too low[/] {escape(line)}", soft_wrap=True)
+
+
+def show_alerts(checked: Checked) -> None:
+    """What each rule says of each scope, and what became of the messages."""
+    table = Table()
+    table.add_column("rule", no_wrap=True)
+    table.add_column("scope")
+    table.add_column("state", no_wrap=True)
+    table.add_column("why")
+    still_open = {episode.key for episode in checked.open}
+    for verdict in checked.verdicts:
+        untold = "[dim]not known[/]" if verdict.holds is None else "[green]ok[/]"
+        state = "[red]alert[/]" if (verdict.rule.name, verdict.scope) in still_open else untold
+        table.add_row(verdict.rule.name, escape(verdict.scope), state, escape(verdict.detail))
+    console.print(table)
+    figures = checked.figures
+    console.print(f"{figures['messages_sent']:,} messages sent, {figures['messages_pending']:,} pending")
+    for notifier, reason in checked.delivered.failures.items():
+        console.print(f"[yellow]warning[/] notifier {notifier}: {escape(reason)}", soft_wrap=True)
+
+
+def show_deletion(what: str, deletion: Deletion) -> None:
+    """The rows of each table that were removed or would be, and the reports that were written anew."""
+    table = Table(title=f"{deletion.traces:,} traces {what}", title_justify="left")
+    table.add_column("table", no_wrap=True)
+    table.add_column("rows", justify="right")
+    for name, rows in deletion.rows.items():
+        table.add_row(name, f"{rows:,}")
+    console.print(table)
+    for report in deletion.reports:
+        console.print(f"report written anew: {report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_upkeep(done: Upkept) -> None:
+    """What upkeep did to each table."""
+    table = Table()
+    table.add_column("table", no_wrap=True)
+    for heading in ("rows removed", "files written", "files merged", "files deleted"):
+        table.add_column(heading, justify="right")
+    for name, files in done.files.items():
+        counts = (done.expired.get(name, 0), files["files_added"], files["files_removed"], files["files_deleted"])
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    console.print(table)
+    if done.put_off:
+        console.print(f"[yellow]nothing removed[/]: {escape(done.put_off)}", soft_wrap=True)
 
 
 def _dollars(spent: Spent) -> str:

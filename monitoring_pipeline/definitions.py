@@ -15,6 +15,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", message="Asset job .* with varying BackfillPolicies", category=UserWarning)
 
+from monitoring_pipeline.alerts.job import alert_definitions  # noqa: E402
 from monitoring_pipeline.assets.agreement import agreement_assets  # noqa: E402
 from monitoring_pipeline.assets.archive import archive_assets  # noqa: E402
 from monitoring_pipeline.assets.assessments import assessment_assets  # noqa: E402
@@ -22,16 +23,21 @@ from monitoring_pipeline.assets.performance import performance_assets  # noqa: E
 from monitoring_pipeline.assets.quality import quality_assets  # noqa: E402
 from monitoring_pipeline.assets.reports import report_assets  # noqa: E402
 from monitoring_pipeline.assets.write_back import write_back_assets  # noqa: E402
+from monitoring_pipeline.automation import automated, automation_sensor  # noqa: E402
 from monitoring_pipeline.databricks.jobs import on_databricks  # noqa: E402
 from monitoring_pipeline.databricks.managed import is_managed  # noqa: E402
 from monitoring_pipeline.jobs import jobs  # noqa: E402
-from monitoring_pipeline.ops import assess_job  # noqa: E402
+from monitoring_pipeline.lost_runs import lost_runs_sensor  # noqa: E402
+from monitoring_pipeline.ops import assess_job, latest_hour_job  # noqa: E402
 from monitoring_pipeline.partitions import daily, hourly  # noqa: E402
 from monitoring_pipeline.resources.lake import LakeResource  # noqa: E402
 from monitoring_pipeline.resources.spark import SparkResource  # noqa: E402
 from monitoring_pipeline.resources.tracking import TrackingResource  # noqa: E402
+from monitoring_pipeline.schedules import schedules  # noqa: E402
 from monitoring_pipeline.scoring.registry import load_scorers  # noqa: E402
+from monitoring_pipeline.sensors import new_traces_sensor  # noqa: E402
 from monitoring_pipeline.settings import Settings, load_settings  # noqa: E402
+from monitoring_pipeline.upkeep.ops import upkeep_jobs  # noqa: E402
 
 
 def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
@@ -55,12 +61,21 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
     ]
     if settings.databricks.jobs:
         of_tables = [on_databricks(asset, settings) for asset in of_tables]
-    return dg.Definitions(
-        assets=[*of_tables, *report_assets(days, scorers, Path(settings.reports.location))],
-        jobs=[*jobs(), assess_job(settings)],
+    assets = [*of_tables, *report_assets(days, scorers, Path(settings.reports.location))]
+    all_jobs = [*jobs(), assess_job(settings), latest_hour_job(), *upkeep_jobs(settings)]
+    monitoring = dg.Definitions(
+        assets=automated(assets, scorers, settings.automation),
+        jobs=all_jobs,
+        sensors=[
+            new_traces_sensor(settings.archive, settings.sensor, settings.automation.enabled),
+            automation_sensor(settings.automation),
+            lost_runs_sensor(settings.automation.enabled),
+        ],
+        schedules=schedules(settings.archive, settings.automation, [job.name for job in all_jobs]),
         resources={**build_resources(_addresses_by_name(settings)), **(resources or {})},
         executor=dg.in_process_executor if settings.dagster.executor == "in_process" else dg.multiprocess_executor,
     )
+    return dg.Definitions.merge(monitoring, alert_definitions(settings, scorers, settings.automation.enabled))
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
@@ -71,7 +86,9 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             tracking_uri=settings.mlflow.tracking_uri, experiments=settings.mlflow.experiments
         ),
         "spark": spark,
-        "lake": LakeResource(location=settings.lake.location, spark=spark),
+        "lake": LakeResource(
+            location=settings.lake.location, spark=spark, keep_archive_days=settings.upkeep.keep_archive_days
+        ),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from monitoring_pipeline.assets.assessments import scorer_key
 from monitoring_pipeline.assets.common import partition_key
 from monitoring_pipeline.jobs import DAILY_REPORT, MONITORING
 from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.settings.upkeeping import oldest_kept
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 ASSETS = "__ASSET_JOB"  # Dagster's own job over all assets
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+HOST_TAG = "monitoring/host"  # the machine of a run that a command runs in its own process
 # Log messages of steps reach the caller as events; the console is the caller's.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -145,13 +148,18 @@ def execute(
         run_id=run_id,
         instance=instance,
         asset_selection=selection,
-        tags={RANGE_START: keys[0], RANGE_END: keys[1]},
+        tags={RANGE_START: keys[0], RANGE_END: keys[1], HOST_TAG: host()},
         run_config={**QUIET, "ops": dict(ops or {})},
         raise_on_error=False,
     )
     if any(_was_interrupted(event) for event in result.all_events):
         raise KeyboardInterrupt
     return result
+
+
+def host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
 
 
 def _was_interrupted(event: dg.DagsterEvent) -> bool:
@@ -204,5 +212,11 @@ def whole_hours(settings: Settings, start: datetime | None, end: datetime | None
         raise ValueError(
             f"start {start:%Y-%m-%dT%H:%MZ} is before the archive's start; set [archive] start (now"
             f" {settings.archive.start:%Y-%m-%dT%H:%MZ}) to it or earlier"
+        )
+    kept_since = oldest_kept(settings.upkeep.keep_archive_days)
+    if kept_since and window_start < kept_since:
+        raise ValueError(
+            f"start {start:%Y-%m-%dT%H:%MZ} is before {kept_since:%Y-%m-%dT%H:%MZ}, the first hour that [upkeep]"
+            f" keep_archive_days = {settings.upkeep.keep_archive_days} keeps; give a later one"
         )
     return Window(window_start, window_end)

@@ -1,5 +1,7 @@
 """Steps of jobs that are no assets: what they do is asked for once and leaves no table."""
 
+from datetime import UTC, datetime
+
 import dagster as dg
 from pydantic import Field
 
@@ -10,6 +12,7 @@ from monitoring_pipeline.assessing import (
     chosen_traces,
     shortfalls,
 )
+from monitoring_pipeline.checks import LATEST_HOUR_IS_THERE, latest_hour_is_there
 from monitoring_pipeline.launch import whole_hours
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -17,6 +20,7 @@ from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.windows import Window, parse_utc
 
 ASSESS = "assess"
+LATEST_HOUR = "latest_hour_job"
 
 
 class AssessConfig(dg.Config):
@@ -31,6 +35,29 @@ class AssessConfig(dg.Config):
     fail_under: dict[str, float] = Field(
         default={}, description="least mean score by scorer; the run fails where one is under it"
     )
+
+
+def latest_hour_job() -> dg.JobDefinition:
+    """The job that evaluates the check `latest_hour_is_there` when the asset that it belongs to does not run."""
+
+    @dg.op
+    def look_at_latest_hour(context: dg.OpExecutionContext, lake: LakeResource) -> None:
+        result = latest_hour_is_there(lake, datetime.now(UTC))
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=LATEST_HOUR_IS_THERE.asset_key,
+            check_name=LATEST_HOUR_IS_THERE.name,
+            passed=result.passed,
+            severity=result.severity,
+            metadata=result.metadata,
+        )
+        context.instance.report_runless_asset_event(evaluation)
+        context.log.log("INFO" if result.passed else "WARNING", f"latest hour: {evaluation.metadata}")
+
+    @dg.job(name=LATEST_HOUR, description="Looks whether the latest full hour has its figures.")
+    def job() -> None:
+        look_at_latest_hour()
+
+    return job
 
 
 def assess_job(settings: Settings) -> dg.JobDefinition:

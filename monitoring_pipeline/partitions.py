@@ -6,6 +6,7 @@ from datetime import datetime
 
 import dagster as dg
 
+from monitoring_pipeline.errors import LakeError
 from monitoring_pipeline.windows import Window
 
 
@@ -21,6 +22,16 @@ def daily(start: datetime) -> dg.DailyPartitionsDefinition:
 
 
 def run_window(context: dg.AssetExecutionContext) -> Window:
-    """The window of the partition, or of the range of partitions, that this run is for."""
+    """The window of the partition, or of the range of partitions, that this run is for.
+
+    Raises:
+        LakeError: the archive no longer keeps it, so that what was made of it could not be made again.
+    """
     start, end = context.partition_time_window
+    kept_since = context.resources.lake.kept_since
+    if kept_since and start < kept_since:
+        raise LakeError(
+            f"{start:%Y-%m-%d %H:%M} is before {kept_since:%Y-%m-%d}, the first day that [upkeep] keep_archive_days "
+            "keeps; what was made of earlier traces stays as it is"
+        )
     return Window(start, end)

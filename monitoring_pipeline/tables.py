@@ -12,6 +12,7 @@ import pyarrow as pa
 
 TIME = pa.timestamp("us", tz="UTC")
 MAP = pa.map_(pa.string(), pa.string())
+COUNTS = pa.map_(pa.string(), pa.int64())
 
 SPAN_EVENT = pa.struct([("name", pa.string()), ("timestamp", TIME), ("attributes", MAP)])
 SPAN = pa.struct(
@@ -51,6 +52,18 @@ TRACE_ASSESSMENT = pa.struct(
 ERROR_SPAN = pa.struct(
     [("span_id", pa.string()), ("name", pa.string()), ("span_type", pa.string()), ("status_message", pa.string())]
 )
+DELIVERY = pa.struct(
+    [
+        ("notifier", pa.string()),
+        ("event", pa.string()),
+        ("state", pa.string()),
+        ("attempts", pa.int64()),
+        ("created_at", TIME),
+        ("tried_at", TIME),
+        ("sent_at", TIME),
+        ("error", pa.string()),
+    ]
+)
 TOKENS = [("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("total_tokens", pa.int64())]
 
 
@@ -59,7 +72,8 @@ class Table:
     """One table of the lake.
 
     `hour` names the column that holds the start of a row's hour (or day); `key` the columns that identify a row within
-    it; `content` the columns that tell two versions of a row apart (without any, rows with the same key are the same).
+    it; `content` the columns that tell two versions of a row apart (without any, rows with the same key are the same);
+    `kept_with` which of [upkeep] keep_archive_days and keep_results_days says how long rows stay (None: always).
     """
 
     name: str
@@ -69,6 +83,7 @@ class Table:
     key: tuple[str, ...]
     content: tuple[str, ...] = ()
     properties: dict[str, str] = field(default_factory=dict)
+    kept_with: Literal["archive", "results"] | None = "results"
 
 
 def _schema(*fields: pa.Field | tuple[str, pa.DataType], required: tuple[str, ...] = ()) -> pa.Schema:
@@ -102,12 +117,14 @@ AGENT_TRACES = Table(
         ("client_request_id", pa.string()),
         ("experiment_name", pa.string()),
         ("content_digest", pa.string()),
+        ("redactions", COUNTS),
         required=("trace_id", "created_at", "trace_hour"),
     ),
     hour="trace_hour",
     key=("trace_id",),
     content=("content_digest",),
     properties={"delta.enableChangeDataFeed": "true"},
+    kept_with="archive",
 )
 
 QUARANTINED_TRACES = Table(
@@ -116,6 +133,26 @@ QUARANTINED_TRACES = Table(
     _schema(("trace_id", pa.string()), ("trace_hour", TIME), ("reason", pa.string()), ("raw", pa.string())),
     hour="trace_hour",
     key=("trace_id",),
+    kept_with="archive",
+)
+
+ARCHIVED_HOURS = Table(
+    "archived_hours",
+    "What the source had of each hour just before it was last archived: an hour of which it has something else now is "
+    "due.",
+    _schema(
+        ("hour", TIME),
+        ("source_traces", pa.int64()),
+        ("source_in_progress", pa.int64()),
+        ("source_assessments", pa.int64()),
+        ("source_mark", pa.string()),
+        ("archived_at", TIME),
+        required=("hour",),
+    ),
+    hour="hour",
+    key=("hour",),
+    content=("source_traces", "source_in_progress", "source_assessments", "source_mark"),
+    kept_with=None,  # else an hour whose archive was removed by its age would be due again
 )
 
 TRACE_PERFORMANCE = Table(
@@ -137,6 +174,7 @@ TRACE_PERFORMANCE = Table(
     ),
     hour="trace_hour",
     key=("trace_id",),
+    kept_with="archive",
 )
 
 TRACE_ERRORS = Table(
@@ -155,6 +193,7 @@ TRACE_ERRORS = Table(
     ),
     hour="trace_hour",
     key=("trace_id",),
+    kept_with="archive",
 )
 
 HOURLY_PERFORMANCE = Table(
@@ -357,9 +396,56 @@ SCORER_AGREEMENT = Table(
     content=("pass_pass", "pass_fail", "fail_pass", "fail_fail"),
 )
 
+DELETED_TRACES = Table(
+    "deleted_traces",
+    "Traces that were deleted on request, which archiving leaves out from then on: digests of their ids, no content.",
+    _schema(
+        ("trace_digest", pa.string()),
+        ("trace_hour", TIME),
+        ("request_reference", pa.string()),
+        ("requested_at", TIME),
+        ("completed_at", TIME),
+        required=("trace_digest", "trace_hour", "requested_at"),
+    ),
+    hour="trace_hour",
+    key=("trace_digest",),
+    content=("completed_at",),
+    kept_with=None,
+)
+
+ALERTS = Table(
+    "alerts",
+    "One row for each episode of an alert: from when a rule first held in a scope until it has not for a whole window; "
+    "deliveries are its messages, sent or still to be sent.",
+    _schema(
+        ("hour", TIME),
+        ("rule", pa.string()),
+        ("scope", pa.string()),
+        ("metric", pa.string()),
+        ("kind", pa.string()),
+        ("severity", pa.string()),
+        ("state", pa.string()),
+        ("measured", pa.float64()),
+        ("held_against", pa.float64()),
+        ("detail", pa.string()),
+        ("opened_at", TIME),
+        ("last_held_at", TIME),
+        ("resolved_at", TIME),
+        ("last_notified_at", TIME),
+        ("deliveries", pa.list_(DELIVERY)),
+        ("revision", pa.int64()),
+        required=("hour", "rule", "scope", "state", "opened_at"),
+    ),
+    hour="hour",
+    key=("hour", "rule", "scope"),
+    content=("revision",),
+    kept_with=None,
+)
+
 TABLES: tuple[Table, ...] = (
     AGENT_TRACES,
     QUARANTINED_TRACES,
+    ARCHIVED_HOURS,
     TRACE_PERFORMANCE,
     TRACE_ERRORS,
     HOURLY_PERFORMANCE,
@@ -370,4 +456,6 @@ TABLES: tuple[Table, ...] = (
     HOURLY_QUALITY,
     WRITTEN_BACK,
     SCORER_AGREEMENT,
+    DELETED_TRACES,
+    ALERTS,
 )

@@ -73,6 +73,12 @@ class Window:
         for hour in self.hours():
             yield Window(max(self.start, hour), min(self.end, hour + HOUR))
 
+    def inner_hours(self) -> Window | None:
+        """The hours that lie wholly in the window; None without any."""
+        start = floor_hour(self.start) if floor_hour(self.start) == self.start else floor_hour(self.start) + HOUR
+        end = floor_hour(self.end)
+        return Window(start, end) if start < end else None
+
     def by_day(self) -> Iterator[Window]:
         """The window cut at midnights, in order."""
         for day in self.days():

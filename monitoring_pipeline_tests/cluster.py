@@ -71,7 +71,7 @@ class SparkCluster:
             "spark.connect.grpc.binding.port": str(self.connect_port),
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
-            "spark.driver.memory": "2g",
+            "spark.driver.memory": "4g",
             "spark.executor.memory": "1g",
             "spark.executor.cores": "1",
             # Short-lived processes on few cores: neither the second compiler nor a parallel collector pays off.

@@ -16,7 +16,10 @@ from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.settings import ScorerSettings, Settings, config_path, load_settings, without_password
 
 SCORER = '[[scorers]]\nname = "a"\nscorer = "json:loads"\n'
-KEYS = "mlflow, lake, archive, spark, scorers, scoring, backfill, reports, dagster, databricks"
+KEYS = (
+    "mlflow, lake, archive, spark, scorers, scoring, backfill, sensor, reports, dagster, databricks, alerts, "
+    "notifiers, notify, upkeep, automation"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,11 @@ from monitoring_pipeline.analysis.agreement import COUNTS, agreement, with_kappa
 from monitoring_pipeline.assets.assessments import scorer_key
 from monitoring_pipeline.assets.common import plain_number, table_metadata, tags
 from monitoring_pipeline.assets.performance import ARCHIVE_KEY
+from monitoring_pipeline.checks import CheckedAsset, checked, table_check_specs, table_checks
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_AGREEMENT
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, HOURLY_QUALITY, SCORER_AGREEMENT
 
 
 def agreement_assets(
@@ -21,7 +22,8 @@ def agreement_assets(
     current = {(scorer.name, scorer.digest) for scorer in scorers}
 
     @dg.asset(
-        deps=[ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers)],
+        # Quality is not read: it is the last that is made of an hour, and a day is made of hours that are complete.
+        deps=[ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers), HOURLY_QUALITY.name],
         partitions_def=days,
         group_name="quality",
         kinds={"spark", "deltalake"},
@@ -29,9 +31,10 @@ def agreement_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         tags=tags(SCORER_AGREEMENT),
         metadata=table_metadata(SCORER_AGREEMENT),
+        check_specs=table_check_specs(SCORER_AGREEMENT.name, SCORER_AGREEMENT),
         description=SCORER_AGREEMENT.description,
     )
-    def scorer_agreement(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
+    def scorer_agreement(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
         window = run_window(context)
         rows = agreement(lake.read(AGENT_TRACES, window), lake.read(ASSESSMENTS, window), scorers)
         lake.replace(SCORER_AGREEMENT, window, pa.Table.from_pandas(rows, preserve_index=False))
@@ -41,6 +44,9 @@ def agreement_assets(
                 asset_key=context.asset_key,
                 partition_key=f"{day:%Y-%m-%d}",
             )
+        yield from checked(
+            context, table_checks(context.asset_key, SCORER_AGREEMENT, lake.read(SCORER_AGREEMENT, window))
+        )
 
     return [scorer_agreement]
 

@@ -9,9 +9,13 @@ from monitoring_pipeline.assets.common import plain_number, record_hours, table_
 from monitoring_pipeline.assets.performance import ARCHIVE_KEY
 from monitoring_pipeline.checks import (
     LEDGER_ADDS_UP,
+    CheckedAsset,
+    checked,
     ledger_adds_up,
     scorer_works,
     scorer_works_spec,
+    table_check_specs,
+    table_checks,
     within_budget,
     within_budget_spec,
 )
@@ -96,13 +100,17 @@ def _scorer_asset(
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run),
         tags=tags(ASSESSMENTS),
         metadata={**table_metadata(ASSESSMENTS), "scorer_digest": scorer.digest, "sample_rate": scorer.sample_rate},
-        check_specs=[scorer_works_spec(key), *([within_budget_spec(key)] if has_budget else [])],
+        check_specs=[
+            *table_check_specs(key, ASSESSMENTS),
+            scorer_works_spec(key),
+            *([within_budget_spec(key)] if has_budget else []),
+        ],
         description=f"{scorer.scorer.description or scorer.name}, on {share}. Only what this digest of the scorer has "
         "not seen is scored; results of earlier digests stay.",
     )
     def scorer_asset(
         context: dg.AssetExecutionContext, config: ScorerRunConfig, tracking: TrackingResource, lake: LakeResource
-    ) -> dg.MaterializeResult:
+    ) -> CheckedAsset:
         from pyspark.sql import functions as F
 
         window = run_window(context)
@@ -139,12 +147,12 @@ def _scorer_asset(
                 f"{window}: {counts.scored} scored, {counts.failed} failed, {counts.not_applicable} not applicable"
             )
         scored, failed = plain_number(figures["scored"].sum()), plain_number(figures["failed"].sum())
-        checks = [scorer_works(key, results, scored, failed)]
+        checks = [*table_checks(key, ASSESSMENTS, results), scorer_works(key, results, scored, failed)]
         if has_budget:
             checks.append(within_budget(key, counts.over_budget))
         if counts.over_budget:
             context.log.warning(f"out of budget ({counts.over_budget}); a later run goes on from here")
-        return dg.MaterializeResult(check_results=checks)
+        yield from checked(context, checks)
 
     return scorer_asset
 
@@ -186,12 +194,12 @@ def _coverage_asset(
         backfill_policy=dg.BackfillPolicy.single_run(),
         tags=tags(SCORER_COVERAGE),
         metadata=table_metadata(SCORER_COVERAGE),
-        check_specs=[LEDGER_ADDS_UP],
+        check_specs=[*table_check_specs(SCORER_COVERAGE.name, SCORER_COVERAGE), LEDGER_ADDS_UP],
         description=SCORER_COVERAGE.description,
     )
     def scorer_coverage(
         context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
-    ) -> dg.MaterializeResult:
+    ) -> CheckedAsset:
         from pyspark.sql import functions as F
 
         window = run_window(context)
@@ -207,9 +215,9 @@ def _coverage_asset(
             check = ledger_adds_up(lake, scorers, window)
             if check.passed or lake.version(ASSESSMENTS) == version:  # else another run has added results meanwhile
                 break
+        ledger = lake.read(SCORER_COVERAGE, window)
         by_hour = (
-            lake.read(SCORER_COVERAGE, window)
-            .where(F.col("scorer_digest").isin(*(scorer.digest for scorer in scorers)))
+            ledger.where(F.col("scorer_digest").isin(*(scorer.digest for scorer in scorers)))
             .groupBy("hour")
             .agg(
                 F.count("*").alias("rows"),
@@ -217,6 +225,6 @@ def _coverage_asset(
             )
         )
         record_hours(context, window, utc_index(by_hour.toPandas(), "hour"))
-        return dg.MaterializeResult(check_results=[check])
+        yield from checked(context, [*table_checks(context.asset_key, SCORER_COVERAGE, ledger), check])
 
     return scorer_coverage

@@ -1,12 +1,23 @@
 """Performance, errors and where the time goes, from the archive alone."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from monitoring_pipeline.analysis import performance
 from monitoring_pipeline.assets.common import record_hours, table_metadata, tags, utc_index
+from monitoring_pipeline.checks import (
+    LATEST_HOUR_IS_THERE,
+    NO_SILENT_HOUR,
+    CheckedAsset,
+    checked,
+    latest_hour_is_there,
+    no_silent_hour,
+    table_check_specs,
+    table_checks,
+)
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.tables import (
@@ -52,6 +63,7 @@ def _table_asset(
     figures: "Callable[[DataFrame], DataFrame]",
 ) -> dg.AssetsDefinition:
     """An asset that makes the window's rows of `table` out of those of `source`, and plots `figures` of each hour."""
+    is_watched = table == HOURLY_PERFORMANCE  # for hours that are missing
 
     @dg.asset(
         name=table.name,
@@ -63,12 +75,21 @@ def _table_asset(
         backfill_policy=dg.BackfillPolicy.single_run(),
         tags=tags(table),
         metadata=table_metadata(table),
+        check_specs=[
+            *table_check_specs(table.name, table),
+            *([NO_SILENT_HOUR, LATEST_HOUR_IS_THERE] if is_watched else []),
+        ],
         description=table.description,
     )
-    def table_asset(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
+    def table_asset(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
         window = run_window(context)
         lake.replace(table, window, transform(lake.read(source, window)))
-        record_hours(context, window, utc_index(figures(lake.read(table, window)).toPandas(), table.hour))
+        rows = lake.read(table, window)
+        record_hours(context, window, utc_index(figures(rows).toPandas(), table.hour))
+        checks = table_checks(context.asset_key, table, rows)
+        if is_watched:
+            checks += [no_silent_hour(lake, window), latest_hour_is_there(lake, datetime.now(UTC))]
+        yield from checked(context, checks)
 
     return table_asset
 

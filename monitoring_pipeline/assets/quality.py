@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from monitoring_pipeline.analysis.quality import quality
 from monitoring_pipeline.assets.common import record_hours, table_metadata, tags, utc_index
+from monitoring_pipeline.checks import CheckedAsset, checked, table_check_specs, table_checks
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
@@ -28,14 +29,16 @@ def quality_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         tags=tags(HOURLY_QUALITY),
         metadata=table_metadata(HOURLY_QUALITY),
+        check_specs=table_check_specs(HOURLY_QUALITY.name, HOURLY_QUALITY),
         description=HOURLY_QUALITY.description,
     )
-    def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
+    def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
         window = run_window(context)
         rows = quality(lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window), rules, by_hour=True)
         rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
         lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
         record_hours(context, window, _figures(rows, current))
+        yield from checked(context, table_checks(context.asset_key, HOURLY_QUALITY, lake.read(HOURLY_QUALITY, window)))
 
     return [hourly_quality]
 

@@ -5,6 +5,7 @@ import pandas as pd
 
 from monitoring_pipeline.assets.assessments import scorer_key
 from monitoring_pipeline.assets.common import record_hours, table_metadata, tags
+from monitoring_pipeline.checks import CheckedAsset, checked, table_check_specs, table_checks
 from monitoring_pipeline.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -37,13 +38,13 @@ def write_back_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         tags=tags(WRITTEN_BACK, reads="mlflow"),
         metadata=table_metadata(WRITTEN_BACK),
-        check_specs=[RESULTS_SENT],
+        check_specs=[*table_check_specs(RESULTS_IN_MLFLOW, WRITTEN_BACK), RESULTS_SENT],
         description="Every result as feedback on its trace in MLflow, once; recorded in `written_back`. Those of "
         "sessions that began earlier and what a failing server left pending go along.",
     )
     def results_in_mlflow(
         context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
-    ) -> dg.MaterializeResult:
+    ) -> CheckedAsset:
         window = run_window(context)
         counts = write_back(
             lake,
@@ -57,7 +58,8 @@ def write_back_assets(
             f"{window}: {counts.written} written, {counts.already_there} already there, {counts.gone} of deleted "
             f"traces, {counts.refused} refused, {counts.pending} pending"
         )
-        return dg.MaterializeResult(check_results=[_results_sent(counts)])
+        checks = table_checks(RESULTS_IN_MLFLOW, WRITTEN_BACK, lake.read(WRITTEN_BACK, window))
+        yield from checked(context, [*checks, _results_sent(counts)])
 
     return [results_in_mlflow]
 

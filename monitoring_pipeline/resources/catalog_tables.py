@@ -10,12 +10,13 @@ identifiers, and the bounds are times.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from monitoring_pipeline.columns import COMMENTS
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 COMMIT_ATTEMPTS = 20
 RECENT_COMMITS = 100
+RETENTION_CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"  # it refuses to vacuum less than a week
 T = TypeVar("T")
 
 _opened: set[tuple[str | None, str]] = set()  # the tables that this process has seen to be as they should
@@ -125,6 +127,39 @@ class CatalogTables:
             "files_removed": compaction["metrics"]["numFilesRemoved"],
             "files_deleted": int(vacuumed["operationMetrics"]["numDeletedFiles"]),
         }
+
+    def remove(self, table: Table, window: Window, column: str, values: Collection[str]) -> int:
+        name, gone = self._open(table), pa.table({"value": pa.array(sorted(values), pa.string())})
+        found = self.read_columns(table, window, column)[column]
+        if not pc.any(pc.is_in(found, gone["value"].combine_chunks())).as_py():  # it would be a commit all the same
+            return 0
+        merge = (
+            f"MERGE INTO {name} AS t USING {{gone}} AS n ON {within(table, window, 't.')} AND t.{column} = n.value "
+            "WHEN MATCHED THEN DELETE"
+        )
+        rows = self.spark.session.createDataFrame(gone)
+        (outcome,) = self._retried(table, lambda: self.spark.session.sql(merge, gone=rows).collect())
+        return outcome["num_affected_rows"]
+
+    def remove_before(self, table: Table, day: date) -> int:
+        from pyspark.sql import functions as F
+
+        is_before = F.col("date") < F.lit(day)
+        removed = self.read(table, None, None).where(is_before).count()
+        nothing = self._conformed(table, table.schema.empty_table())
+        if removed:
+            self._retried(table, lambda: nothing.writeTo(self._open(table)).overwrite(is_before))
+        return removed
+
+    def purge(self, table: Table) -> None:
+        name, session = self._open(table), self.spark.session
+        # Rows may have been taken out of a file without writing it anew.
+        self._retried(table, lambda: session.sql(f"REORG TABLE {name} APPLY (PURGE)").collect())
+        session.conf.set(RETENTION_CHECK, "false")
+        try:
+            self._retried(table, lambda: session.sql(f"VACUUM {name} RETAIN 0 HOURS").collect())
+        finally:
+            session.conf.unset(RETENTION_CHECK)
 
     def _history(self, table: Table, commits: int) -> list[Row]:
         history = self.spark.session.sql(f"DESCRIBE HISTORY {self._open(table)} LIMIT {int(commits)}")

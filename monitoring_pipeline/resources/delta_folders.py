@@ -12,7 +12,7 @@ import functools
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from monitoring_pipeline.resources.rows import (
     conform,
     dates,
     differences,
+    having,
     having_keys_of,
     hours_of,
     identity_columns,
@@ -116,12 +117,37 @@ class DeltaFolders:
 
     def maintain(self, table: Table, retention_hours: int) -> dict[str, int]:
         compaction = self._retried(table, lambda delta: delta.optimize.compact())
-        deleted = self._retried(table, lambda delta: delta.vacuum(retention_hours=retention_hours, dry_run=False))
         return {
             "files_added": compaction["numFilesAdded"],
             "files_removed": compaction["numFilesRemoved"],
-            "files_deleted": len(deleted),
+            "files_deleted": self._retried(table, lambda delta: _vacuum(delta, retention_hours)),
         }
+
+    def remove(self, table: Table, window: Window, column: str, values: Collection[str]) -> int:
+        removed = 0
+
+        def write(delta: DeltaTable) -> _Write | None:
+            nonlocal removed
+            present = self._rows(delta, table, window).to_table(columns=[column, "date"])
+            gone = present.filter(pc.is_in(present[column], pa.array(values, pa.string())))
+            removed = gone.num_rows
+            predicate = having(table, window, column, pc.unique(gone[column]).to_pylist())
+            return _Write(table.schema.empty_table().to_reader(), predicate, guard=dates(gone)) if removed else None
+
+        self._commit(table, write)
+        return removed
+
+    def remove_before(self, table: Table, day: date) -> int:
+        def remove(delta: DeltaTable) -> int:
+            if not any(partition["date"] < day.isoformat() for partition in delta.partitions()):
+                return 0  # else it would commit nothing
+            # By days alone, so that whole files go and none is rewritten.
+            return delta.delete(f"date < '{day.isoformat()}'")["num_deleted_rows"]
+
+        return self._retried(table, remove)
+
+    def purge(self, table: Table) -> None:
+        self._retried(table, lambda delta: _vacuum(delta, retention_hours=0, is_checked=False))
 
     def _rows(self, delta: DeltaTable, table: Table, window: Window) -> Any:
         hour, days = pc.field(table.hour), window.days()
@@ -192,6 +218,18 @@ class DeltaFolders:
             return retrying(lambda: attempt(self._open(table)))
         except (DeltaError, OSError) as error:
             raise LakeError(f"cannot write {self.path(table)}: {first_line(error)}") from error
+
+
+def _vacuum(delta: DeltaTable, retention_hours: int, is_checked: bool = True) -> int:
+    """Delete the files that no version younger than that needs; returns how many.
+
+    Where it `is_checked`, less than a week is refused, as others may be reading or writing.
+    """
+    # What the log still names goes first, and is counted. The second finds what it does not name: the files of the
+    # change data feed, and those of writes that were killed.
+    options = {"retention_hours": retention_hours, "dry_run": False, "enforce_retention_duration": is_checked}
+    named, other = delta.vacuum(**options), delta.vacuum(**options, full=True)
+    return len(named) + sum("://" not in path and not path.startswith("/") for path in other)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ start when another process commits to the same days first, so that overlapping r
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Collection
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -17,6 +18,7 @@ from monitoring_pipeline.resources.catalog_tables import CatalogTables
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.settings import in_catalog
+from monitoring_pipeline.settings.upkeeping import oldest_kept
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
 
@@ -35,6 +37,12 @@ class LakeResource(dg.ConfigurableResource):
         description="folder or object store address that holds a folder for each table, or catalog.schema"
     )
     spark: SparkResource
+    keep_archive_days: int | None = Field(default=None, description="[upkeep] keep_archive_days: older traces are gone")
+
+    @property
+    def kept_since(self) -> datetime | None:
+        """The first moment of which the archive still has traces; None where it keeps all."""
+        return oldest_kept(self.keep_archive_days)
 
     @property
     def _tables(self) -> DeltaFolders | CatalogTables:
@@ -99,3 +107,21 @@ class LakeResource(dg.ConfigurableResource):
         Returns `files_added`, `files_removed` by compaction and `files_deleted` by vacuuming.
         """
         return self._tables.maintain(table, retention_hours)
+
+    def remove(self, table: Table, window: Window, column: str, values: Collection[str]) -> int:
+        """Remove the rows in `window` whose `column` (of text) is one of `values`; returns how many.
+
+        Without any there is no commit. Older versions of the table still have them: see `purge`.
+        """
+        return self._tables.remove(table, window, column, values)
+
+    def remove_before(self, table: Table, day: date) -> int:
+        """Remove all rows of days before `day`; returns how many there were, without any there is no commit."""
+        return self._tables.remove_before(table, day)
+
+    def purge(self, table: Table) -> None:
+        """Delete all files that are not part of the table's latest version, also what a killed write has left.
+
+        Who still reads an older version, or is writing, fails: nothing else may run.
+        """
+        self._tables.purge(table)

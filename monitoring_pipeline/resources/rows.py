@@ -106,13 +106,18 @@ def having_keys_of(table: Table, rows: pa.Table) -> str:
     rows given to it as a stream it would keep in memory as a whole.
     """
     columns = [column for column in table.key if column != table.hour]
-    hashes = ", ".join(f"coalesce(encode(sha256({column}), 'hex'), '-')" for column in columns)
+    hashes = "".join(f", coalesce(encode(sha256({column}), 'hex'), '-')" for column in columns)
     hours = [_utc_text(hour) for hour in rows[table.hour].to_pylist()]
     identities = [hour + "".join(map(_hash, key)) for hour, key in zip(hours, _tuples(rows, columns), strict=True)]
     return (
         f"date IN ({_quoted(dates(rows))}) AND {table.hour} IN ({_quoted(sorted(set(hours)))}) "
-        f"AND concat(cast({table.hour} AS varchar), {hashes}) IN ({_quoted(identities)})"
+        f"AND concat(cast({table.hour} AS varchar){hashes}) IN ({_quoted(identities)})"
     )
+
+
+def having(table: Table, window: Window, column: str, values: Iterable[str]) -> str:
+    """A predicate for the stored rows in `window` whose `column` has one of `values`, which the SQL holds as hashes."""
+    return f"{within(table, window)} AND encode(sha256({column}), 'hex') IN ({_quoted(map(_hash, values))})"
 
 
 def dates(rows: pa.Table) -> list[date]:

@@ -5,8 +5,12 @@ may also come from the environment, as MONITORING_<SECTION>__<KEY>; MLFLOW_TRACK
 usual names. Relative paths start from the folder of the file, or from the working folder where there is no file.
 """
 
+from monitoring_pipeline.settings.alerting import AlertSettings, NotifierSettings, NotifySettings, ScopeSettings
+from monitoring_pipeline.settings.automating import AutomationSettings
+from monitoring_pipeline.settings.following import SensorSettings
 from monitoring_pipeline.settings.loading import Settings, config_folder, config_path, load_settings
 from monitoring_pipeline.settings.problems import without_password
+from monitoring_pipeline.settings.redacting import RedactSettings
 from monitoring_pipeline.settings.sections import (
     EMBEDDED_STORE,
     SHIPPED_SCORERS,
@@ -22,21 +26,30 @@ from monitoring_pipeline.settings.sections import (
     SparkSettings,
     in_catalog,
 )
+from monitoring_pipeline.settings.upkeeping import UpkeepSettings
 
 __all__ = [
     "EMBEDDED_STORE",
     "SHIPPED_SCORERS",
+    "AlertSettings",
     "ArchiveSettings",
+    "AutomationSettings",
     "BackfillSettings",
     "DagsterSettings",
     "DatabricksSettings",
     "LakeSettings",
     "MlflowSettings",
+    "NotifierSettings",
+    "NotifySettings",
+    "RedactSettings",
     "ReportSettings",
+    "ScopeSettings",
     "ScorerSettings",
     "ScoringSettings",
+    "SensorSettings",
     "Settings",
     "SparkSettings",
+    "UpkeepSettings",
     "config_folder",
     "config_path",
     "in_catalog",

@@ -19,6 +19,9 @@ from pydantic_settings import (
 )
 
 from monitoring_pipeline.errors import SettingsError
+from monitoring_pipeline.settings.alerting import AlertSettings, NotifierSettings, NotifySettings, alert_problems
+from monitoring_pipeline.settings.automating import AutomationSettings
+from monitoring_pipeline.settings.following import SensorSettings
 from monitoring_pipeline.settings.problems import problem_line, scorer_problems
 from monitoring_pipeline.settings.sections import (
     ArchiveSettings,
@@ -34,6 +37,7 @@ from monitoring_pipeline.settings.sections import (
     default_scorers,
     in_catalog,
 )
+from monitoring_pipeline.settings.upkeeping import UpkeepSettings
 
 CONFIG_NAME = "monitoring.toml"
 M = TypeVar("M", bound=BaseModel)
@@ -56,9 +60,15 @@ class Settings(BaseSettings):
     scorers: list[ScorerSettings] = Field(default_factory=default_scorers)
     scoring: ScoringSettings = Field(default_factory=ScoringSettings)
     backfill: BackfillSettings = Field(default_factory=BackfillSettings)
+    sensor: SensorSettings = Field(default_factory=SensorSettings)
     reports: ReportSettings = Field(default_factory=ReportSettings)
     dagster: DagsterSettings = Field(default_factory=DagsterSettings)
     databricks: DatabricksSettings = Field(default_factory=DatabricksSettings)
+    alerts: list[AlertSettings] = Field(default=[])
+    notifiers: list[NotifierSettings] = Field(default=[])
+    notify: NotifySettings = Field(default_factory=NotifySettings)
+    upkeep: UpkeepSettings = Field(default_factory=UpkeepSettings)
+    automation: AutomationSettings = Field(default_factory=AutomationSettings)
 
     @property
     def uses_embedded_store(self) -> bool:
@@ -129,6 +139,8 @@ def load_settings(config: Path | None = None) -> Settings:
     try:
         settings = _read(path)
         entries = [(scorer.name, scorer.scorer) for scorer in settings.scorers]
+        across = alert_problems(settings.alerts, settings.notifiers, settings.scorers)
+        problems = [f"{path or 'environment'}: {problem}" for problem in across]
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([f"{path}: not valid TOML: {error}"]) from None
     except (OSError, UnicodeDecodeError) as error:

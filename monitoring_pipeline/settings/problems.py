@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from monitoring_pipeline.settings.sections import SCORER_REFERENCE, ScorerSettings
+from monitoring_pipeline.settings.sections import SCORER_REFERENCE
 
 
 def problem_line(settings: type[BaseModel], path: Path | None, raw: dict[str, Any], detail: Any) -> str:
@@ -62,7 +62,13 @@ _EXAMPLES = {
     "experiments": '["my-agent"]',
     "packages": '["/Volumes/main/monitoring/pipeline/monitoring_pipeline.whl"]',
     "compare_with": '["thumbs_up"]',
+    "detectors": '["email", "card"]',
+    "json_paths": '["$.messages[*].content"]',
     "scorers": "a [[scorers]] table for each",
+    "alerts": "an [[alerts]] table for each",
+    "notifiers": "a [[notifiers]] table for each",
+    "notify": '["log"]',
+    "to": '["oncall@example.org"]',
 }
 
 
@@ -71,7 +77,7 @@ def _known_keys(settings: type[BaseModel], location: tuple[str | int, ...]) -> l
     for part in location[:-1]:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation
-            model = ScorerSettings if part == "scorers" else annotation
+            model = next(iter(get_args(annotation)), annotation)  # the entries of a list
     return list(model.model_fields)
 
 

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from monitoring_pipeline.settings.base import Section
+from monitoring_pipeline.settings.redacting import RedactSettings
 from monitoring_pipeline.windows import floor_hour, parse_utc
 
 EMBEDDED_STORE = "sqlite:///data/mlflow.db"
@@ -32,10 +34,6 @@ IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
 def in_catalog(location: str) -> bool:
     """Whether it names something in a catalog (catalog.schema, catalog.schema.table), and no folder or address."""
     return re.fullmatch(rf"{IDENTIFIER}(\.{IDENTIFIER}){{1,2}}", location) is not None
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class MlflowSettings(Section):
@@ -62,6 +60,9 @@ class ArchiveSettings(Section):
         min_length=1,
         description="of the source: the database (mlflow-sql; default [mlflow] tracking_uri), the table of archived "
         "traces (delta) or the prefix of the OpenTelemetry tables (otel), as catalog.schema.name or a folder",
+    )
+    redact: RedactSettings = Field(
+        default_factory=RedactSettings, description="what is taken out of traces before they are written"
     )
 
     @field_validator("start", mode="before")

@@ -104,16 +104,28 @@ def archived_traces(
     Raises:
         TrackingError: the table is not there, or lacks a column.
     """
-    table = open_table(spark, location)
+    rows = rows_within(spark, location, experiment_names, limited, window)
     trace_id, requested, state, _ = (
-        needed(table.schema, TRACE[name], location) for name in ("trace_id", "request_time", "state", "spans")
+        needed(rows.schema, TRACE[name], location) for name in ("trace_id", "request_time", "state", "spans")
     )
-    rows = table.where(_within(table, requested, window))
-    if limited and (experiment := present(table.schema, TRACE["experiment_id"])):
-        rows = rows.where(rows[experiment].isNull() | rows[experiment].isin(*experiment_names))
     only = next(iter(experiment_names)) if limited and len(experiment_names) == 1 else None
     latest = _latest(_readable(rows), trace_id, requested, state)
     return worked(latest, functools.partial(build_trace, experiment_id=only), experiment_names, only)
+
+
+def rows_within(
+    spark: SparkResource, location: str, experiment_names: dict[str, str], limited: bool, window: Window
+) -> DataFrame:
+    """The rows of the table whose request is in `window`, as they stand; arguments as of `archived_traces`.
+
+    Raises:
+        TrackingError: the table is not there, or lacks the time of a request.
+    """
+    table = open_table(spark, location)
+    rows = table.where(_within(table, needed(table.schema, TRACE["request_time"], location), window))
+    if limited and (experiment := present(table.schema, TRACE["experiment_id"])):
+        rows = rows.where(rows[experiment].isNull() | rows[experiment].isin(*experiment_names))
+    return rows
 
 
 def _within(table: DataFrame, requested: str, window: Window) -> Column:

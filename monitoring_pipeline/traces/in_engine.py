@@ -23,8 +23,11 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.settings import in_catalog, without_password
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
-from monitoring_pipeline.traces.archive import ArchiveCounts, encodable, update_quarantine
+from monitoring_pipeline.traces.archive import ArchiveCounts, encodable, removed, update_quarantine
 from monitoring_pipeline.traces.flatten import flatten
+from monitoring_pipeline.traces.moving import PLACE, follow_moved, places_of
+from monitoring_pipeline.traces.redaction import Redactor
+from monitoring_pipeline.traces.tombstones import deleted_digests, trace_digest
 from monitoring_pipeline.windows import EPOCH, Window, floor_hour, from_milliseconds
 
 if TYPE_CHECKING:
@@ -134,39 +137,90 @@ def archive_frame(
     window: Window,
     frame: Callable[[Window], DataFrame],
     on_progress: Callable[[int], None] = lambda read: None,
+    redactor: Redactor | None = None,
 ) -> ArchiveCounts:
     """Merge what `frame` gives (see `worked`) of `window` into the archive, or into the quarantine.
 
     Into a catalog day by day, and the traces stay in the engine; else hour by hour, so that the memory needed is that
-    of one hour. `on_progress` is told the number of traces so far.
+    of one hour. `on_progress` is told the number of traces so far. `redactor` takes out of all of them, on the engine's
+    workers, what is not to be kept.
     """
+    from pyspark.sql.pandas.types import from_arrow_schema
+
     counts = ArchiveCounts()
+    deleted = deleted_digests(lake, window)
+    seen: list[pa.Table] = []
     quarantine: dict[str, dict[str, Any]] = {}
     parts, merged = (window.by_day(), _merged_in_engine) if lake.is_in_catalog else (window.by_hour(), _merged_here)
     for part in parts:
-        read, written, unreadable = merged(lake, part, frame(part))
-        counts.read += read
-        counts.written += written
+        rows = frame(part)
+        if redactor:
+            rows = rows.mapInArrow(functools.partial(_redacted, redactor=redactor), from_arrow_schema(WORKED))
+        unreadable, places = merged(lake, part, rows, deleted, counts)
+        seen.append(places)
         quarantine.update({row["trace_id"]: row for row in unreadable.select(UNREADABLE).to_pylist()})
         on_progress(counts.read)
     counts.quarantined = update_quarantine(lake, window, quarantine)
+    # A table is not asked for single traces: one that has moved is followed when its new hour is archived.
+    counts.moved = follow_moved(lake, window, pa.concat_tables(seen), lambda hours: {})
     return counts
 
 
-def _merged_here(lake: LakeResource, part: Window, frame: DataFrame) -> tuple[int, int, pa.Table]:
-    """How many traces were read and written, and those that cannot be."""
+def _merged_here(
+    lake: LakeResource, part: Window, frame: DataFrame, deleted: frozenset[str], counts: ArchiveCounts
+) -> tuple[pa.Table, pa.Table]:
+    """Write the traces but those `deleted` on request, and count them.
+
+    Returns those that cannot be archived, and the places (see `places_of`) of the others.
+    """
     rows = frame.toArrow()
+    counts.read += rows.num_rows
+    if deleted:
+        kept = pa.array(
+            [trace_digest(trace_id) not in deleted for trace_id in rows["trace_id"].to_pylist()], pa.bool_()
+        )
+        counts.deleted += rows.num_rows - rows.filter(kept).num_rows
+        rows = rows.filter(kept)
     failed = pc.is_valid(rows["reason"])
-    written = lake.upsert(AGENT_TRACES, rows.filter(pc.invert(failed)).select(ARCHIVED.names), part)
-    return rows.num_rows, written, rows.filter(failed)
+    readable = rows.filter(pc.invert(failed)).select(ARCHIVED.names)
+    counts.redactions += removed(readable)
+    counts.written += lake.upsert(AGENT_TRACES, readable, part)
+    return rows.filter(failed), places_of(readable)
 
 
-def _merged_in_engine(lake: LakeResource, part: Window, frame: DataFrame) -> tuple[int, int, pa.Table]:
+def _merged_in_engine(
+    lake: LakeResource, part: Window, frame: DataFrame, deleted: frozenset[str], counts: ArchiveCounts
+) -> tuple[pa.Table, pa.Table]:
     """As `_merged_here`."""
+    from pyspark.sql import functions as F
+
     with _computed_once(frame):
-        failed = frame["reason"].isNotNull()
-        written = lake.upsert(AGENT_TRACES, frame.where(~failed).select(*ARCHIVED.names), part)
-        return frame.count(), written, frame.where(failed).toArrow()
+        is_kept = ~F.sha2("trace_id", 256).isin(*deleted) if deleted else F.lit(True)
+        read, kept = frame.count(), frame.where(is_kept)
+        failed = kept["reason"].isNotNull()
+        counts.read += read
+        counts.deleted += read - kept.count() if deleted else 0
+        counts.redactions += removed(kept.where("redactions IS NOT NULL").select("redactions").toArrow())
+        counts.written += lake.upsert(AGENT_TRACES, kept.where(~failed).select(*ARCHIVED.names), part)
+        return kept.where(failed).toArrow(), places_of(kept.where(~failed).select(*PLACE).toArrow())
+
+
+def _redacted(batches: Iterator[pa.RecordBatch], redactor: Redactor) -> Iterator[pa.RecordBatch]:
+    """The rows of `worked` without what is not to be kept; those for which that fails go to the quarantine."""
+    for batch in batches:
+        for first in range(0, batch.num_rows, WORKER_ROWS):
+            rows = pa.Table.from_batches([batch.slice(first, WORKER_ROWS)]).to_pylist(maps_as_pydicts="lossy")
+            yield from pa.Table.from_pylist([_redacted_row(row, redactor) for row in rows], schema=WORKED).to_batches()
+
+
+def _redacted_row(row: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
+    if row["reason"] is not None:
+        return {**row, "reason": redactor.text(row["reason"]), "raw": redactor.raw(row["raw"])}
+    try:
+        return redactor.row(row)
+    except Exception as error:  # noqa: BLE001 - malformed content may raise anything; its text is not known to be clean
+        known = {name: row[name] for name in ("trace_id", "created_at", "trace_hour")}
+        return {**known, "reason": f"it cannot be redacted: {type(error).__name__}", "raw": ""}
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from monitoring_pipeline.windows import Window, from_milliseconds
+from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
@@ -48,6 +48,34 @@ def read_traces(
     for infos in _pages(client, experiment_ids, window):
         for first in range(0, len(infos), BATCH):
             yield _with_spans(client, infos[first : first + BATCH])
+
+
+def read_moved(client: TracingClient, hours: Mapping[str, datetime]) -> Iterator[list[Trace | UnreadableTrace]]:
+    """Those of the traces (id -> hour) that the source has in another hour than that, in batches.
+
+    Raises:
+        MlflowException: the source does not answer.
+    """
+    for first in range(0, len(hours), PAGE):
+        infos = _infos(client, list(hours)[first : first + PAGE])
+        moved = [info for info in infos if floor_hour(from_milliseconds(info.request_time)) != hours[info.trace_id]]
+        for start in range(0, len(moved), BATCH):
+            yield _with_spans(client, moved[start : start + BATCH])
+
+
+def _infos(client: TracingClient, trace_ids: list[str]) -> list[TraceInfo]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.store.batch_get_trace_infos(trace_ids)
+    except Exception as error:  # noqa: BLE001 - one malformed trace fails its batch, in any way, and is found by halving
+        if len(trace_ids) > 1:
+            middle = len(trace_ids) // 2
+            return _infos(client, trace_ids[:middle]) + _infos(client, trace_ids[middle:])
+        client.store.search_experiments(max_results=1)  # raises when it is the source that fails, not the trace
+        if not (isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"):
+            log.warning("trace %s stays in its hour, as it cannot be read: %s", trace_ids[0], error)
+        return []
 
 
 def _pages(
@@ -130,7 +158,7 @@ def _page_one_by_one(
     return page, next_token
 
 
-def _with_spans(client: TracingClient, listed: list[TraceInfo | UnreadableTrace]) -> list[Trace | UnreadableTrace]:
+def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTrace]) -> list[Trace | UnreadableTrace]:
     infos = [info for info in listed if not isinstance(info, UnreadableTrace)]
     trace_ids = [info.trace_id for info in infos]
     try:

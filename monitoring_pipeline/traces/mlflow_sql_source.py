@@ -10,10 +10,10 @@ import functools
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ from monitoring_pipeline.resources.tracking import in_a_line
 from monitoring_pipeline.settings import without_password
 from monitoring_pipeline.traces.flatten import FlatTrace, flatten_parts
 from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
-from monitoring_pipeline.windows import EPOCH, Window, from_milliseconds
+from monitoring_pipeline.windows import EPOCH, Window, floor_hour, from_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Span, TraceInfo
@@ -143,6 +143,24 @@ def read_traces(
     """
     for heads in _pages(engine, experiment_ids, window):
         yield _read(engine, heads, tracking_uri)
+
+
+def read_moved(
+    engine: Engine, hours: Mapping[str, datetime], tracking_uri: str
+) -> Iterator[list[FlatTrace | Trace | UnreadableTrace]]:
+    """Those of the traces (id -> hour) that the database has in another hour than that, in batches.
+
+    Raises:
+        SQLAlchemyError: the database does not answer.
+    """
+    columns = sa.select(SqlTraceInfo.request_id, SqlTraceInfo.timestamp_ms, SqlTraceInfo.status)
+    for first in range(0, len(hours), PAGE):
+        trace_ids = list(hours)[first : first + PAGE]
+        with engine.begin() as connection:
+            heads = connection.execute(columns.where(SqlTraceInfo.request_id.in_(trace_ids))).all()
+        for head in heads:
+            if floor_hour(from_milliseconds(head.timestamp_ms)) != hours[head.request_id]:
+                yield _read(engine, [head], tracking_uri)
 
 
 def _engine(address: str) -> Engine:
@@ -246,7 +264,7 @@ class _Stored:
     assessments: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _read(engine: Engine, heads: list[Row[Any]], tracking_uri: str) -> list[FlatTrace | Trace | UnreadableTrace]:
+def _read(engine: Engine, heads: Sequence[Any], tracking_uri: str) -> list[FlatTrace | Trace | UnreadableTrace]:
     """The traces as they are now; one whose text is no UTF-8 fails the queries for all, and is found by halving."""
     try:
         with engine.begin() as connection:

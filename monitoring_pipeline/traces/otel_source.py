@@ -98,28 +98,38 @@ def otel_traces(
     Raises:
         TrackingError: a table is not there, or lacks a column.
     """
+    spans, annotations = opened(spark, location)
+    place = location.removesuffix(V1_PREFIX) if in_catalog(location) else None
+    only = next(iter(experiment_names)) if limited and len(experiment_names) == 1 else None
+    traces = _traces(spans, annotations, window, place)
+    return worked(traces, functools.partial(build_trace, place=place, experiment_id=only), experiment_names, only)
+
+
+def opened(spark: SparkResource, location: str) -> tuple[DataFrame, DataFrame | None]:
+    """The tables of spans and of annotations; None where tables of version 1 have no such.
+
+    Raises:
+        TrackingError: a table is not there, or lacks a column.
+    """
     name = f"{location}_otel_spans"
     spans = open_table(spark, name)
     for column in SPAN_COLUMNS:
         needed(spans.schema, (column,), name)
-    place = location.removesuffix(V1_PREFIX) if in_catalog(location) else None
-    only = next(iter(experiment_names)) if limited and len(experiment_names) == 1 else None
-    traces = _traces(spans, _annotations(spark, location, is_optional="time" not in spans.columns), window, place)
-    return worked(traces, functools.partial(build_trace, place=place, experiment_id=only), experiment_names, only)
+    return spans, _annotations(spark, location, is_optional="time" not in spans.columns)
 
 
 def _traces(spans: DataFrame, annotations: DataFrame | None, window: Window, place: str | None) -> DataFrame:
     """A row for each trace that starts in `window`: its id, its start, and its spans and annotations as JSON."""
     from pyspark.sql import functions as F
 
-    near = spans.where(_started(spans, window.start - LONGEST_TRACE, window.end + LONGEST_TRACE))
+    near = spans.where(started(spans, window.start - LONGEST_TRACE, window.end + LONGEST_TRACE))
     start_ns = F.col("start_time_unix_nano")
     began = near.groupBy("trace_id").agg(F.min(start_ns).alias("started"), F.max(start_ns).alias("latest_ns"))
     began = began.where(F.col("started").between(_nanoseconds(window.start), _nanoseconds(window.end) - 1))
     # All columns are read only as far as the traces of the window go, which is far less than they might.
     latest_ns = began.agg(F.max("latest_ns")).collect()[0][0]
     reach = window.end if latest_ns is None else EPOCH + timedelta(microseconds=latest_ns // 1000 + 1)
-    whole = spans.where(_started(spans, window.start, reach)).select(
+    whole = spans.where(started(spans, window.start, reach)).select(
         "trace_id", _json(spans, SPAN_COLUMNS).alias("span")
     )
     traces = (
@@ -134,7 +144,7 @@ def _traces(spans: DataFrame, annotations: DataFrame | None, window: Window, pla
     return traces.withColumn("trace_id", F.concat(F.lit(_id_prefix(place)), "trace_id"))
 
 
-def _started(spans: DataFrame, start: datetime, end: datetime) -> Column:
+def started(spans: DataFrame, start: datetime, end: datetime) -> Column:
     """Whether a span started in [start, end), said of all columns that tell so: the table may be laid out by any."""
     ns = spans["start_time_unix_nano"]
     within = (ns >= _nanoseconds(start)) & (ns < _nanoseconds(end))
@@ -155,27 +165,30 @@ def _annotations(spark: SparkResource, location: str, is_optional: bool) -> Data
         raise
     for column in ANNOTATION_COLUMNS:
         needed(annotations.schema, (column,), name)
-    return annotations
+    return annotations.withColumnRenamed("target_id", "trace_id")
 
 
 def _current(annotations: DataFrame, began: DataFrame, window: Window) -> DataFrame:
-    """The annotations of each trace as they stand: of each the latest row, unless that says that it was deleted."""
+    """The annotations of each trace as they stand, as JSON."""
+    from pyspark.sql import functions as F
+
+    latest = standing(annotations, began, window, _json(annotations, ANNOTATION_COLUMNS).alias("row"))
+    return latest.groupBy("trace_id").agg(F.collect_list("latest.row").alias("annotations"))
+
+
+def standing(annotations: DataFrame, began: DataFrame, window: Window, *columns: Column) -> DataFrame:
+    """A row for each annotation of the traces `began`: the `latest` of its `rows`, unless that says it was deleted.
+
+    `latest` has the annotation's type and `columns`.
+    """
     from pyspark.sql import functions as F
 
     created = annotations["created_at"]
     since = annotations.where(created.isNull() | (created >= timestamp(window.start - CLOCK_SKEW)))
-    ours = since.withColumnRenamed("target_id", "trace_id").join(began.select("trace_id"), "trace_id", "left_semi")
-    row = F.struct(
-        F.col("updated_at"),
-        F.col("deleted_at").isNotNull().alias("deleted"),
-        _json(ours, ANNOTATION_COLUMNS).alias("row"),
-    )
-    latest = ours.groupBy("trace_id", "annotation_id").agg(F.max(row).alias("latest"))
-    return (
-        latest.where(~F.col("latest.deleted"))
-        .groupBy("trace_id")
-        .agg(F.collect_list("latest.row").alias("annotations"))
-    )
+    ours = since.join(began.select("trace_id"), "trace_id", "left_semi")
+    row = F.struct("updated_at", F.col("deleted_at").isNotNull().alias("deleted"), "annotation_type", *columns)
+    latest = ours.groupBy("trace_id", "annotation_id").agg(F.max(row).alias("latest"), F.count("*").alias("rows"))
+    return latest.where(~F.col("latest.deleted"))
 
 
 def _json(table: DataFrame, columns: tuple[str, ...]) -> Column:

@@ -159,4 +159,4 @@ def test_a_budget_that_is_enough_passes(made: MadeProject, instance: dg.DagsterI
 
 def test_without_a_budget_there_is_no_check_of_it(latency: MadeProject, instance: dg.DagsterInstance) -> None:
     checks = {check.check_name for check in run(latency, instance).get_asset_check_evaluations()}
-    assert checks == {"scorer_works"}
+    assert checks == {"scorer_works", "schema_as_declared", "values_in_range"}

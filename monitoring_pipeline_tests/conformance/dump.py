@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +12,15 @@ import pyarrow.parquet as pq
 from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import load_settings
-from monitoring_pipeline.tables import TABLES
+from monitoring_pipeline.tables import AGENT_TRACES, TABLES
+from monitoring_pipeline.windows import Window
 
 
-def dump_tables(lake: LakeResource, folder: Path) -> None:
-    """Write `tables`, a file for each table, into the folder."""
+def dump_tables(lake: LakeResource, folder: Path, parts: Iterable[Window | None] = (None,)) -> None:
+    """Write `tables` into the folder, a folder for each: one file, and of the archive one for each of `parts`."""
     for table in TABLES:
-        save(folder / "tables" / f"{table.name}.parquet", lake.read(table).toArrow())
+        for number, part in enumerate(parts if table is AGENT_TRACES else [None]):
+            save(folder / "tables" / table.name / f"{number}.parquet", lake.read(table, part).toArrow())
 
 
 def save(file: Path, rows: pa.Table) -> None:

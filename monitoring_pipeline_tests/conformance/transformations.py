@@ -95,9 +95,12 @@ def all_transformations(
 
 
 def pending(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> pa.Table:
-    """What would be scored, had nothing been: as by another digest."""
+    """What would be scored, had nothing been: as by another digest. Of the traces' own text the length."""
+    from pyspark.sql import functions as F
+
     parts = pending_rows(lake, replace(scorer, digest="another"), window, version, window.by_day())
-    return pa.concat_tables(rows.toArrow().drop_columns(["active_until_ms"]) for rows in parts)
+    length = F.length(F.array_join("traces", ""))
+    return pa.concat_tables(rows.drop("active_until_ms").withColumn("traces", length).toArrow() for rows in parts)
 
 
 def repr_of_report(lake: LakeResource, scorers: list[ConfiguredScorer], day: object) -> str:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from monitoring_pipeline.definitions import build_definitions, build_resources
-from monitoring_pipeline.launch import run_chain, start_instance
+from monitoring_pipeline.launch import parts, run_chain, start_instance
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import load_settings
@@ -22,6 +22,7 @@ from monitoring_pipeline_tests.conformance.operations import all_operations
 from monitoring_pipeline_tests.conformance.transformations import all_transformations
 
 HOURS = 48
+PART_HOURS = 6  # of the archive at a time
 
 
 def main(config: Path, folder: Path) -> None:
@@ -40,7 +41,7 @@ def main(config: Path, folder: Path) -> None:
     )
     if not result.succeeded:
         raise SystemExit(f"the chain failed: {result}")
-    dump_tables(lake, folder)
+    dump_tables(lake, folder, parts(window, PART_HOURS))
     for name, transform in all_transformations(lake, load_scorers(settings.scorers), window):
         save(folder / "transformations" / f"{name}.parquet", transform())
         said(name)

@@ -523,3 +523,54 @@ def test_counts_of_overlapping_inserts_add_up(lake: LakeResource) -> None:
         added = sum(pool.map(lambda _: lake.insert(AGENT_TRACES, rows), range(4)))
 
     assert (added, len(stored(lake))) == (50, 50)
+
+
+# ---- removal ----
+
+
+def test_rows_are_removed_by_id_and_within_the_window_alone(lake: LakeResource) -> None:
+    lake.insert(AGENT_TRACES, traces(("a", 0, "x"), ("b", 0, "x"), ("a", 2, "x"), ("it's", 3, "x")))
+
+    assert lake.remove(AGENT_TRACES, TWO_TO_FOUR, "trace_id", {"a", "it's", "not there"}) == 2
+    assert stored(lake) == [("a", 0, "x"), ("b", 0, "x")]
+
+
+def test_removing_what_is_not_there_is_no_commit(lake: LakeResource) -> None:
+    lake.insert(AGENT_TRACES, traces(("a", 0, "x")))
+    version = lake.version(AGENT_TRACES)
+
+    assert lake.remove(AGENT_TRACES, WEEK, "trace_id", {"b"}) == 0
+    assert lake.remove(AGENT_TRACES, WEEK, "trace_id", set()) == 0
+    assert lake.remove_before(AGENT_TRACES, MIDNIGHT.date()) == 0
+    assert lake.version(AGENT_TRACES) == version
+
+
+def test_whole_days_are_removed_without_writing_a_file(lake: LakeResource) -> None:
+    lake.insert(AGENT_TRACES, traces(("a", 0, "x"), ("b", 24, "x"), ("c", 49, "x")))
+
+    assert lake.remove_before(AGENT_TRACES, (MIDNIGHT + 2 * timedelta(days=1)).date()) == 2
+    assert [row[0] for row in stored(lake)] == ["c"]
+    assert not list(Path(lake.path(AGENT_TRACES)).glob("_change_data/**/*.parquet"))
+
+
+def test_after_a_purge_only_the_files_of_the_latest_version_are_left(lake: LakeResource) -> None:
+    lake.insert(AGENT_TRACES, traces(("a", 0, "x"), ("b", 0, "x")))
+    lake.remove(AGENT_TRACES, WEEK, "trace_id", {"a"})
+    folder = Path(lake.path(AGENT_TRACES))
+    (folder / "date=2026-01-01" / "part-of-a-killed-write.parquet").write_bytes(b"a")
+    assert list(folder.glob("_change_data/**/*.parquet"))
+
+    lake.purge(AGENT_TRACES)
+    live = {Path(uri).name for uri in DeltaTable(str(folder)).file_uris()}
+    assert {file.name for file in folder.rglob("*.parquet")} == live
+    assert [row[0] for row in stored(lake)] == ["b"]
+
+
+def test_a_removal_and_an_insertion_of_the_same_day_both_hold(lake: LakeResource) -> None:
+    lake.insert(AGENT_TRACES, traces(*((f"t{number}", 0, "x") for number in range(8))))
+    with ThreadPoolExecutor(4) as pool:
+        removals = [pool.submit(lake.remove, AGENT_TRACES, WEEK, "trace_id", {f"t{n}"}) for n in range(8)]
+        additions = [pool.submit(lake.insert, AGENT_TRACES, traces((f"new{n}", 0, "x"))) for n in range(4)]
+        assert [done.result() for done in removals] == [1] * 8
+        assert [done.result() for done in additions] == [1] * 4
+    assert [row[0] for row in stored(lake)] == [f"new{number}" for number in range(4)]

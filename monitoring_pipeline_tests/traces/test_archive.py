@@ -22,6 +22,7 @@ from mlflow.entities import Feedback, SpanStatusCode, Trace, TraceState
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
+from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES, Table
@@ -178,7 +179,7 @@ def parsed(value: Any) -> Any:
 
 @pytest.fixture
 def small_commits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_module, "COMMIT_TRACES", 2)
+    monkeypatch.setattr(DeltaFolders, "commit_rows", 2)
 
 
 def test_traces_deleted_at_the_source_stay(store: Store, lake: LakeResource) -> None:
@@ -357,7 +358,7 @@ def test_a_source_that_stops_answering_raises_and_blames_no_trace(
     store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch, commit_traces: int
 ) -> None:
     monkeypatch.setattr(mlflow_source, "BATCH", 1)
-    monkeypatch.setattr(archive_module, "COMMIT_TRACES", commit_traces)
+    monkeypatch.setattr(DeltaFolders, "commit_rows", commit_traces)
     for number in (1, 2, 3):
         store.log(number)
     client: Any = Faulty(store.client)

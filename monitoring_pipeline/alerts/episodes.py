@@ -1,0 +1,159 @@
+"""Episodes: an alert from when its rule first held in a scope until it has not for a whole window (of an
+objective, the short one), and its messages.
+
+One episode of a rule and scope is open at a time, so what goes on is told once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from monitoring_pipeline.alerts.judging import Verdict
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.settings import AlertSettings
+from monitoring_pipeline.tables import ALERTS
+from monitoring_pipeline.windows import EPOCH, HOUR, Window, floor_hour
+
+OPEN, RESOLVED = "open", "resolved"  # states of an episode, and what its messages tell
+PASSED = "passed"  # of one message that tells both, as the first was still held back
+PENDING, SENT, GIVEN_UP = "pending", "sent", "given up"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message of an episode to one notifier: what it tells, whether it was sent, and why not."""
+
+    notifier: str
+    event: str
+    created_at: datetime
+    state: str = PENDING
+    attempts: int = 0
+    tried_at: datetime | None = None
+    sent_at: datetime | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A row of the table `alerts`; `revision` counts how often it was written."""
+
+    hour: datetime
+    rule: str
+    scope: str
+    metric: str
+    kind: str
+    severity: str
+    state: str
+    measured: float | None
+    held_against: float | None
+    detail: str
+    opened_at: datetime
+    last_held_at: datetime
+    resolved_at: datetime | None = None
+    last_notified_at: datetime | None = None
+    deliveries: tuple[Delivery, ...] = ()
+    revision: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The rule and the scope, of which one episode is open at a time."""
+        return self.rule, self.scope
+
+    @property
+    def identity(self) -> tuple[datetime, str, str]:
+        """What tells the episode from all others."""
+        return self.hour, self.rule, self.scope
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether a message is still to be sent."""
+        return any(delivery.state == PENDING for delivery in self.deliveries)
+
+    @property
+    def window(self) -> Window:
+        """The whole hours in which the rule held."""
+        return Window(floor_hour(self.hour), floor_hour(self.last_held_at) + HOUR)
+
+
+def load(lake: LakeResource, now: datetime) -> list[Episode]:
+    """All episodes up to `now`, the oldest first."""
+    rows = lake.read_columns(ALERTS, Window(EPOCH, floor_hour(now) + HOUR), *_COLUMNS).to_pylist()
+    episodes = [Episode(**{**row, "deliveries": tuple(Delivery(**sent) for sent in row["deliveries"])}) for row in rows]
+    return sorted(episodes, key=lambda episode: (episode.opened_at, episode.key))
+
+
+def save(lake: LakeResource, episodes: Iterable[Episode]) -> list[Episode]:
+    """Write the episodes in one commit, and return them as they are written."""
+    written = [replace(episode, revision=episode.revision + 1) for episode in episodes]
+    if written:
+        lake.upsert(ALERTS, from_dicts(ALERTS, [_row(episode) for episode in written]))
+    return written
+
+
+def advance(verdicts: Sequence[Verdict], episodes: Sequence[Episode], now: datetime) -> list[Episode]:
+    """The episodes that the verdicts open, keep open or resolve; those that stay as they are are left out.
+
+    An episode is resolved once its rule has not held for a window's length, and at once where rule or scope are no
+    longer configured. A verdict that cannot be told changes nothing.
+    """
+    still_open = {episode.key: episode for episode in episodes if episode.state == OPEN}
+    known = {episode.identity for episode in episodes}
+    changed = []
+    for verdict in verdicts:
+        episode = still_open.pop((verdict.rule.name, verdict.scope), None)
+        if episode is None and verdict.holds:
+            opened = _opened(verdict, now)
+            if opened.identity not in known:  # else another check has opened and closed it within the hour
+                changed.append(opened)
+        elif episode is not None and verdict.holds:
+            changed.append(replace(episode, last_held_at=now))
+        elif episode is not None and verdict.holds is False and now - episode.last_held_at >= _recovery(verdict.rule):
+            changed.append(_resolved(episode, now))
+    return changed + [_resolved(episode, now) for episode in still_open.values()]
+
+
+def _recovery(rule: AlertSettings) -> timedelta:
+    """How long a rule must not hold before its alert is over: the window that reacts first."""
+    return (rule.short_window_hours if rule.kind == "objective" else rule.window_hours) * HOUR
+
+
+def _opened(verdict: Verdict, now: datetime) -> Episode:
+    rule = verdict.rule
+    return Episode(
+        hour=floor_hour(now),
+        rule=rule.name,
+        scope=verdict.scope,
+        metric=rule.metric,
+        kind=rule.kind,
+        severity=rule.severity,
+        state=OPEN,
+        measured=verdict.measured,
+        held_against=verdict.held_against,
+        detail=verdict.detail,
+        opened_at=now,
+        last_held_at=now,
+        deliveries=tuple(Delivery(name, OPEN, now) for name in dict.fromkeys(rule.notify)),
+    )
+
+
+def _resolved(episode: Episode, now: datetime) -> Episode:
+    deliveries = []
+    for delivery in episode.deliveries:
+        if delivery.state == PENDING:
+            deliveries.append(replace(delivery, event=PASSED))
+        else:
+            deliveries.append(delivery)
+            if delivery.state == SENT:
+                deliveries.append(Delivery(delivery.notifier, RESOLVED, now))
+    return replace(episode, state=RESOLVED, resolved_at=now, deliveries=tuple(deliveries))
+
+
+_COLUMNS = tuple(Episode.__dataclass_fields__)
+
+
+def _row(episode: Episode) -> dict[str, Any]:
+    return {**asdict(episode), "deliveries": [asdict(delivery) for delivery in episode.deliveries]}

@@ -1,0 +1,166 @@
+"""Sending a message: to a webhook, to Slack, by mail or to the log. Nothing here tells an address or a password."""
+
+from __future__ import annotations
+
+import logging
+import os
+import smtplib
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import requests
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from monitoring_pipeline.alerts.episodes import OPEN
+from monitoring_pipeline.alerts.messages import Message, mail, slack_payload, webhook_payload
+from monitoring_pipeline.settings import NotifierSettings
+
+ATTEMPTS = 3
+TIMEOUT_S = 10.0
+LONGEST_WAIT_S = 30.0  # between two attempts; who asks for more is tried again by the next check
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
+
+
+class NotifierError(Exception):
+    """A message was not sent; the text says why and holds no secret.
+
+    `dead` says that the notifier takes no message at all, so that others need not be tried. `retry_after_s` is given
+    where another attempt may help, and says when.
+    """
+
+    def __init__(self, reason: str, dead: bool = True, retry_after_s: float | None = None):
+        self.dead, self.retry_after_s = dead, retry_after_s
+        super().__init__(reason)
+
+
+def send(notifier: NotifierSettings, told: Message, log: logging.Logger) -> None:
+    """Send the message, with up to three attempts where the other side is busy or does not answer.
+
+    Raises:
+        NotifierError: it was not sent.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, NotifierError) and error.retry_after_s is not None),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=_wait,
+        reraise=True,
+    )
+    match notifier.kind:
+        case "log":
+            level = _LEVELS[told.severity] if told.event == OPEN else logging.INFO
+            log.log(level, "%s", " | ".join(told.text.splitlines()))
+        case "email":
+            if refused := retrying(_mail, notifier, told):
+                log.warning("notifier %s: the mail server does not take %d of the addresses", notifier.name, refused)
+        case kind:
+            payload = slack_payload(told) if kind == "slack" else webhook_payload(told)
+            retrying(_post, _secret(notifier.url_env), payload, told.key)
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, NotifierError) else None
+    return min(LONGEST_WAIT_S, asked or 0.0)
+
+
+def _secret(variable: str | None) -> str:
+    value = os.environ.get(variable or "")
+    if not value:
+        raise NotifierError(f"the environment variable {variable} is not set")
+    return value
+
+
+def _post(url: str, payload: dict[str, Any], key: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise NotifierError("the address does not start with https:// or http://")
+    # The words of requests' own errors hold the address, which is the secret.
+    try:
+        with _silent_about_addresses():
+            answer = requests.post(
+                url, json=payload, headers={"Idempotency-Key": key}, timeout=TIMEOUT_S, allow_redirects=False
+            )
+    except requests.Timeout:
+        raise NotifierError(f"no answer within {TIMEOUT_S:g} s", retry_after_s=1.0) from None
+    except requests.exceptions.SSLError:
+        raise NotifierError("its certificate is not trusted") from None
+    except requests.ConnectionError:
+        raise NotifierError("no connection", retry_after_s=1.0) from None
+    except (requests.RequestException, ValueError, UnicodeError):
+        raise NotifierError("the address cannot be used") from None
+    status = answer.status_code
+    if status == 429 or status >= 500:
+        raise NotifierError(f"it answered {status}", retry_after_s=_retry_after_s(answer.headers.get("Retry-After")))
+    if not 200 <= status < 300:
+        # Gone, forbidden or unknown is so for all messages; anything else may be about this one.
+        raise NotifierError(f"it answered {status}", dead=status in (401, 403, 404, 410) or status < 400)
+
+
+def _retry_after_s(header: str | None) -> float:
+    """The seconds that a Retry-After header asks for, as a number or a date; 1 without one."""
+    if header is None:
+        return 1.0
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return 1.0
+    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+@contextmanager
+def _silent_about_addresses() -> Iterator[None]:
+    """At its debug level urllib3 logs the path of every request."""
+    logger = logging.getLogger("urllib3.connectionpool")
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
+
+
+def _mail(notifier: NotifierSettings, told: Message) -> int:
+    """Send it, and return how many of the addresses the server refused; to send it again would repeat the others'."""
+    password = _secret(notifier.password_env) if notifier.password_env else None
+    written = mail(told, notifier.sender or "", notifier.to, datetime.now(UTC))
+    tls = ssl.create_default_context()
+    host = notifier.host or ""
+    try:
+        server = (
+            smtplib.SMTP_SSL(host, notifier.port, timeout=TIMEOUT_S, context=tls)
+            if notifier.security == "tls"
+            else smtplib.SMTP(host, notifier.port, timeout=TIMEOUT_S)
+        )
+        with server:
+            if notifier.security == "starttls":
+                server.starttls(context=tls)
+            if notifier.user and password:
+                server.login(notifier.user, password)
+            return len(server.send_message(written))
+    except smtplib.SMTPAuthenticationError:
+        raise NotifierError("the mail server does not take user and password") from None
+    except smtplib.SMTPNotSupportedError:
+        raise NotifierError(f"the mail server does not offer what security = {notifier.security!r} needs") from None
+    except smtplib.SMTPRecipientsRefused:
+        raise NotifierError("the mail server takes none of the addresses in `to`") from None
+    except smtplib.SMTPResponseException as error:
+        busy = 400 <= error.smtp_code < 500
+        reason = f"the mail server answered {error.smtp_code}"
+        raise NotifierError(reason, dead=busy, retry_after_s=1.0 if busy else None) from None
+    except ssl.SSLError:
+        raise NotifierError("the mail server's certificate is not trusted, or it speaks no TLS") from None
+    except socket.gaierror:
+        raise NotifierError(f"there is no mail server {host}") from None
+    except TimeoutError:
+        raise NotifierError(f"no answer of the mail server within {TIMEOUT_S:g} s", retry_after_s=1.0) from None
+    except (OSError, smtplib.SMTPException):
+        raise NotifierError("no connection to the mail server", retry_after_s=1.0) from None

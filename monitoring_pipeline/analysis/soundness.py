@@ -1,0 +1,139 @@
+"""Whether a table can be right: its columns, the ranges of its values, hours that are empty where none should be."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from monitoring_pipeline.tables import HOURLY_PERFORMANCE, TRACE_PERFORMANCE, Table
+from monitoring_pipeline.windows import HOUR
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import StructType
+
+SHARES = {"error_rate", "pass_rate", "sample_rate", "agreement"}
+# Each is at most the next.
+ORDERED = (
+    ("error_span_count", "span_count"),
+    ("error_count", "trace_count"),
+    ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms"),
+    ("p50_ms", "p95_ms", "p99_ms", "max_ms"),
+    ("ci_low", "mean_score", "ci_high"),
+    ("kappa_low", "kappa", "kappa_high"),
+)
+TOLERANCE = 1e-9  # of the last digits of floating point
+# What a trace says of itself, and figures made of that: a client whose clock was put back must not stop an hour.
+_SAID = ("input_tokens", "output_tokens", "total_tokens", "cost_usd")
+CLAIMS = {
+    TRACE_PERFORMANCE.name: {*_SAID, "duration_ms"},
+    HOURLY_PERFORMANCE.name: {*_SAID, *(f"{figure}_duration_ms" for figure in ("avg", "p50", "p95", "p99"))},
+}
+
+BUSY = 10  # traces in an hour: by chance alone, one in 20,000 such hours has none
+BASELINE_DAYS = 7
+ENOUGH_DAYS = 3
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A rule that `rows` rows of an hour (or day) break. `is_claim`: the trace itself says so, we have not made it."""
+
+    hour: datetime
+    rule: str
+    rows: int
+    is_claim: bool
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H:%M} {self.rule}: {self.rows} row{'s' if self.rows != 1 else ''}"
+
+
+def schema_problems(table: Table, found: StructType) -> list[str]:
+    """Where the columns of a table differ from those that `table` declares; empty where they do not.
+
+    Whether a column may be null is not compared: an engine does not tell it reliably.
+    """
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    declared = {field.name: field.dataType.simpleString() for field in from_arrow_schema(table.schema)}
+    present = {field.name: field.dataType.simpleString() for field in found}
+    problems = [f"{name} is missing" for name in declared if name not in present]
+    problems += [f"{name} is not declared" for name in present if name not in declared]
+    both = [name for name in declared if name in present]
+    problems += [f"{name} is {present[name]}, not {declared[name]}" for name in both if present[name] != declared[name]]
+    return [f"{table.name}: {problem}" for problem in problems]
+
+
+def has_numbers(table: Table) -> bool:
+    """Whether any column is a number, so that there are rules for `breaches`."""
+    return any(pa.types.is_integer(field.type) or pa.types.is_floating(field.type) for field in table.schema)
+
+
+def breaches(table: Table, rows: DataFrame) -> list[Breach]:
+    """The rules that `rows` of the table break, hour by hour, in order.
+
+    Counts, durations and costs are not negative, shares lie between 0 and 1 and kappa between -1 and 1, numbers are
+    finite, percentiles are in order, and a mean lies in its interval.
+    """
+    from pyspark.sql import functions as F
+
+    rules = list(_rules(table))
+    counts = [F.sum(F.coalesce(broken, F.lit(False)).cast("long")) for _, _, broken in rules]
+    sums = [count.alias(f"rule_{index}") for index, count in enumerate(counts)]
+    by_hour = rows.groupBy(table.hour).agg(*sums).toArrow().sort_by(table.hour)
+    claims = CLAIMS.get(table.name, set())
+    return [
+        Breach(hour[table.hour], rule, hour[f"rule_{index}"], column in claims)
+        for hour in by_hour.to_pylist()
+        for index, (column, rule, _) in enumerate(rules)
+        if hour[f"rule_{index}"]
+    ]
+
+
+def _rules(table: Table) -> Iterator[tuple[str, str, Column]]:
+    """The column that a rule is about, the rule's breach in words, and the condition of rows that break it."""
+    from pyspark.sql import functions as F
+
+    for field in table.schema:
+        value = F.col(field.name)
+        if pa.types.is_floating(field.type):
+            yield field.name, f"{field.name} is no finite number", F.isnan(value) | (F.abs(value) == float("inf"))
+        if pa.types.is_integer(field.type) or field.name.endswith(("_ms", "_usd")):
+            yield field.name, f"{field.name} below 0", value < 0
+        if field.name in SHARES:
+            yield field.name, f"{field.name} outside 0 to 1", (value < 0) | (value > 1)
+        if field.name == "kappa":
+            yield field.name, f"{field.name} outside -1 to 1", F.abs(value) > 1 + TOLERANCE
+    for chain in ORDERED:
+        if set(chain) <= set(table.schema.names):
+            for low, high in pairwise(chain):
+                slack = TOLERANCE * F.greatest(F.lit(1.0), F.abs(F.col(high)))
+                # Order among values is ours to keep, also where the values are claims.
+                yield "", f"{low} above {high}", F.col(low) > F.col(high) + slack
+
+
+def usual_traces(counts: Mapping[datetime, int], hour: datetime, beside: tuple[datetime, ...]) -> tuple[float, str]:
+    """How many traces `hour` would be expected to have, and what that is taken from, in words.
+
+    The median of the same hour over those of the seven days before that had traces around it; where these are fewer
+    than three, the least of the hours `beside`. `counts` has the traces of each hour; an hour that it lacks has none.
+    """
+    days = [hour - timedelta(days=day) for day in range(1, BASELINE_DAYS + 1)]
+    running = [counts.get(day, 0) for day in days if any(counts.get(day + near * HOUR) for near in (-1, 0, 1))]
+    if len(running) >= ENOUGH_DAYS:
+        median = statistics.median(running)
+        return median, f"{median:g} traces in the median of this hour on {len(running)} days before"
+    least = min(counts.get(near, 0) for near in beside)
+    return least, f"at least {least} traces in the hour{'s' if len(beside) > 1 else ''} beside it"
+
+
+def silent_hours(counts: Mapping[datetime, int], hours: list[datetime]) -> dict[datetime, str]:
+    """Those of `hours` without a trace where ten or more would be usual, with what is usual in words."""
+    usual = {hour: usual_traces(counts, hour, (hour - HOUR, hour + HOUR)) for hour in hours if not counts.get(hour)}
+    return {hour: words for hour, (traces, words) in usual.items() if traces >= BUSY}

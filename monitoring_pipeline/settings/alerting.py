@@ -1,0 +1,296 @@
+"""What is alerted on, and who is told: [[alerts]], [[notifiers]] and [notify] of monitoring.toml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, time, timedelta
+from typing import Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, field_validator, model_validator
+
+from monitoring_pipeline.settings.base import Section
+from monitoring_pipeline.settings.sections import ScorerSettings
+
+# A rate is a share of traces, 0 to 1; a total is a sum an hour; the others are neither.
+RATES = ("error_rate", "pass_rate", "coverage", "scorer_failure_rate")
+TOTALS = ("cost_usd_per_hour", "tokens_per_hour")
+METRICS = (*RATES, "p95_duration_ms", *TOTALS, "freshness_hours", "archive_given_up")
+OF_SCORERS = ("pass_rate", "coverage", "scorer_failure_rate")
+WITHOUT_HOURS = ("freshness_hours", "archive_given_up")  # of the moment: they have no window and no baseline
+BAD_IS_LOW = ("pass_rate", "coverage")
+WINDOWS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
+LOG = "log"  # the notifier that is always there
+
+_NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,63}"
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_DURATION = re.compile(r"([1-9]\d{0,3})(h|d)")
+_QUIET = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+_ADDRESS = re.compile(r"[^@\s<>,;:]+@[^@\s<>,;:]+")
+
+
+def hours_of_text(text: str) -> int:
+    """How many hours `text` says, such as 6h or 3d.
+
+    Raises:
+        ValueError: it is written otherwise, or is more than 30 days.
+    """
+    match = _DURATION.fullmatch(text)
+    hours = int(match[1]) * (24 if match[2] == "d" else 1) if match else 0
+    if not 1 <= hours <= 720:
+        raise ValueError(f"{text!r} is no window: write whole hours or days up to 30d, such as 1h, 6h or 3d")
+    return hours
+
+
+class ScopeSettings(Section):
+    """What a rule looks at; whatever is not named is taken together, but scorers one by one."""
+
+    experiment: str | None = Field(default=None, min_length=1, description="name of an MLflow experiment")
+    trace_name: str | None = Field(default=None, min_length=1, description="name of the traces")
+    scorer: str | None = Field(default=None, min_length=1, description="name of a configured scorer")
+
+
+class AlertSettings(Section):
+    """A rule: a metric with either a `threshold`, a `change` against its past, or an `objective`."""
+
+    name: str = Field(description="what messages call it")
+    metric: Literal[METRICS] = Field(description="what is looked at")  # type: ignore[valid-type]
+    scope: ScopeSettings = Field(default_factory=ScopeSettings, description="of which traces or scorer")
+    window: str = Field(default="1h", description="how many hours are taken together, such as 1h, 6h, 3d")
+    severity: Literal["info", "warning", "critical"] = Field(
+        default="warning", description="critical is told in quiet hours, too"
+    )
+    notify: list[str] = Field(default=[LOG], min_length=1, description="names of notifiers; `log` is always there")
+    min_traces: int = Field(default=30, ge=1, description="of fewer traces no rate and no percentile is taken")
+
+    operator: Literal[">", ">=", "<", "<="] = Field(default=">", description="of a threshold")
+    threshold: float | None = Field(
+        default=None, allow_inf_nan=False, description="the alert is where metric operator threshold"
+    )
+
+    change: Literal["up", "down", "both"] | None = Field(
+        default=None, description="the direction of a change against the same hours of the weeks before"
+    )
+    min_change: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="a smaller change is none: of a rate in shares (0.05), of others relative (0.25 is 25 %)",
+    )
+    baseline_weeks: int = Field(default=4, ge=3, le=12, description="weeks before that a change is measured against")
+    false_alarms_per_30_days: float = Field(default=0.3, gt=0, le=30, description="that chance may raise, at most")
+
+    objective: float | None = Field(default=None, gt=0, lt=1, description="share of good traces, such as 0.99")
+    burn_rate: float = Field(
+        default=6.0, gt=0, allow_inf_nan=False, description="how many times too fast the objective's budget is spent"
+    )
+    short_window: str = Field(
+        default="1h", description="that must burn as fast as `window`, so that the alert ends soon"
+    )
+
+    @property
+    def kind(self) -> Literal["threshold", "change", "objective"]:
+        """How the rule judges its metric."""
+        return "change" if self.change else "objective" if self.objective is not None else "threshold"
+
+    @property
+    def window_hours(self) -> int:
+        """The window's length in hours."""
+        return hours_of_text(self.window)
+
+    @property
+    def short_window_hours(self) -> int:
+        """The short window's length in hours."""
+        return hours_of_text(self.short_window)
+
+    @property
+    def least_change(self) -> float:
+        """`min_change`, or what it is by default."""
+        return self.min_change or (0.05 if self.metric in RATES else 0.25)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        return _checked_name(name)
+
+    @field_validator("window", "short_window")
+    @classmethod
+    def _is_a_window(cls, text: str) -> str:
+        hours_of_text(text)
+        return text
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [name for name in ("threshold", "change", "objective") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{self.name}: {' and '.join(given) or 'none'} given; give one of threshold, change, objective"
+            )
+        of_kind = {
+            "threshold": {"operator"},
+            "change": {"min_change", "baseline_weeks", "false_alarms_per_30_days"},
+            "objective": {"burn_rate", "short_window"},
+        }
+        of_others = set().union(*(names for kind, names in of_kind.items() if kind != self.kind))
+        if astray := sorted(of_others & self.model_fields_set):
+            raise ValueError(f"{self.name}: {', '.join(astray)} says nothing to a rule with {self.kind}; take it out")
+        return self
+
+    @model_validator(mode="after")
+    def _metric_and_kind_fit(self) -> Self:
+        if self.kind != "threshold" and self.metric in WITHOUT_HOURS:
+            raise ValueError(f"{self.name}: {self.metric} can only have a threshold")
+        if self.kind == "objective" and self.metric not in RATES:
+            raise ValueError(f"{self.name}: an objective is of a rate ({', '.join(RATES)}), not of {self.metric}")
+        if self.metric in WITHOUT_HOURS and "window" in self.model_fields_set:
+            raise ValueError(f"{self.name}: {self.metric} is of the moment and has no window; take it out")
+        if self.scope.scorer and self.metric not in OF_SCORERS:
+            raise ValueError(f"{self.name}: {self.metric} is not of a scorer; take scope.scorer out")
+        if self.scope.trace_name and self.metric in (*OF_SCORERS, "archive_given_up"):
+            raise ValueError(f"{self.name}: {self.metric} is not known by trace name; take scope.trace_name out")
+        if self.scope.experiment and self.metric == "archive_given_up":
+            raise ValueError(f"{self.name}: archive_given_up is of all experiments; take scope.experiment out")
+        return self
+
+    @model_validator(mode="after")
+    def _can_ever_be(self) -> Self:
+        if self.kind == "threshold" and self.metric in RATES and not 0 <= (self.threshold or 0) <= 1:
+            raise ValueError(f"{self.name}: threshold = {self.threshold} of {self.metric}: a rate is from 0 to 1")
+        if self.kind == "change" and self.window_hours not in WINDOWS_OF_A_DAY:
+            windows = ", ".join(f"{hours}h" for hours in WINDOWS_OF_A_DAY)
+            raise ValueError(f"{self.name}: window = {self.window!r} of a change: a day must hold it evenly: {windows}")
+        if self.objective is not None:
+            if self.short_window_hours >= self.window_hours:
+                raise ValueError(
+                    f"{self.name}: short_window = {self.short_window!r} must be shorter than window = {self.window!r}"
+                )
+            if self.burn_rate * (1 - self.objective) >= 1:
+                raise ValueError(
+                    f"{self.name}: burn_rate = {self.burn_rate:g} of objective = {self.objective:g} needs more bad "
+                    f"traces than there are; the highest is below {1 / (1 - self.objective):.3g}"
+                )
+        return self
+
+
+class NotifierSettings(Section):
+    """Who is told, and how. Addresses that are secret and passwords stand in environment variables named here."""
+
+    name: str = Field(description="what `notify` of a rule calls it")
+    kind: Literal["webhook", "slack", "email", "log"]
+    url_env: str | None = Field(default=None, description="variable with the address of a webhook, or of Slack's")
+    host: str | None = Field(default=None, min_length=1, description="of the mail server")
+    port: int = Field(default=587, ge=1, le=65535, description="of the mail server")
+    security: Literal["starttls", "tls", "none"] = Field(default="starttls", description="of the mail's way")
+    user: str | None = Field(default=None, min_length=1, description="at the mail server")
+    password_env: str | None = Field(default=None, description="variable with the password of `user`")
+    sender: str | None = Field(default=None, description="address that mails come from")
+    to: list[str] = Field(default=[], description="addresses that mails go to")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        return _checked_name(name)
+
+    @field_validator("url_env", "password_env")
+    @classmethod
+    def _is_a_variable(cls, name: str | None) -> str | None:
+        # The value is not repeated: it may be the secret itself.
+        if name is not None and not re.fullmatch(_VARIABLE, name):
+            raise ValueError("must be the name of an environment variable, such as SLACK_WEBHOOK; put the secret there")
+        return name
+
+    @field_validator("sender", "to")
+    @classmethod
+    def _are_addresses(cls, given: str | list[str] | None) -> str | list[str] | None:
+        for address in [given] if isinstance(given, str) else given or []:
+            if not _ADDRESS.fullmatch(address):
+                raise ValueError(f"{address!r} is no mail address; write it as alerts@example.org")
+        return given
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needed = {"webhook": {"url_env"}, "slack": {"url_env"}, "email": {"host", "sender", "to"}, "log": set()}
+        optional = {"port", "security", "user", "password_env"} if self.kind == "email" else set()
+        missing = sorted(name for name in needed[self.kind] if not getattr(self, name))
+        if missing:
+            raise ValueError(f"{self.name}: kind = {self.kind!r} needs {', '.join(missing)}")
+        astray = sorted(self.model_fields_set - {"name", "kind"} - needed[self.kind] - optional)
+        if astray:
+            raise ValueError(f"{self.name}: {', '.join(astray)} says nothing to kind = {self.kind!r}; take it out")
+        if (self.user is None) != (self.password_env is None):
+            raise ValueError(f"{self.name}: user and password_env belong together; give both or neither")
+        if self.user and self.security == "none":
+            raise ValueError(f"{self.name}: a password would go in the clear; use security = 'starttls' or 'tls'")
+        return self
+
+
+class NotifySettings(Section):
+    every_minutes: Literal[1, 2, 3, 5, 10, 15, 20, 30, 60] = Field(default=5, description="how often rules are checked")
+    quiet: str | None = Field(
+        default=None, description="hours such as 22:00-07:00 in which only what is critical is told"
+    )
+    time_zone: str = Field(default="UTC", description="of the quiet hours, such as Europe/Berlin")
+
+    @field_validator("quiet")
+    @classmethod
+    def _is_a_span(cls, quiet: str | None) -> str | None:
+        if quiet is not None and (not _QUIET.fullmatch(quiet) or quiet[:5] == quiet[6:]):
+            raise ValueError(f"{quiet!r} are no quiet hours: write them as 22:00-07:00")
+        return quiet
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{name!r} is no time zone: write it as Europe/Berlin") from None
+        return name
+
+    def is_quiet(self, moment: datetime) -> bool:
+        """Whether `moment` (timezone-aware) lies in the quiet hours."""
+        if self.quiet is None:
+            return False
+        start, end = (time.fromisoformat(part) for part in self.quiet.split("-"))
+        local = moment.astimezone(ZoneInfo(self.time_zone)).time()
+        return start <= local < end if start < end else local >= start or local < end
+
+    @property
+    def interval(self) -> timedelta:
+        """The time between two checks."""
+        return timedelta(minutes=self.every_minutes)
+
+
+def alert_problems(
+    alerts: Sequence[AlertSettings], notifiers: Sequence[NotifierSettings], scorers: Sequence[ScorerSettings]
+) -> list[str]:
+    """What is wrong with rules and notifiers between them: a line for each name that is there twice, or not at all."""
+    problems = []
+    for section, names in (("alerts", [rule.name for rule in alerts]), ("notifiers", [n.name for n in notifiers])):
+        problems += [
+            f"{section}: name {name!r} is used {names.count(name)} times; give each its own"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+    if any(notifier.name == LOG for notifier in notifiers):
+        problems.append(f"notifiers: {LOG!r} is there already; give yours another name")
+    known = [LOG, *(notifier.name for notifier in notifiers)]
+    configured = [scorer.name for scorer in scorers]
+    for index, rule in enumerate(alerts):
+        problems += [
+            f"alerts[{index}].notify = {name!r}: no such notifier; there are {', '.join(known)}"
+            for name in rule.notify
+            if name not in known
+        ]
+        if rule.scope.scorer and rule.scope.scorer not in configured:
+            problems.append(
+                f"alerts[{index}].scope.scorer = {rule.scope.scorer!r}: no such scorer; configured are "
+                f"{', '.join(configured)}"
+            )
+    return problems
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"{name!r} must be letters, digits, _ and -, at most 64, and start with a letter")
+    return name

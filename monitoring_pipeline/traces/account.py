@@ -1,0 +1,103 @@
+"""The account of what was archived: for each hour, what the source had of it just before it was read.
+
+It is kept in the lake, in `archived_hours`, so that the lake alone says what is still to be read. An hour whose counts
+at the source differ from its row is due. A trace that arrives while its hour is being read is not in the counts, which
+only means that the hour is read once more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.tables import AGENT_TRACES, ARCHIVED_HOURS, DELETED_TRACES, QUARANTINED_TRACES
+from monitoring_pipeline.windows import Window
+
+
+@dataclass(frozen=True)
+class HourCounts:
+    """What a source has of an hour: traces, how many of them are in progress, assessments, and a `mark`.
+
+    The mark is a text that changes where the counts may stay, such as the time of the latest change of an assessment;
+    empty where the source has no cheap one.
+    """
+
+    traces: int = 0
+    in_progress: int = 0
+    assessments: int = 0
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class AccountedHour:
+    """What the source had of an hour when it was last archived, and when that was."""
+
+    counts: HourCounts
+    archived_at: datetime
+
+
+NOTHING = HourCounts()
+COLUMNS = ("source_traces", "source_in_progress", "source_assessments", "source_mark", "archived_at")
+
+
+def accounted(lake: LakeResource, window: Window) -> dict[datetime, AccountedHour]:
+    """The account of the hours in `window`; an hour that was never archived, or never had a trace, is not in it.
+
+    Raises:
+        LakeError: the lake cannot be opened.
+    """
+    rows = lake.read_columns(ARCHIVED_HOURS, window, "hour", *COLUMNS).to_pylist()
+    found: dict[datetime, AccountedHour] = {}
+    for row in rows:
+        *counts, archived_at = (row[name] for name in COLUMNS)
+        found[row["hour"]] = AccountedHour(HourCounts(*counts), archived_at)
+    return found
+
+
+def keep_account(
+    lake: LakeResource,
+    window: Window,
+    counts: Mapping[datetime, HourCounts],
+    counted_at: datetime,
+    leaving_out: Container[datetime] = (),
+) -> None:
+    """Note that the hours of `window` were archived when the source had `counts` of them, but for some hours.
+
+    Without a change there is no commit.
+
+    Raises:
+        LakeError: the lake cannot be written.
+    """
+    hours = counts.keys() | accounted(lake, window).keys()
+    rows = []
+    for hour in sorted(hour for hour in hours if hour in window and hour not in leaving_out):
+        of_hour = counts.get(hour, NOTHING)
+        values = (of_hour.traces, of_hour.in_progress, of_hour.assessments, of_hour.mark, counted_at)
+        rows.append({"hour": hour, **dict(zip(COLUMNS, values, strict=True))})
+    lake.upsert(ARCHIVED_HOURS, from_dicts(ARCHIVED_HOURS, rows))
+
+
+def due_hours(
+    counts: Mapping[datetime, HourCounts], account: Mapping[datetime, AccountedHour]
+) -> dict[datetime, HourCounts]:
+    """The hours whose counts at the source are not those of the account, with the former, oldest first."""
+    differing = {
+        hour: counts.get(hour, NOTHING)
+        for hour in counts.keys() | account.keys()
+        if counts.get(hour, NOTHING) != (account[hour].counts if hour in account else NOTHING)
+    }
+    return dict(sorted(differing.items()))
+
+
+def lacking(lake: LakeResource, window: Window, counts: Mapping[datetime, HourCounts]) -> dict[datetime, int]:
+    """How many traces of `counts` are not archived, in quarantine or deleted on request, for hours that lack any."""
+    there = Counter[datetime]()
+    for table in (AGENT_TRACES, QUARANTINED_TRACES, DELETED_TRACES):
+        hours = lake.read_columns(table, window, "trace_hour")["trace_hour"].value_counts().to_pylist()
+        there.update({hour["values"]: hour["counts"] for hour in hours})
+    short = {hour: of_hour.traces - there[hour] for hour, of_hour in counts.items() if hour in window}
+    return {hour: number for hour, number in sorted(short.items()) if number > 0}

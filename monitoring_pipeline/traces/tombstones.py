@@ -1,0 +1,24 @@
+"""Traces that were deleted on request: archiving leaves them out, however long the source still has them."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.tables import DELETED_TRACES
+from monitoring_pipeline.windows import Window
+
+# A trace whose start was lowered since stands in an earlier hour than the one that it was deleted from.
+MOVED_AT_MOST = timedelta(days=1)
+
+
+def trace_digest(trace_id: str) -> str:
+    """What a deleted trace is known by: the SHA-256 of its id. An id is random, so the digest cannot be undone."""
+    return hashlib.sha256(trace_id.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def deleted_digests(lake: LakeResource, window: Window) -> frozenset[str]:
+    """The digests of the deleted traces that may start in `window`."""
+    around = Window(window.start, window.end + MOVED_AT_MOST)
+    return frozenset(lake.read_columns(DELETED_TRACES, around, "trace_digest")["trace_digest"].to_pylist())

@@ -1,0 +1,234 @@
+"""Deletion on request: all that the lake has of some traces goes, is shown to be gone, and does not come back.
+
+The request is written down first, in `deleted_traces`, and all else follows from that: archiving leaves these traces
+out from then on, and a deletion that was interrupted is completed by the next one, or by upkeep.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from monitoring_pipeline.errors import LakeError, MonitoringError
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.scoring.sessions import SPAN
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, DELETED_TRACES, QUARANTINED_TRACES, TABLES, TIME
+from monitoring_pipeline.traces.tombstones import trace_digest
+from monitoring_pipeline.upkeep.others import wait_for_others
+from monitoring_pipeline.upkeep.recount import Recount, hour_window
+from monitoring_pipeline.windows import HOUR, Window
+
+# The archive goes last: what is found by it is found again when this is interrupted.
+OF_TRACES = sorted((t for t in TABLES if "trace_id" in t.schema.names), key=lambda table: table is AGENT_TRACES)
+Places = set[tuple[str, datetime]]
+
+
+@dataclass
+class Deletion:
+    """What a deletion did: traces, the rows removed from each table, and the reports that were written anew."""
+
+    traces: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    reports: list[Path] = field(default_factory=list)
+
+
+def find(lake: LakeResource, trace_ids: Collection[str], user_ids: Collection[str]) -> Places:
+    """The traces with these ids and those of these users, each with the hours that the lake has it under.
+
+    A user's traces are those whose `user_id` it is, and those in quarantine whose text has it as a word.
+
+    Raises:
+        MonitoringError: the lake has nothing of a trace or a user.
+    """
+    if not trace_ids and not user_ids:
+        raise MonitoringError("nothing to delete: give ids of traces or of users")
+    found_ids = set(trace_ids)
+    for user_id in user_ids:
+        of_user = _of_user(lake, user_id)
+        if not of_user:
+            raise MonitoringError(f"user {user_id!r}: the lake has no trace of that user; check the id")
+        found_ids |= of_user
+    places = _places(lake, found_ids)
+    known = {trace_id for trace_id, _ in places}
+    if missing := sorted(set(trace_ids) - known):
+        raise MonitoringError(f"no trace {', '.join(missing[:5])} in the lake; check the id, or leave it out")
+    return places
+
+
+def preview(lake: LakeResource, places: Places) -> Deletion:
+    """The rows that deleting the traces would remove, but for results on sessions that they are part of."""
+    deletion = Deletion(len({trace_id for trace_id, _ in places}))
+    by_hour: defaultdict[datetime, set[str]] = defaultdict(set)
+    for trace_id, hour in places:
+        by_hour[hour].add(trace_id)
+    for hour, ids in by_hour.items():
+        for table in OF_TRACES:
+            found = lake.read_columns(table, hour_window(hour), "trace_id")["trace_id"]
+            if count := pc.sum(pc.is_in(found, pa.array(ids, pa.string()))).as_py():
+                deletion.rows[table.name] += count
+    return deletion
+
+
+def delete(
+    lake: LakeResource,
+    recount: Recount,
+    instance: dg.DagsterInstance,
+    own_run_id: str | None,
+    trace_ids: Collection[str],
+    user_ids: Collection[str],
+    reference: str | None = None,
+    on_progress: Callable[[str], None] = lambda message: None,
+) -> Deletion:
+    """Delete the traces with these ids and those of these users, once nothing else of this Dagster instance runs.
+
+    Raises:
+        MonitoringError: the lake has nothing of one, other runs do not end, or something cannot be deleted.
+    """
+    places = find(lake, trace_ids, user_ids)
+    wait_for_others(instance, own_run_id, on_progress)
+    request(lake, places, reference)
+    return carry_out(lake, recount, on_progress)
+
+
+def has_unfinished(lake: LakeResource) -> bool:
+    """Whether a deletion was asked for and has not come to its end."""
+    return bool(_unfinished(lake))
+
+
+def request(lake: LakeResource, places: Places, reference: str | None) -> None:
+    """Write down that the traces are to be deleted; `reference` is what the request is called where it came from."""
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "trace_digest": trace_digest(trace_id),
+            "trace_hour": hour,
+            "request_reference": reference,
+            "requested_at": now,
+            "completed_at": None,
+        }
+        for trace_id, hour in sorted(places)
+    ]
+    lake.upsert(DELETED_TRACES, from_dicts(DELETED_TRACES, rows))
+
+
+def carry_out(
+    lake: LakeResource, recount: Recount, on_progress: Callable[[str], None] = lambda message: None
+) -> Deletion:
+    """Delete the traces that are written down and not yet deleted; nothing else may read or write meanwhile.
+
+    Their rows go from every table, figures and reports of their hours and days are made anew, files that still have
+    them are deleted, and then it is looked for them again.
+
+    Raises:
+        LakeError: something cannot be deleted, or is still there; running it again goes on.
+    """
+    wanted = _unfinished(lake)
+    deletion = Deletion(len({digest for _, digests in wanted.items() for digest in digests}))
+    for hour, digests in sorted(wanted.items()):
+        window = hour_window(hour)
+        ids = _ids(lake, window, digests)
+        for other in _remove_of_sessions(lake, window, ids, deletion.rows):
+            recount.hour(hour_window(other))
+        for table in OF_TRACES:
+            if removed := lake.remove(table, window, "trace_id", ids):
+                deletion.rows[table.name] += removed
+        if lake.kept_since is None or hour >= lake.kept_since:  # else there is nothing left to count again
+            recount.hour(window)
+        on_progress(f"{window}: {len(digests)} traces")
+    if not wanted:
+        return deletion
+    for day in sorted({hour.date() for hour in wanted}):
+        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        if report := recount.day(Window(midnight, midnight + timedelta(days=1))):
+            deletion.reports.append(report)
+    for table in TABLES:
+        lake.purge(table)
+    _check_gone(lake, wanted)
+    _complete(lake, wanted)
+    return deletion
+
+
+def _of_user(lake: LakeResource, user_id: str) -> set[str]:
+    from pyspark.sql import functions as F
+
+    archived = lake.read(AGENT_TRACES).where(F.col("user_id") == F.lit(user_id)).select("trace_id")
+    unread = lake.read(QUARANTINED_TRACES).select("trace_id", "raw").where(F.contains("raw", F.lit(user_id)))
+    return {row["trace_id"] for row in archived.collect()} | {
+        row["trace_id"] for row in unread.collect() if _has_word(row["raw"], user_id)
+    }
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+def _places(lake: LakeResource, trace_ids: Collection[str]) -> Places:
+    from pyspark.sql import functions as F
+
+    places: Places = set()
+    for table in OF_TRACES:
+        rows = lake.read(table).where(F.col("trace_id").isin(*trace_ids)).select("trace_id", "trace_hour").distinct()
+        found = rows.toArrow()
+        places |= set(zip(found["trace_id"].to_pylist(), found["trace_hour"].cast(TIME).to_pylist(), strict=True))
+    return places
+
+
+def _unfinished(lake: LakeResource) -> dict[datetime, frozenset[str]]:
+    """The digests of the traces that are to be deleted and are not yet, by hour."""
+    rows = lake.read(DELETED_TRACES).where("completed_at IS NULL").select("trace_hour", "trace_digest").toArrow()
+    wanted: defaultdict[datetime, set[str]] = defaultdict(set)
+    for hour, digest in zip(rows["trace_hour"].cast(TIME).to_pylist(), rows["trace_digest"].to_pylist(), strict=True):
+        wanted[hour].add(digest)
+    return {hour: frozenset(digests) for hour, digests in wanted.items()}
+
+
+def _ids(lake: LakeResource, window: Window, digests: frozenset[str]) -> set[str]:
+    """The ids of the traces that the lake has of these in the window."""
+    found: set[str] = set()
+    for table in OF_TRACES:
+        found |= set(pc.unique(lake.read_columns(table, window, "trace_id")["trace_id"]).to_pylist())
+    return {trace_id for trace_id in found if trace_digest(trace_id) in digests}
+
+
+def _remove_of_sessions(lake: LakeResource, window: Window, ids: set[str], rows: Counter[str]) -> set[datetime]:
+    """Remove the results on the sessions that the traces are part of, which tell of them too; returns their hours."""
+    traces = lake.read_columns(AGENT_TRACES, window, "trace_id", "experiment_id", "session_id")
+    traces = traces.filter(pc.is_in(traces["trace_id"], pa.array(ids, pa.string())))
+    sessions = {(row["experiment_id"], row["session_id"]) for row in traces.to_pylist() if row["session_id"]}
+    if not sessions:
+        return set()
+    around = Window(window.start - SPAN, window.end + SPAN)
+    columns = ("assessment_id", "trace_hour", "experiment_id", "session_id")
+    results = lake.read_columns(ASSESSMENTS, around, *columns).to_pylist()
+    told = [row for row in results if (row["experiment_id"], row["session_id"]) in sessions]
+    if told:
+        rows[ASSESSMENTS.name] += lake.remove(ASSESSMENTS, around, "assessment_id", {r["assessment_id"] for r in told})
+    return {row["trace_hour"] for row in told}
+
+
+def _check_gone(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:
+    digests = frozenset().union(*wanted.values())
+    hours = Window(min(wanted), max(wanted) + HOUR)
+    for table in OF_TRACES:
+        for part in hours.by_day():
+            found = pc.unique(lake.read_columns(table, part, "trace_id")["trace_id"]).to_pylist()
+            if left := sum(trace_digest(trace_id) in digests for trace_id in found):
+                raise LakeError(f"{left} deleted traces are in {table.name} again; run the deletion once more")
+
+
+def _complete(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:
+    now = datetime.now(UTC)
+    names = [name for name in DELETED_TRACES.schema.names if name != "date"]
+    for hour, digests in wanted.items():
+        rows = lake.read_columns(DELETED_TRACES, hour_window(hour), *names).to_pylist()
+        done = [{**row, "completed_at": now} for row in rows if row["trace_digest"] in digests]
+        lake.upsert(DELETED_TRACES, from_dicts(DELETED_TRACES, done))

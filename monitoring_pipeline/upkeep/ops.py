@@ -1,0 +1,79 @@
+"""Jobs that take out of the lake what is not to stay there."""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.settings import Settings
+
+UPKEEP = "upkeep"
+DELETE = "delete_traces"
+
+
+class DeleteConfig(dg.Config):
+    """Whose traces to delete, or which."""
+
+    trace_ids: list[str] = Field(default=[], description="ids of traces")
+    user_ids: list[str] = Field(default=[], description="ids of users, all of whose traces go")
+    reference: str | None = Field(default=None, description="what the request is called where it came from; kept")
+    dry_run: bool = Field(default=False, description="only count the traces")
+
+
+def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
+    """Upkeep of all tables, by settings, and deletion on request."""
+
+    @dg.op(name=UPKEEP)
+    def upkeep(context: dg.OpExecutionContext, tracking: TrackingResource, lake: LakeResource) -> None:
+        from monitoring_pipeline.upkeep.deletion import carry_out, has_unfinished
+        from monitoring_pipeline.upkeep.maintenance import keep_up
+        from monitoring_pipeline.upkeep.others import wait_for_others
+        from monitoring_pipeline.upkeep.recount import Recount
+
+        if has_unfinished(lake):  # a deletion that was interrupted
+            wait_for_others(context.instance, context.run_id, context.log.info)
+            carry_out(lake, Recount.of(settings, lake, tracking), context.log.info)
+        done = keep_up(lake, settings.upkeep, context.instance, context.run_id, context.log.info)
+        figures: dict[str, Any] = {f"{name}/rows_removed": rows for name, rows in done.expired.items()}
+        for name, files in done.files.items():
+            figures |= {f"{name}/{what}": count for what, count in files.items()}
+        context.add_output_metadata({**figures, **({"put_off": done.put_off} if done.put_off else {})})
+
+    @dg.op(name=DELETE)
+    def delete_traces(
+        context: dg.OpExecutionContext, config: DeleteConfig, tracking: TrackingResource, lake: LakeResource
+    ) -> None:
+        from monitoring_pipeline.upkeep.deletion import delete, find
+        from monitoring_pipeline.upkeep.recount import Recount
+
+        if config.dry_run:
+            found = find(lake, config.trace_ids, config.user_ids)
+            context.add_output_metadata({"traces": len({trace_id for trace_id, _ in found})})
+            return
+        deletion = delete(
+            lake,
+            Recount.of(settings, lake, tracking),
+            context.instance,
+            context.run_id,
+            config.trace_ids,
+            config.user_ids,
+            config.reference,
+            context.log.info,
+        )
+        rows = {f"{name}/rows_removed": count for name, count in deletion.rows.items()}
+        context.add_output_metadata({"traces": deletion.traces, "reports": len(deletion.reports), **rows})
+
+    @dg.job(name=f"{UPKEEP}_job", description="Retention, compaction and the removal of old files, for every table.")
+    def upkeep_job() -> None:
+        upkeep()
+
+    @dg.job(
+        name=f"{DELETE}_job",
+        description="All that the lake has of some traces, or of a user's, goes for good, and is shown to be gone.",
+    )
+    def delete_job() -> None:
+        delete_traces()
+
+    return [upkeep_job, delete_job]

@@ -1,0 +1,159 @@
+"""What is made of the traces of an hour or a day, made anew after some of them were deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from monitoring_pipeline.analysis import performance
+from monitoring_pipeline.analysis.agreement import agreement
+from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.assets.reports import report_data
+from monitoring_pipeline.databricks.managed import is_managed
+from monitoring_pipeline.databricks.managed_results import update_managed_ledger
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.scoring.coverage import update_ledger
+from monitoring_pipeline.scoring.lifecycle import effective
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers, pass_rules
+from monitoring_pipeline.scoring.states import Change, ScorerLog
+from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.tables import (
+    AGENT_TRACES,
+    ASSESSMENTS,
+    HOURLY_PERFORMANCE,
+    HOURLY_QUALITY,
+    NOT_APPLICABLE,
+    SCORER_AGREEMENT,
+    SCORER_COVERAGE,
+    SPAN_PROFILE,
+    TRACE_PERFORMANCE,
+    Table,
+)
+from monitoring_pipeline.windows import Window
+
+# Where a trace was that had no result: in this order, as none says which it was of a digest that is no longer in use.
+WITHOUT_RESULT = ("unsampled", "filtered_out", "pending", "over_budget")
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recount:
+    """What makes the figures of an hour or a day anew, with the scorers as they are now."""
+
+    lake: LakeResource
+    scorers: list[ConfiguredScorer]
+    changes: Mapping[str, list[Change]]
+    reports: Path
+
+    @classmethod
+    def of(cls, settings: Settings, lake: LakeResource, tracking: TrackingResource) -> Recount:
+        """For the scorers of `settings`, by their states in MLflow.
+
+        Raises:
+            MonitoringError: a scorer cannot be loaded, or MLflow not be reached.
+        """
+        scorers, log = load_scorers(settings.scorers), ScorerLog(tracking, settings.scoring.experiment)
+        changes = log.read().changes if any(map(is_managed, scorers)) else {}
+        return cls(lake, effective(scorers, log), changes, Path(settings.reports.location))
+
+    def hour(self, window: Window) -> None:
+        """Performance, ledger and quality of an hour, as far as it has them."""
+        lake = self.lake
+        for table, source, transform in (
+            (HOURLY_PERFORMANCE, TRACE_PERFORMANCE, performance.hourly_performance),
+            (SPAN_PROFILE, AGENT_TRACES, performance.span_profile),
+        ):
+            if _has_rows(lake, table, window):
+                lake.replace(table, window, transform(lake.read(source, window)))
+        if _has_rows(lake, SCORER_COVERAGE, window):
+            self._ledger(window)
+        if _has_rows(lake, HOURLY_QUALITY, window):
+            results, ledger = lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window)
+            rows = quality(results, ledger, pass_rules(self.scorers), by_hour=True)
+            rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
+            lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
+
+    def day(self, window: Window) -> Path | None:
+        """Agreement and report of a day, as far as it has them; returns the report's folder."""
+        lake, [day] = self.lake, window.days()
+        if _has_rows(lake, SCORER_AGREEMENT, window):
+            rows = agreement(lake.read(AGENT_TRACES, window), lake.read(ASSESSMENTS, window), self.scorers)
+            lake.replace(SCORER_AGREEMENT, window, pa.Table.from_pandas(rows, preserve_index=False))
+        return self._report(day)
+
+    def _report(self, day: date) -> Path | None:
+        from monitoring_pipeline.reports.daily import write_daily_report
+
+        folder = self.reports / day.isoformat()
+        if not folder.is_dir():
+            return None
+        write_daily_report(report_data(self.lake, self.scorers, day), self.reports)
+        return folder
+
+    def _ledger(self, window: Window) -> None:
+        lake = self.lake
+        before = lake.read_columns(SCORER_COVERAGE, window, "scorer", "scorer_digest").to_pylist()
+        told = {(line["scorer"], line["scorer_digest"]) for line in before}
+        for scorer in self.scorers:
+            if (scorer.name, scorer.digest) not in told:
+                continue
+            if is_managed(scorer):
+                update_managed_ledger(lake, scorer, self.changes.get(scorer.name, []), window)
+            else:
+                update_ledger(lake, [scorer], window)
+        names = [name for name in SCORER_COVERAGE.schema.names if name != "date"]
+        lines = lake.read_columns(SCORER_COVERAGE, window, *names).to_pylist()
+        kept = [settled for line in lines if (settled := self._settled(line, window))["archived"]]
+        if kept != lines:
+            lake.replace(SCORER_COVERAGE, window, from_dicts(SCORER_COVERAGE, kept))
+
+    def _settled(self, line: Line, window: Window) -> Line:
+        hour, experiment = line["hour"], line["experiment_id"]
+        is_here = (pc.field("trace_hour") == hour) & (
+            pc.field("experiment_id").is_null() if experiment is None else pc.field("experiment_id") == experiment
+        )
+        is_of = is_here & (pc.field("scorer") == line["scorer"]) & (pc.field("scorer_digest") == line["scorer_digest"])
+        place, digest = ("trace_hour", "experiment_id"), ("scorer", "scorer_digest")
+        archived = self.lake.read_columns(AGENT_TRACES, window, *place).filter(is_here).num_rows
+        results = self.lake.read_columns(ASSESSMENTS, window, *place, *digest, "error_code").filter(is_of)
+        declined = self.lake.read_columns(NOT_APPLICABLE, window, *place, *digest).filter(is_of).num_rows
+        return settled(
+            line, archived, results["error_code"].null_count, len(results) - results["error_code"].null_count, declined
+        )
+
+
+def settled(line: Line, archived: int, scored: int, failed: int, not_applicable: int) -> Line:
+    """A line of the ledger that adds up over the traces that are left.
+
+    `archived` is how many there are now, `scored`, `failed` and `not_applicable` what the scorer has of them. Of those
+    without a result a digest no longer in use cannot say which went; they are taken from `WITHOUT_RESULT` in turn.
+    """
+    new = {**line, "archived": min(line["archived"], archived), "scored": scored, "failed": failed}
+    new["not_applicable"] = not_applicable
+    new["filtered_out"] = max(line["filtered_out"] - line["not_applicable"], 0)
+    excess = scored + failed + not_applicable + sum(new[name] for name in WITHOUT_RESULT) - new["archived"]
+    for name in WITHOUT_RESULT:
+        taken = min(max(excess, 0), new[name])
+        new[name], excess = new[name] - taken, excess - taken
+    new["filtered_out"] += not_applicable
+    new["eligible"] = scored + failed + new["over_budget"] + new["pending"]
+    new["archived"] = new["eligible"] + new["filtered_out"] + new["unsampled"]
+    return new
+
+
+def _has_rows(lake: LakeResource, table: Table, window: Window) -> bool:
+    return lake.read_columns(table, window, table.hour).num_rows > 0
+
+
+def hour_window(hour: datetime) -> Window:
+    """The hour that starts then."""
+    return next(Window.covering([hour]).by_hour())

@@ -1,0 +1,31 @@
+"""Retention: days that are older than they are to be kept go, whole, from the tables of traces and of results."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.settings import UpkeepSettings
+from monitoring_pipeline.settings.upkeeping import oldest_kept
+from monitoring_pipeline.tables import TABLES
+
+
+def first_read_by_none(upkeep: UpkeepSettings) -> datetime | None:
+    """Before this moment something is to be removed; None where all is kept for ever."""
+    cuts = [oldest_kept(days) for days in (upkeep.keep_archive_days, upkeep.keep_results_days)]
+    return max((cut for cut in cuts if cut is not None), default=None)
+
+
+def expire(lake: LakeResource, upkeep: UpkeepSettings, now: datetime | None = None) -> dict[str, int]:
+    """Remove the days that are older than they are kept; returns the rows removed from each table that lost any.
+
+    Raises:
+        LakeError: a table cannot be written; the next time goes on.
+    """
+    days = {"archive": upkeep.keep_archive_days, "results": upkeep.keep_results_days, None: None}
+    removed: dict[str, int] = {}
+    for table in TABLES:
+        cut = oldest_kept(days[table.kept_with], now or datetime.now(UTC))
+        if cut and (rows := lake.remove_before(table, cut.date())):
+            removed[table.name] = rows
+    return removed

@@ -1,0 +1,67 @@
+"""A project whose whole chain has run, with the text of one user in every place that text gets to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from mlflow.entities import AssessmentSource, Feedback
+
+from monitoring_pipeline.definitions import build_definitions, build_resources
+from monitoring_pipeline.launch import run_chain
+from monitoring_pipeline.settings import LakeSettings, MlflowSettings, ReportSettings, Settings
+from monitoring_pipeline.traces.sources import archive_window
+from monitoring_pipeline_tests.made_project import QUALITY, WINDOW, MadeProject, scorer
+from monitoring_pipeline_tests.traces.stores import Store, span_json
+from monitoring_pipeline_tests.upkeep.marks import ANN, MARK
+
+ECHO = scorer("echo", "monitoring_pipeline_tests.upkeep.marks:echo")
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Store, lake and reports after a run: traces 0 to 5, of which 1, 3 and 5 are Ann's and hold the mark."""
+    folder = tmp_path_factory.mktemp("run")
+    store = Store.create(folder)
+    for number in range(6):
+        text = f"{MARK} says Ann" if number % 2 else "nothing of note, which is long enough to be good"
+        attributes = {"mlflow.spanInputs": json.dumps({"q": text}), "mlflow.spanOutputs": json.dumps(text)}
+        metadata = {"mlflow.trace.user": ANN if number % 2 else "bob", "mlflow.trace.session": f"s{number % 2}"}
+        failed = {"code": "STATUS_CODE_ERROR", "message": text}
+        store.log(
+            number,
+            [span_json(number, attributes=attributes, status=failed)],
+            [Feedback(name="echo", value=True, rationale=text, source=AssessmentSource("HUMAN", "x"))],
+            trace_metadata=metadata,
+            tags={"note": text},
+            request_preview=text,
+        )
+    project = _project(folder)
+    instance = dg.DagsterInstance.ephemeral()
+    definitions = build_definitions(project.settings)
+    assert run_chain(definitions, project.settings, WINDOW, None, instance, lambda event: None).failed_steps == {}
+    # The archive of it once more, after a change, so that older files have the text as well.
+    store.client.set_trace_tag("tr-00000000000000000000000000000001", "later", MARK)
+    resources = build_resources(project.settings)
+    archive_window(project.settings.archive, resources["tracking"], resources["lake"], WINDOW)
+    return folder
+
+
+def _project(folder: Path) -> MadeProject:
+    settings = Settings(
+        mlflow=MlflowSettings(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", experiments=["made"]),
+        lake=LakeSettings(location=str(folder / "lake")),
+        reports=ReportSettings(location=str(folder / "reports")),
+        scorers=[QUALITY, ECHO],
+    )
+    return MadeProject(folder, settings)
+
+
+@pytest.fixture
+def run(run_folder: Path, tmp_path: Path) -> MadeProject:
+    """A copy of it of the test's own."""
+    shutil.copytree(run_folder, tmp_path / "run")
+    return _project(tmp_path / "run")

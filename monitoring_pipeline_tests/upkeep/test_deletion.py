@@ -1,0 +1,269 @@
+"""Deletion on request: no byte of the user's is left, all figures add up over the rest, and nothing comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitoring_pipeline.definitions import build_definitions, build_resources
+from monitoring_pipeline.errors import LakeError, MonitoringError
+from monitoring_pipeline.resources.delta_folders import DeltaFolders
+from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.scoring.coverage import ledger_problems
+from monitoring_pipeline.scoring.registry import load_scorers
+from monitoring_pipeline.tables import (
+    AGENT_TRACES,
+    ASSESSMENTS,
+    DELETED_TRACES,
+    HOURLY_PERFORMANCE,
+    HOURLY_QUALITY,
+    QUARANTINED_TRACES,
+    SCORER_COVERAGE,
+    TABLES,
+)
+from monitoring_pipeline.traces.archive import archive
+from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
+from monitoring_pipeline.traces.sources import archive_window
+from monitoring_pipeline.traces.tombstones import trace_digest
+from monitoring_pipeline.upkeep import deletion, others
+from monitoring_pipeline.upkeep.recount import Recount, settled
+from monitoring_pipeline_tests.commands.calling import calling
+from monitoring_pipeline_tests.made_project import WINDOW, MadeProject
+from monitoring_pipeline_tests.traces.stores import HOUR, START, trace_id
+from monitoring_pipeline_tests.upkeep.marks import ANN, MARK
+
+ANNS = {trace_id(number) for number in (1, 3, 5)}
+
+
+def holding(folder: Path, *words: str) -> list[str]:
+    """The files under the folder with any of the words: in their bytes or, of parquet, in any value."""
+    found = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        text = file.read_bytes().decode("utf-8", "replace")
+        if file.suffix == ".parquet":
+            text += json.dumps(pq.ParquetFile(file).read().to_pylist(), default=str, ensure_ascii=False)
+        if any(word in text for word in words):
+            found.append(str(file.relative_to(folder)))
+    return found
+
+
+def delete(project: MadeProject, *trace_ids: str, user: str | None = None) -> deletion.Deletion:
+    lake = project.lake
+    recount = Recount.of(project.settings, lake, build_resources(project.settings)["tracking"])
+    instance = dg.DagsterInstance.ephemeral()
+    return deletion.delete(lake, recount, instance, None, trace_ids, [user] if user else [], "ticket 7")
+
+
+def test_no_byte_of_the_user_is_left_in_lake_or_reports(run: MadeProject) -> None:
+    lake, reports = run.folder / "lake", run.folder / "reports"
+    tables = {file.split("/")[0] for file in holding(lake, MARK, ANN)}
+    assert tables >= {"agent_traces", "trace_errors", "assessments"}
+    assert any("_change_data" in file for file in holding(lake, MARK))
+    assert holding(reports, MARK)
+
+    done = delete(run, user=ANN)
+
+    assert holding(lake, MARK, ANN, *ANNS) == []
+    assert holding(reports, MARK, *ANNS) == []
+    assert done.traces == 3
+    assert {name: done.rows[name] for name in ("agent_traces", "trace_performance", "trace_errors", "assessments")} == {
+        "agent_traces": 3,
+        "trace_performance": 3,
+        "trace_errors": 3,
+        "assessments": 6,
+    }
+    assert [report.name for report in done.reports] == ["2026-01-01"]
+
+
+def test_every_figure_is_that_of_the_traces_that_are_left(run: MadeProject) -> None:
+    delete(run, user=ANN)
+
+    assert {row["trace_id"] for row in run.rows(AGENT_TRACES)} == {trace_id(number) for number in (0, 2, 4)}
+    assert ledger_problems(run.lake, load_scorers(run.settings.scorers), WINDOW) == []
+    assert {(row["archived"], row["scored"]) for row in run.rows(SCORER_COVERAGE)} == {(3, 3)}
+    assert {row["trace_count"] for row in run.rows(HOURLY_PERFORMANCE)} == {3}
+    assert {row["scored"] for row in run.rows(HOURLY_QUALITY)} == {3}
+
+
+def test_an_hour_without_a_trace_left_has_no_figures(run: MadeProject) -> None:
+    delete(run, *(trace_id(number) for number in range(6)))
+    assert run.rows(SCORER_COVERAGE) == run.rows(HOURLY_PERFORMANCE) == run.rows(HOURLY_QUALITY) == []
+
+
+def test_archiving_does_not_bring_it_back(run: MadeProject) -> None:
+    delete(run, trace_id(1))
+    resources = build_resources(run.settings)
+    counts = archive_window(run.settings.archive, resources["tracking"], run.lake, HOUR)
+
+    assert (counts.deleted, counts.written) == (1, 0)
+    assert trace_id(1) not in {row["trace_id"] for row in run.rows(AGENT_TRACES)}
+
+
+def test_what_is_kept_of_a_request_tells_nothing_of_the_user(run: MadeProject) -> None:
+    delete(run, user=ANN)
+    rows = run.rows(DELETED_TRACES)
+    assert {row["trace_digest"] for row in rows} == set(map(trace_digest, ANNS))
+    assert {row["request_reference"] for row in rows} == {"ticket 7"}
+    assert all(row["completed_at"] >= row["requested_at"] for row in rows)
+
+
+def test_the_ledger_of_an_older_digest_adds_up_too(run: MadeProject) -> None:
+    for table in (SCORER_COVERAGE, ASSESSMENTS):
+        rows = [{**row, "scorer_digest": "old"} for row in run.rows(table)]
+        for row in rows:
+            row |= {"assessment_id": f"old {row['assessment_id']}"} if table is ASSESSMENTS else {}
+        run.lake.upsert(table, from_dicts(table, rows))
+    delete(run, trace_id(1))
+
+    of_old = [row for row in run.rows(SCORER_COVERAGE) if row["scorer_digest"] == "old"]
+    assert [(row["archived"], row["scored"]) for row in of_old] == [(5, 5), (5, 5)]
+    assert ledger_problems(run.lake, load_scorers(run.settings.scorers), WINDOW) == []
+
+
+PARTS = ("scored", "failed", "declined", "other", "unsampled", "pending", "over_budget")
+
+
+@given(
+    st.tuples(*[st.integers(0, 30)] * 7).map(
+        lambda n: dict(
+            zip(("scored", "failed", "declined", "other", "unsampled", "pending", "over_budget"), n, strict=True)
+        )
+    ),
+    st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_settled_line_adds_up_over_what_is_left(parts: dict[str, int], data: st.DataObject) -> None:
+    with_result = ("scored", "failed", "declined")
+    left = {name: data.draw(st.integers(0, parts[name])) for name in parts}
+    line = {
+        "archived": sum(parts.values()),
+        "filtered_out": parts["declined"] + parts["other"],
+        "unsampled": parts["unsampled"],
+        "eligible": parts["scored"] + parts["failed"] + parts["pending"] + parts["over_budget"],
+        "scored": parts["scored"],
+        "failed": parts["failed"],
+        "over_budget": parts["over_budget"],
+        "pending": parts["pending"],
+        "not_applicable": parts["declined"],
+    }
+    new = settled(line, sum(left.values()), *(left[name] for name in with_result))
+    assert new["archived"] == sum(left.values()) == new["eligible"] + new["filtered_out"] + new["unsampled"]
+    assert new["eligible"] == new["scored"] + new["failed"] + new["over_budget"] + new["pending"]
+    assert (new["scored"], new["failed"], new["not_applicable"]) == tuple(left[name] for name in with_result)
+    assert all(value >= 0 for value in new.values())
+
+
+def test_an_interrupted_deletion_is_completed_by_the_next(run: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaFolders, "purge", lambda *arguments: (_ for _ in ()).throw(LakeError("no disk")))
+        with pytest.raises(LakeError, match="no disk"):
+            delete(run, user=ANN)
+    assert deletion.has_unfinished(run.lake)
+    assert holding(run.folder / "lake", MARK)
+
+    delete(run, trace_id(0))
+    assert not deletion.has_unfinished(run.lake)
+    assert holding(run.folder / "lake", MARK, ANN) == []
+
+
+def test_unreadable_traces_of_the_user_go_too(run: MadeProject) -> None:
+    mine = UnreadableTrace("tr-mine", START, "broken", f"TraceInfo(user={ANN!r})")
+    other = UnreadableTrace("tr-other", START, "broken", f"TraceInfo(user='{ANN}2')")
+    archive(run.lake, HOUR, [[mine, other]], {})
+    delete(run, user=ANN)
+    assert [row["trace_id"] for row in run.rows(QUARANTINED_TRACES)] == ["tr-other"]
+
+
+def test_results_on_a_session_go_with_any_trace_of_it(run: MadeProject) -> None:
+    [row, *_] = [row for row in run.rows(ASSESSMENTS) if row["trace_id"] == trace_id(1)]
+    session = {**row, "assessment_id": "a-session", "scorer": "session", "session_id": "s1", "rationale": MARK + "s"}
+    run.lake.upsert(ASSESSMENTS, from_dicts(ASSESSMENTS, [session]))
+    delete(run, trace_id(3))
+    left = run.rows(ASSESSMENTS)
+    assert "a-session" not in {row["assessment_id"] for row in left}
+    assert trace_id(1) in {row["trace_id"] for row in left}
+
+
+@pytest.mark.parametrize(
+    ("traces", "user", "said"),
+    [
+        (["tr-nowhere"], None, "no trace tr-nowhere in the lake"),
+        ([], "nobody", "user 'nobody': the lake has no trace"),
+        ([], None, "give ids of traces or of users"),
+        (["x' OR '1'='1"], None, "no trace x' OR '1'='1"),
+    ],
+)
+def test_what_is_not_there_is_told_and_nothing_is_deleted(
+    run: MadeProject, traces: list[str], user: str | None, said: str
+) -> None:
+    before = run.versions()
+    with pytest.raises(MonitoringError, match=said.replace("(", r"\(")):
+        delete(run, *traces, user=user)
+    assert run.versions() == before
+
+
+def test_it_does_not_begin_while_another_run_is_in_progress(run: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import timedelta
+
+    from dagster._core.test_utils import create_run_for_test
+
+    monkeypatch.setattr(others, "PATIENCE", timedelta(0))
+    instance = dg.DagsterInstance.ephemeral()
+    busy = create_run_for_test(instance, job_name="monitoring", status=dg.DagsterRunStatus.STARTED)
+    recount = Recount.of(run.settings, run.lake, build_resources(run.settings)["tracking"])
+    before = run.versions()
+    with pytest.raises(MonitoringError, match=f"run {busy.run_id} of monitoring may be reading"):
+        deletion.delete(run.lake, recount, instance, None, [trace_id(1)], [])
+    assert run.versions() == before
+
+
+def test_the_job_deletes_and_tells_how_much(run: MadeProject) -> None:
+    job = build_definitions(run.settings).resolve_job_def("delete_traces_job")
+    result = job.execute_in_process(
+        run_config={
+            "ops": {"delete_traces": {"config": {"user_ids": [ANN]}}},
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        }
+    )
+    [output] = [event.step_output_data for event in result.all_events if event.is_successful_output]
+    assert output.metadata["traces"].value == 3
+    assert output.metadata["agent_traces/rows_removed"].value == 3
+    assert holding(run.folder / "lake", MARK) == []
+
+
+@pytest.mark.usefixtures("dagster_home")
+def test_the_command_first_tells_and_then_deletes(
+    run: MadeProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = calling(monkeypatch, capsys, "delete")
+    config = ("--config", str(run.configure()))
+    before = run.versions()
+    told = call("--user-id", ANN, "--dry-run", *config)
+    assert (told.code, run.versions()) == (0, before)
+    assert ["agent_traces", "3"] in told.table()
+
+    done = call("--user-id", ANN, "--reference", "ticket 7", *config)
+    assert done.code == 0, done.error
+    assert ["agent_traces", "3"] in done.table()
+    assert holding(run.folder / "lake", MARK) == []
+
+    again = call("--user-id", ANN, *config)
+    assert (again.code, "no trace of that user" in again.error) == (1, True)
+
+
+def test_the_command_asks_for_something_to_delete(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calling(monkeypatch, capsys, "delete")().code == 2
+
+
+def test_every_table_with_a_trace_id_is_searched() -> None:
+    names = {table.name for table in TABLES if "trace_id" in table.schema.names}
+    assert {table.name for table in deletion.OF_TRACES} == names
+    assert deletion.OF_TRACES[-1] is AGENT_TRACES
