@@ -36,6 +36,7 @@ __all__ = ["given_up", "new_traces_sensor"]
 
 BUDGET_S = 25.0  # after which no further day is looked at; Dagster ends a tick after 60 seconds
 HOURS_PER_RUN = 24
+PRIORITY = "dagster/priority"
 RUNS_PER_TICK = 10  # the rest is found by the next tick
 
 
@@ -215,6 +216,7 @@ def _run_request(
             ASKED_BY: SENSOR,
             COUNTS: tag,
             ATTEMPT: f"{request.attempt}/{settings.max_attempts}",
+            PRIORITY: "1",  # before what is made of the archive, which would else be made once more
         },
     )
 

@@ -30,6 +30,7 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.sensors import given_up
 from monitoring_pipeline.settings import (
     ArchiveSettings,
+    AutomationSettings,
     LakeSettings,
     MlflowSettings,
     SensorSettings,
@@ -66,6 +67,7 @@ class Follower:
     monkeypatch: pytest.MonkeyPatch
     cursor: str | None = None
     launched: list[dg.RunRequest] = field(default_factory=list)
+    built: tuple[Settings, dg.Definitions] | None = None
 
     def at(self, now: datetime) -> None:
         """Set the clock of the sensor and of the archive."""
@@ -94,7 +96,9 @@ class Follower:
 
     @property
     def definitions(self) -> dg.Definitions:
-        return build_definitions(self.settings)
+        if self.built is None or self.built[0] is not self.settings:
+            self.built = self.settings, build_definitions(self.settings)
+        return self.built[1]
 
     def log(self, number: int, started: datetime, **options: Any) -> None:
         self.store.log(number, started=started, **options)
