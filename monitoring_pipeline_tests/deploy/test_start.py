@@ -1,0 +1,159 @@
+"""What deploy/start starts, on a PostgreSQL server of the test's own, left alone while traces arrive.
+
+MONITORING_SCENARIO_SECONDS sets for how long they do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from deltalake import DeltaTable
+from mlflow import MlflowClient
+from mlflow.entities import TraceState
+from mlflow.tracing.client import TracingClient
+
+from monitoring_pipeline.windows import HOUR, floor_hour
+from monitoring_pipeline_tests import postgres
+from monitoring_pipeline_tests.servers import free_port, wait_until_up
+from monitoring_pipeline_tests.traces.stores import Store
+
+ROOT = Path(__file__).parents[2]
+SECONDS = float(os.environ.get("MONITORING_SCENARIO_SECONDS", "20"))
+PATIENCE_SECONDS = 400
+CONFIG = """
+[archive]
+start = "{start:%Y-%m-%dT%H:%MZ}"
+[lake]
+location = "{folder}/lake"
+[reports]
+location = "{folder}/reports"
+[automation]
+enabled = true
+[sensor]
+interval_seconds = 10
+current_hour_refresh_minutes = 1
+[[scorers]]
+name = "tool_errors"
+scorer = "monitoring_pipeline.scoring.scorers:tool_errors"
+"""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A running deployment, its files in `folder`."""
+
+    folder: Path
+    mlflow: str
+    dagster_storage: str
+
+    def store(self) -> Store:
+        """Its MLflow, with the experiment `made`."""
+        client = MlflowClient(self.mlflow)
+        return Store(Path(), TracingClient(self.mlflow), client.create_experiment("made"))
+
+    def archived(self) -> dict[str, str]:
+        """The status of each archived trace; fails where one is there twice."""
+        folder = self.folder / "lake" / "agent_traces"
+        if not DeltaTable.is_deltatable(str(folder)):
+            return {}
+        rows = DeltaTable(folder).to_pyarrow_table(columns=["trace_id", "trace_info"]).to_pylist()
+        found = {row["trace_id"]: row["trace_info"]["status"] for row in rows}
+        assert len(found) == len(rows)
+        return found
+
+    def measured(self) -> int:
+        """How many traces `trace_performance` has, finished ones."""
+        folder = self.folder / "lake" / "trace_performance"
+        if not DeltaTable.is_deltatable(str(folder)):
+            return 0
+        return sum(status == "OK" for status in DeltaTable(folder).to_pyarrow_table()["status"].to_pylist())
+
+    def kill(self, command: str) -> None:
+        """End all processes of the deployment with `command` in their command lines, as a power cut would."""
+        killed = 0
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                told, environment = ((entry / name).read_bytes().decode() for name in ("cmdline", "environ"))
+            except (OSError, UnicodeDecodeError):
+                continue
+            if command in told.replace("\0", " ") and f"DEPLOY_HOME={self.folder}\0" in environment:
+                os.kill(int(entry.name), signal.SIGKILL)
+                killed += 1
+        assert killed, f"no process of {command}"
+
+    def made(self, asset: str) -> Counter[str | None]:
+        """How often each hour of the asset was made."""
+        with dg.DagsterInstance.get() as instance:
+            records = instance.fetch_materializations(dg.AssetKey(asset), limit=5000).records
+        return Counter(record.partition_key for record in records)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
+    config, log = tmp_path / "monitoring.toml", tmp_path / "log"
+    start = floor_hour(datetime.now(UTC)) - 5 * HOUR
+    config.write_text(CONFIG.format(start=start, folder=tmp_path), encoding="utf-8")
+    with postgres.running() as server:
+        ports = {name: str(free_port()) for name in ("MLFLOW_PORT", "DAGSTER_PORT", "CODE_PORT")}
+        own = {
+            "POSTGRES_URL": server.address("").rstrip("/"),
+            "DEPLOY_HOME": str(tmp_path),
+            "DEPLOY_BIN": str(Path(sys.executable).parent),
+            "MONITORING_CONFIG": str(config),
+        }
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [ROOT / "deploy" / "start"], env={**os.environ, **own, **ports}, stdout=output, stderr=output
+            )
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+        monkeypatch.setenv("DAGSTER_POSTGRES_URL", server.address("dagster"))
+        try:
+            mlflow = f"http://127.0.0.1:{ports['MLFLOW_PORT']}"
+            wait_until_up("mlflow", f"{mlflow}/health", process, log)
+            wait_until_up("dagster", f"http://127.0.0.1:{ports['DAGSTER_PORT']}/server_info", process, log)
+            yield Deployment(tmp_path, mlflow, server.address("dagster"))
+        finally:
+            process.terminate()
+            process.wait(timeout=120)
+
+
+def test_left_alone_the_archive_follows_the_store_though_daemon_and_code_are_killed(deployment: Deployment) -> None:
+    store = deployment.store()
+    expected, unfinished, number = {}, [], 0
+    now = time.monotonic()
+    half, end = now + SECONDS / 2, now + SECONDS
+    killed = False
+    while time.monotonic() < end:
+        number += 1
+        started = datetime.now(UTC) - (number % 3) * timedelta(hours=1) * (number % 2)  # every other one late
+        if number % 5 == 0:
+            store.log(number, started=started, state=TraceState.IN_PROGRESS, duration_ms=None)
+            unfinished.append((number, started))
+        else:
+            expected[store.log(number, started=started)] = "OK"
+        if not killed and time.monotonic() > half:
+            deployment.kill("dagster-daemon")
+            deployment.kill("code-server")
+            killed = True
+        time.sleep(0.5)
+    for number, started in unfinished:
+        expected[store.log(number, started=started)] = "OK"
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while deployment.archived() != expected or deployment.measured() != len(expected):
+        assert time.monotonic() < deadline, (len(expected), len(deployment.archived()), deployment.measured())
+        time.sleep(3)
+    archived = deployment.made("archived_traces")
+    for asset in ("trace_performance", "hourly_performance", "scorer_coverage"):
+        assert all(count <= archived[hour] for hour, count in deployment.made(asset).items()), asset
