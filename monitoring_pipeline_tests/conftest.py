@@ -122,11 +122,3 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
 
     with serving(monkeypatch) as double:
         yield double
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of one file go to one, and those that share a cluster."""
-    for item in items:
-        file = item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group("cluster" if "/conformance/" in file else file))
