@@ -15,7 +15,7 @@ from monitoring_pipeline.assets.common import partition_key
 from monitoring_pipeline.assets.performance import ARCHIVE_KEY
 from monitoring_pipeline.errors import first_line
 from monitoring_pipeline.jobs import ARCHIVE, MONITORING
-from monitoring_pipeline.launch import ASSETS, RANGE_END, RANGE_START
+from monitoring_pipeline.launch import ASSETS, PARTITION, RANGE_END, RANGE_START
 from monitoring_pipeline.windows import HOUR, Window
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from monitoring_pipeline.traces.account import HourCounts
 
 ASKED_BY, COUNTS, ATTEMPT = "monitoring/asked_by", "monitoring/source_counts", "monitoring/attempt"
-PARTITION = "dagster/partition"
 SENSOR = "new_traces"
 # A run that reads says so every few thousand traces. One that was killed with its machine says nothing, for ever.
 SILENCE = timedelta(minutes=15)

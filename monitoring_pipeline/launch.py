@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dagster._core.events.log import EventLogEntry
 
 ASSETS = "__ASSET_JOB"  # Dagster's own job over all assets
+PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 HOST_TAG = "monitoring/host"  # the machine of a run that a command runs in its own process
 # Log messages of steps reach the caller as events; the console is the caller's.

@@ -9,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.launch import RANGE_START
+from monitoring_pipeline.launch import PARTITION, RANGE_START
 
-PARTITION = "dagster/partition"
 PATIENCE = timedelta(minutes=10)
 POLL_SECONDS = 2.0
 SHOWN = 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from monitoring_pipeline.alerts import notifiers
 from monitoring_pipeline.alerts.checking import Checked, check_alerts
 from monitoring_pipeline.alerts.episodes import load
 from monitoring_pipeline.alerts.job import JOB
@@ -25,20 +23,12 @@ from monitoring_pipeline.settings import AlertSettings, LakeSettings, NotifierSe
 from monitoring_pipeline.settings.automating import AutomationSettings
 from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY, SCORER_COVERAGE, TRACE_PERFORMANCE
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
-from monitoring_pipeline_tests.alerts.receivers import Hook, hook
+from monitoring_pipeline_tests.alerts.receivers import Hook
 
 NOW = datetime(2026, 3, 2, 10, 40, tzinfo=UTC)  # a Monday
 THIS_HOUR = floor_hour(NOW)
 HOOK = NotifierSettings(name="hook", kind="webhook", url_env="ALERT_HOOK")
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
-    monkeypatch.setattr(notifiers, "LONGEST_WAIT_S", 0.01)
-    with hook() as double:
-        monkeypatch.setenv("ALERT_HOOK", double.url)
-        yield double
 
 
 def rule(**values: Any) -> AlertSettings:

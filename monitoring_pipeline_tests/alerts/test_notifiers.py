@@ -18,7 +18,7 @@ from monitoring_pipeline.alerts.episodes import OPEN, PASSED, RESOLVED, Episode
 from monitoring_pipeline.alerts.messages import SLACK_FIELD, SLACK_HEADER, mail, message, slack_payload, webhook_payload
 from monitoring_pipeline.alerts.notifiers import NotifierError, send
 from monitoring_pipeline.settings import NotifierSettings
-from monitoring_pipeline_tests.alerts.receivers import Hook, MailServer, hook, mail_server
+from monitoring_pipeline_tests.alerts.receivers import Hook, MailServer, mail_server
 from monitoring_pipeline_tests.servers import free_port
 
 NOW = datetime(2026, 2, 1, 10, 5, tzinfo=UTC)
@@ -40,14 +40,6 @@ LOG = logging.getLogger("tests.alerts")
 WEBHOOK = NotifierSettings(name="hook", kind="webhook", url_env="ALERT_HOOK")
 SLACK = NotifierSettings(name="slack", kind="slack", url_env="ALERT_HOOK")
 HOSTILE = "<!channel> <https://evil|click> & \r\nBcc: all@example.org\u202e"
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
-    monkeypatch.setattr(notifiers, "LONGEST_WAIT_S", 0.01)
-    with hook() as double:
-        monkeypatch.setenv("ALERT_HOOK", double.url)
-        yield double
 
 
 @pytest.fixture

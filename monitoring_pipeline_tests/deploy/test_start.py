@@ -55,7 +55,6 @@ class Deployment:
 
     folder: Path
     mlflow: str
-    dagster_storage: str
 
     def store(self) -> Store:
         """Its MLflow, with the experiment `made`."""
@@ -122,7 +121,7 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Depl
             mlflow = f"http://127.0.0.1:{ports['MLFLOW_PORT']}"
             wait_until_up("mlflow", f"{mlflow}/health", process, log)
             wait_until_up("dagster", f"http://127.0.0.1:{ports['DAGSTER_PORT']}/server_info", process, log)
-            yield Deployment(tmp_path, mlflow, server.address("dagster"))
+            yield Deployment(tmp_path, mlflow)
         finally:
             process.terminate()
             process.wait(timeout=120)
