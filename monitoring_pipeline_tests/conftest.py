@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,10 +71,12 @@ def _dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def dagster_home(_dagster_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """DAGSTER_HOME, one for all tests: to make a new one takes seconds."""
-    monkeypatch.setenv("DAGSTER_HOME", str(_dagster_home))
-    return _dagster_home
+def dagster_home(_dagster_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DAGSTER_HOME of the test's own, copied: to make a new one takes seconds."""
+    folder = tmp_path / "dagster_home"
+    shutil.copytree(_dagster_home, folder)
+    monkeypatch.setenv("DAGSTER_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

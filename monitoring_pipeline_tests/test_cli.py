@@ -224,7 +224,7 @@ def test_a_killed_run_is_completed_by_the_next(airline: Shell, spark: SparkResou
         assert one == other, table.name
 
 
-TIMES = {"created_at", "assessed_at", "dagster_run_id", "duration_ms"}
+TIMES = {"created_at", "archived_at", "assessed_at", "dagster_run_id", "duration_ms"}
 
 
 def test_traces_deleted_from_mlflow_stay_archived(shell: Shell, recorded_store: str, spark: SparkResource) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_PORT = 15002
+YEAR_SECONDS = 365 * 24 * 3600
 
 
 class SparkResource(dg.ConfigurableResource):
@@ -126,7 +127,10 @@ def _check_reachable(remote: str) -> None:
 
 @functools.cache
 def _embedded_server() -> str:
-    os.environ.setdefault("RUST_LOG", "error")  # read by Sail as it starts; it reports every session on stderr
+    # Read by Sail as it starts. It reports every session on stderr, and ends one that was idle for minutes: a notebook
+    # that is left alone, or a run that waits for its judges.
+    os.environ.setdefault("RUST_LOG", "error")
+    os.environ.setdefault("SAIL_SPARK__SESSION_TIMEOUT_SECS", str(YEAR_SECONDS))
     from pysail.spark import SparkConnectServer
 
     server = SparkConnectServer()

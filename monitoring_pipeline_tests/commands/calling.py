@@ -32,6 +32,7 @@ Call = Callable[..., Called]
 def calling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str) -> Call:
     """What calls `monitoring-pipeline <command>` with arguments."""
     monkeypatch.setattr("monitoring_pipeline.console.console", Console(width=160))
+    monkeypatch.setenv("MONITORING_CONFIG", "")  # --config sets it; so it is as before when the test ends
 
     def call(*arguments: str) -> Called:
         monkeypatch.setattr(sys, "argv", ["monitoring-pipeline", command, *arguments])

@@ -21,7 +21,6 @@ from monitoring_pipeline_tests.traces.stores import Store
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    monkeypatch.setenv("MONITORING_CONFIG", "")
     return calling(monkeypatch, capsys, "setup")
 
 

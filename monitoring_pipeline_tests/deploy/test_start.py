@@ -58,7 +58,7 @@ class Deployment:
 
     def store(self) -> Store:
         """Its MLflow, with the experiment `made`."""
-        client = MlflowClient(self.mlflow)
+        client = MlflowClient(self.mlflow, registry_uri=self.mlflow)
         return Store(Path(), TracingClient(self.mlflow), client.create_experiment("made"))
 
     def archived(self) -> dict[str, str]:

@@ -141,7 +141,7 @@ def test_column(column: str, value: Any) -> None:
 
 def test_every_column_of_the_table_is_given() -> None:
     row = flatten(made_trace(), ARCHIVED_AT)
-    assert row.keys() | {"experiment_name", "date"} == set(AGENT_TRACES.schema.names)
+    assert row.keys() | {"experiment_name", "redactions", "date"} == set(AGENT_TRACES.schema.names)
 
 
 def test_metadata_is_all_of_the_trace_metadata() -> None:
@@ -308,6 +308,7 @@ def test_what_a_bare_trace_lacks_is_none() -> None:
     assert {column for column, value in row.items() if value is None} == {
         *("run_id", "trace_name", "user_id", "session_id", "request", "response", "duration_ms", "cost_usd"),
         *("input_tokens", "output_tokens", "total_tokens", "client_request_id", "experiment_name"),
+        "redactions",
     }
     assert (row["spans"], row["tags"], row["metadata"], row["assessments"]) == ([], {}, {}, [])
 
