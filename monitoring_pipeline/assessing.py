@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import pandas as pd
 from mlflow.entities import Trace
@@ -19,6 +18,7 @@ from monitoring_pipeline.scoring.on_demand import Outcome, archived_traces, asse
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, configured, load_scorers
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.traces.filters import parse_filter
+from monitoring_pipeline.traces.given import MlflowTraces, mlflow_traces
 from monitoring_pipeline.windows import Window
 
 RESULTS_FILE = "assessments.json"
@@ -55,7 +55,7 @@ def chosen_scorers(
 
 def chosen_traces(
     lake: LakeResource,
-    traces: Iterable[Trace] | pd.DataFrame | None,
+    traces: MlflowTraces | None,
     trace_ids: Sequence[str] | None,
     window: Window | None,
     filter: str | None,
@@ -73,13 +73,7 @@ def chosen_traces(
         return archived_traces(lake, window, filter, trace_ids)
     if trace_ids is not None or window is not None or filter:
         raise MonitoringError("give either traces, or trace_ids, start, end and filter of archived ones")
-    return _of_table(traces) if isinstance(traces, pd.DataFrame) else list(traces)
-
-
-def _of_table(table: Any) -> list[Trace]:
-    if "trace" not in table.columns:
-        raise MonitoringError(f"the table of traces has no column 'trace', only {', '.join(map(str, table.columns))}")
-    return [trace if isinstance(trace, Trace) else Trace.from_json(trace) for trace in table["trace"]]
+    return mlflow_traces(traces)
 
 
 def assess_chosen(

@@ -99,6 +99,14 @@ def archive(
     return counts
 
 
+def rows_of(traces: Iterable[Trace]) -> tuple[pa.Table, list[UnreadableTrace]]:
+    """The traces as rows of `agent_traces`, written nowhere, and those that cannot become one."""
+    now = datetime.now(UTC)
+    found = [_flat(trace, now, {}, None) for trace in traces]
+    rows, refused = _table([trace for trace in found if isinstance(trace, FlatTrace)])
+    return rows, [trace for trace in found if isinstance(trace, UnreadableTrace)] + refused
+
+
 def removed(rows: pa.Table) -> Counter[str]:
     """How much was taken out of the rows of `agent_traces`, by what found it."""
     return sum((Counter(dict(found)) for found in rows["redactions"].drop_null().to_pylist()), Counter())
