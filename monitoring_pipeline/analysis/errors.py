@@ -1,0 +1,93 @@
+"""Errors grouped by what went wrong, from rows of `trace_errors`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from monitoring_pipeline.analysis.signatures import signature_column, telling_line_column
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import DataFrame
+
+NO_FAILED_SPAN = "(no failed span)"
+GROUP = ["signature", "span_name", "span_type"]
+SAMPLE_TRACES = 5
+
+
+def error_groups(errors: DataFrame) -> DataFrame:
+    """One row for each error signature and span that it arose in, those of most traces first.
+
+    Columns: signature (see `signatures.error_signature`), span_name, span_type, trace_count, span_count, first_seen and
+    last_seen (UTC, starts of traces), sample_trace_ids (the first five), sample_message (telling line of the first).
+
+    Of the spans of a trace with the same message only the last counts: an exception that passes up through its parents
+    failed in the innermost. `span_count` counts the spans of that name with that message. A trace in ERROR without a
+    failed span is of the signature NO_FAILED_SPAN, without name and type.
+    """
+    from pyspark.sql import functions as F
+
+    traces = _causes(errors).groupBy("trace_id", "seen", *GROUP)
+    traces = traces.agg(F.sum("spans").alias("spans"), F.min("message").alias("message"))
+    occurrence = F.struct("seen", "trace_id", "message")
+    groups = traces.groupBy(*GROUP).agg(
+        F.count("*").alias("trace_count"),
+        F.sum("spans").alias("span_count"),
+        F.min("seen").alias("first_seen"),
+        F.max("seen").alias("last_seen"),
+        F.slice(F.array_sort(F.collect_list(F.struct("seen", "trace_id"))), 1, SAMPLE_TRACES).alias("samples"),
+        F.min(occurrence).alias("first"),
+    )
+    return groups.select(
+        *GROUP,
+        "trace_count",
+        "span_count",
+        "first_seen",
+        "last_seen",
+        F.col("samples.trace_id").alias("sample_trace_ids"),
+        F.col("first.message").alias("sample_message"),
+    ).orderBy(F.desc("trace_count"), *GROUP)
+
+
+def new_groups(groups: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `groups` (as `error_groups` gives them) whose signature and span are not among the `known`."""
+    before = set(known[GROUP].itertuples(index=False, name=None))
+    return groups[[group not in before for group in groups[GROUP].itertuples(index=False, name=None)]].reset_index(
+        drop=True
+    )
+
+
+def _causes(errors: DataFrame) -> DataFrame:
+    """One row for each trace and message in it: where it arose, and how many spans there have it."""
+    from pyspark.sql import functions as F
+
+    spans = errors.select(
+        "trace_id",
+        F.coalesce("timestamp", "trace_hour").alias("seen"),
+        F.posexplode_outer("error_spans").alias("position", "span"),
+    ).select(
+        "trace_id",
+        "seen",
+        "position",
+        F.col("span.name").alias("span_name"),
+        F.col("span.span_type").alias("span_type"),
+        telling_line_column(F.col("span.status_message")).alias("message"),
+    )
+    # Spans that say nothing are told apart by their names.
+    same = F.when(F.col("message") == "", F.col("span_name")).otherwise(F.col("message")).alias("same")
+    by_span = spans.groupBy("trace_id", "seen", "message", same, "span_name", "span_type").agg(
+        F.max("position").alias("position"), F.count("position").alias("spans")
+    )
+    innermost = F.max(F.struct("position", "span_name", "span_type", "spans")).alias("cause")
+    causes = by_span.groupBy("trace_id", "seen", "message", "same").agg(innermost)
+    return causes.select(
+        "trace_id",
+        "seen",
+        "message",
+        F.when(F.col("cause.position").isNull(), NO_FAILED_SPAN)
+        .otherwise(signature_column(F.col("message")))
+        .alias("signature"),
+        "cause.span_name",
+        "cause.span_type",
+        F.col("cause.spans").alias("spans"),
+    )
