@@ -1,0 +1,86 @@
+"""The recorded conversations, archived, measured and scored: what the documentation speaks of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from monitoring_pipeline.assets.common import partition_key
+from monitoring_pipeline.definitions import build_definitions, build_resources
+from monitoring_pipeline.jobs import DAILY_REPORT, MONITORING
+from monitoring_pipeline.launch import execute, failures
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.settings import (
+    SHIPPED_SCORERS,
+    LakeSettings,
+    MlflowSettings,
+    ReportSettings,
+    ScorerSettings,
+    Settings,
+)
+from monitoring_pipeline.windows import HOUR, Window
+from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
+
+CHANGED = Window(datetime(2026, 1, 2, 18, tzinfo=UTC), RECORDED_WINDOW.end)
+
+
+@dataclass(frozen=True)
+class RecordedProject:
+    """The settings and the lake of the recorded 48 hours; to be read only."""
+
+    settings: Settings
+
+    @property
+    def lake(self) -> LakeResource:
+        return build_resources(self.settings)["lake"]
+
+
+def scorers(min_characters: int) -> list[ScorerSettings]:
+    """Two shipped ones, one that fails now and then, and one whose budget of the hour is soon used up."""
+    own = "monitoring_pipeline_tests.odd_scorers"
+    return [
+        ScorerSettings(
+            name="response_quality",
+            scorer=f"{SHIPPED_SCORERS}:response_quality",
+            params={"min_characters": min_characters},
+            pass_if=">= 0.8",
+            compare_with=["task_success"],
+            sample_rate=0.5,
+        ),
+        ScorerSettings(name="tool_selection_accuracy", scorer=f"{SHIPPED_SCORERS}:tool_selection_accuracy"),
+        ScorerSettings(name="even", scorer=f"{own}:even", sample_rate=0.6, compare_with=["task_success"]),
+        ScorerSettings(name="limited", scorer=f"{SHIPPED_SCORERS}:stage_latency", max_traces_per_hour=100),
+    ]
+
+
+@pytest.fixture(scope="session")
+def recorded_project(recorded_store: str, tmp_path_factory: pytest.TempPathFactory) -> RecordedProject:
+    """The recorded 48 hours, run once; response_quality was changed afterwards and ran again over the last six."""
+    folder = tmp_path_factory.mktemp("recorded project")
+    instance = dg.DagsterInstance.ephemeral()
+    settings = Settings(
+        mlflow=MlflowSettings(tracking_uri=recorded_store, experiments=["airline"]),
+        lake=LakeSettings(location=str(folder / "lake")),
+        reports=ReportSettings(location=str(folder / "reports")),
+    )
+    for min_characters, window in ((40, RECORDED_WINDOW), (200, CHANGED)):
+        settings = settings.model_copy(update={"scorers": scorers(min_characters)})
+        definitions, days = build_definitions(settings), window.days()
+        hours = (partition_key(window.start), partition_key(window.end - HOUR))
+        by_day = [dg.AssetKey("scorer_agreement")]
+        for job, selection, keys in (
+            (MONITORING, None, hours),
+            (DAILY_REPORT, by_day, (f"{days[0]}", f"{days[-1]}")),
+        ):
+            result = execute(definitions, job, selection, keys, instance, lambda event: None)
+            assert result.success, failures(result)
+    return RecordedProject(settings)
+
+
+def documentation() -> Path:
+    """The folder of the pages."""
+    return Path(__file__).parents[2] / "docs"
