@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,12 +22,13 @@ from monitoring_pipeline.scoring.on_demand import archived_traces
 from monitoring_pipeline.scoring.pending import pending_rows
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
 from monitoring_pipeline.scoring.sessions import session_heads, whole_sessions
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE, TRACE_PERFORMANCE
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE, TABLES, TRACE_PERFORMANCE
 from monitoring_pipeline.traces.filters import matches
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.traces.test_filters import VALID
 
 FILTERS_AT_A_TIME = 25
+SQL = Path(__file__).parents[2] / "docs" / "sql"
 FILTER = "attributes.status = 'ERROR' AND attributes.execution_time_ms > 1000"
 
 
@@ -90,6 +92,10 @@ def all_transformations(
                 "trace_id", *(matches(filter).alias(f"filter {first + i}") for i, filter in enumerate(some))
             ).toArrow(),
         )
+    for table in TABLES:
+        lake.read(table).createOrReplaceTempView(table.name)
+    for file in sorted(SQL.glob("*.sql")):
+        yield f"sql, {file.stem}", lambda file=file: by_sql(lake, file)
     for day in window.days():
         yield f"report of {day}", lambda day=day: pa.table({"data": [repr_of_report(lake, scorers, day)]})
 
@@ -101,6 +107,13 @@ def pending(lake: LakeResource, scorer: ConfiguredScorer, window: Window, versio
     parts = pending_rows(lake, replace(scorer, digest="another"), window, version, window.by_day())
     length = F.length(F.array_join("traces", ""))
     return pa.concat_tables(rows.drop("active_until_ms").withColumn("traces", length).toArrow() for rows in parts)
+
+
+def by_sql(lake: LakeResource, file: Path) -> pa.Table:
+    """What the query in the file gives, without times of writing and, as Sail's are exact to six digits, percentiles."""
+    rows = lake.spark.session.sql(file.read_text(encoding="utf-8"))
+    left_out = ("last_written", "p50_", "p95_", "p99_")
+    return rows.drop(*(name for name in rows.columns if name.startswith(left_out))).toArrow()
 
 
 def repr_of_report(lake: LakeResource, scorers: list[ConfiguredScorer], day: object) -> str:
