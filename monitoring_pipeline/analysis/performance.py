@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 RANKS = (50, 95, 99)
 
 
-def trace_performance(traces: DataFrame) -> DataFrame:
-    """One row a trace, columns of the table `trace_performance`."""
+def trace_performance(traces: DataFrame, *more: Column) -> DataFrame:
+    """One row a trace, columns of the table `trace_performance`, and `more` columns of the trace."""
     from pyspark.sql import functions as F
 
     durations = F.filter(F.transform("spans", _span_ms), lambda ms: ms.isNotNull())
@@ -36,6 +36,7 @@ def trace_performance(traces: DataFrame) -> DataFrame:
         "output_tokens",
         "total_tokens",
         "cost_usd",
+        *more,
     )
 
 
@@ -72,11 +73,13 @@ def hourly_performance(performance: DataFrame) -> DataFrame:
     Percentiles are exact, with linear interpolation (as numpy's default); traces without a duration do not enter them.
     """
     named = performance.fillna({"trace_name": ""})
-    by_name = _performance_figures(named, "trace_hour", "experiment_id", "trace_name")
-    return by_name.unionByName(_performance_figures(named, "trace_hour", "experiment_id"), allowMissingColumns=True)
+    by_name = performance_figures(named, "trace_hour", "experiment_id", "trace_name")
+    by_hour = by_name.unionByName(performance_figures(named, "trace_hour", "experiment_id"), allowMissingColumns=True)
+    return by_hour.withColumnRenamed("trace_hour", "hour")
 
 
-def _performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
+def performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
+    """`trace_performance` summed up by its columns `keys`: these, and the figures of the table `hourly_performance`."""
     from pyspark.sql import functions as F
 
     is_error = (F.col("status") == "ERROR").cast("long")
@@ -90,8 +93,7 @@ def _performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
         *(F.sum(column).alias(column) for column in ("input_tokens", "output_tokens", "total_tokens")),
     )
     return figures.select(
-        F.col("trace_hour").alias("hour"),
-        *keys[1:],
+        *keys,
         "trace_count",
         "error_count",
         (F.col("error_count") / F.col("trace_count")).alias("error_rate"),
@@ -111,13 +113,14 @@ def span_profile(traces: DataFrame) -> DataFrame:
     `self_time_ms` is a span's duration less the time in which at least one of its children ran: overlapping children
     count once, and what of a child lies outside its parent does not count. A name that is missing becomes "".
     """
-    spans = _spans_with_self_time(traces)
-    by_name = _span_figures(spans, "trace_hour", "experiment_id", "span_type", "span_name")
-    by_type = _span_figures(spans, "trace_hour", "experiment_id", "span_type")
-    return by_name.unionByName(by_type, allowMissingColumns=True)
+    spans = spans_with_self_time(traces, "trace_hour", "experiment_id")
+    by_name = span_figures(spans, "trace_hour", "experiment_id", "span_type", "span_name")
+    by_type = span_figures(spans, "trace_hour", "experiment_id", "span_type")
+    return by_name.unionByName(by_type, allowMissingColumns=True).withColumnRenamed("trace_hour", "hour")
 
 
-def _span_figures(spans: DataFrame, *keys: str) -> DataFrame:
+def span_figures(spans: DataFrame, *keys: str) -> DataFrame:
+    """`spans_with_self_time` summed up by its columns `keys`: these, and the figures of the table `span_profile`."""
     from pyspark.sql import functions as F
 
     figures = spans.groupBy(*keys).agg(
@@ -130,8 +133,7 @@ def _span_figures(spans: DataFrame, *keys: str) -> DataFrame:
         _percentiles("span_us"),
     )
     return figures.select(
-        F.col("trace_hour").alias("hour"),
-        *keys[1:],
+        *keys,
         "span_count",
         "error_count",
         (F.col("total_us") / 1000).alias("total_ms"),
@@ -142,17 +144,13 @@ def _span_figures(spans: DataFrame, *keys: str) -> DataFrame:
     )
 
 
-def _spans_with_self_time(traces: DataFrame) -> DataFrame:
-    """One row a span: its hour, experiment, type, name, status, `span_us` and `self_time_us`, in microseconds."""
+def spans_with_self_time(traces: DataFrame, *columns: str) -> DataFrame:
+    """One row a span: span_type, span_name, status, span_us and self_time_us (microseconds), `columns` of its trace."""
     from pyspark.sql import functions as F
 
-    spans = traces.select(
-        "trace_id", "trace_hour", "experiment_id", F.posexplode("spans").alias("position", "span")
-    ).select(
+    spans = traces.select("trace_id", *columns, F.explode("spans").alias("span")).select(
         "trace_id",
-        "trace_hour",
-        "experiment_id",
-        "position",
+        *columns,
         F.col("span.span_id").alias("span_id"),
         F.col("span.parent_id").alias("parent_id"),
         F.coalesce("span.span_type", F.lit("UNKNOWN")).alias("span_type"),
@@ -168,8 +166,7 @@ def _spans_with_self_time(traces: DataFrame) -> DataFrame:
     )
     span_us = _span_us(F.col("start_us"), F.col("end_us"))
     return spans.join(children, ["trace_id", "span_id"], "left").select(
-        "trace_hour",
-        "experiment_id",
+        *columns,
         "span_type",
         "span_name",
         "status",
