@@ -110,7 +110,7 @@ def pending(lake: LakeResource, scorer: ConfiguredScorer, window: Window, versio
 
 
 def by_sql(lake: LakeResource, file: Path) -> pa.Table:
-    """What the query in the file gives, without times of writing and, as Sail's are exact to six digits, percentiles."""
+    """What the query in the file gives, without times of writing and percentiles, where Sail is exact to six digits."""
     rows = lake.spark.session.sql(file.read_text(encoding="utf-8"))
     left_out = ("last_written", "p50_", "p95_", "p99_")
     return rows.drop(*(name for name in rows.columns if name.startswith(left_out))).toArrow()
