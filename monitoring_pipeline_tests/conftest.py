@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +23,8 @@ from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.servers import running
 
 if TYPE_CHECKING:
+    from mlflow.entities import Trace
+
     from monitoring_pipeline_tests.made_project import MadeProject
     from monitoring_pipeline_tests.scoring.model_double import ModelDouble
 
@@ -109,6 +113,45 @@ def recorded_store(recorded_conversations: list[dict], tmp_path_factory: pytest.
         capture_output=True,
     )
     return uri
+
+
+@pytest.fixture(scope="session")
+def load_tau(recorded_conversations: list[dict]) -> ModuleType:
+    """The program that made the store of the recorded conversations; it knows their turns and trace ids."""
+    spec = importlib.util.spec_from_file_location("load_tau", RECORDED / "tools" / "load_tau.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def recorded_traces(recorded_store: str) -> list[Trace]:
+    """The traces of the recorded conversations, oldest first."""
+    from mlflow.entities import Trace
+
+    from monitoring_pipeline.resources.tracking import TrackingResource
+
+    batches = TrackingResource(tracking_uri=recorded_store).traces(RECORDED_WINDOW)
+    return [trace for batch in batches for trace in batch if isinstance(trace, Trace)]
+
+
+@pytest.fixture(scope="session")
+def archived(recorded_traces: list[Trace], spark: SparkResource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a lake that holds the recorded conversations and nothing else, to read only."""
+    from monitoring_pipeline.traces.archive import archive
+
+    folder = tmp_path_factory.mktemp("archived") / "lake"
+    archive(LakeResource(location=str(folder), spark=spark), RECORDED_WINDOW, [[*recorded_traces]], {})
+    return folder
+
+
+@pytest.fixture
+def archived_lake(archived: Path, spark: SparkResource, tmp_path: Path) -> LakeResource:
+    """A lake of the test's own with the recorded conversations, not scored yet."""
+    shutil.copytree(archived, tmp_path / "archived")
+    return LakeResource(location=str(tmp_path / "archived"), spark=spark)
 
 
 @pytest.fixture(scope="session")
