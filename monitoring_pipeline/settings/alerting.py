@@ -177,7 +177,7 @@ class NotifierSettings(Section):
     """Who is told, and how. Addresses that are secret and passwords stand in environment variables named here."""
 
     name: str = Field(description="what `notify` of a rule calls it")
-    kind: Literal["webhook", "slack", "email", "log"]
+    kind: Literal["webhook", "slack", "email", "log"] = Field(description="the way a message takes")
     url_env: str | None = Field(default=None, description="variable with the address of a webhook, or of Slack's")
     host: str | None = Field(default=None, min_length=1, description="of the mail server")
     port: int = Field(default=587, ge=1, le=65535, description="of the mail server")
