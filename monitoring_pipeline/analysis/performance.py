@@ -19,7 +19,7 @@ def trace_performance(traces: DataFrame, *more: Column) -> DataFrame:
     """One row a trace, columns of the table `trace_performance`, and `more` columns of the trace."""
     from pyspark.sql import functions as F
 
-    durations = F.filter(F.transform("spans", _span_ms), lambda ms: ms.isNotNull())
+    durations = F.filter(F.transform("spans", span_ms), lambda ms: ms.isNotNull())
     total_ms = F.aggregate(durations, F.lit(0.0), lambda total, ms: total + ms)
     return traces.select(
         "trace_id",
@@ -190,7 +190,8 @@ def _covered_us() -> Column:
     return F.aggregate("children", start, sweep, lambda state: state["covered"])
 
 
-def _span_ms(span: Column) -> Column:
+def span_ms(span: Column) -> Column:
+    """How long a span of `agent_traces` took, in milliseconds; null where it has no end."""
     from pyspark.sql import functions as F
 
     return _span_us(F.unix_micros(span["start_time"]), F.unix_micros(span["end_time"])) / 1000

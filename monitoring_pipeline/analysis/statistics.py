@@ -1,4 +1,4 @@
-"""Statistics of scores: intervals of means that know how much of the population was seen, and agreement of verdicts."""
+"""Statistics: intervals of means, shares, quantiles and their differences, and agreement of verdicts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from statistics import NormalDist, variance
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+FEWEST_BEYOND = 10  # values on either side of a quantile, from which on its interval covers what it should
 
 
 def mean_interval(scores: Sequence[float], population: int) -> tuple[float, float] | None:
@@ -32,7 +37,7 @@ def mean_interval(scores: Sequence[float], population: int) -> tuple[float, floa
         return mean, mean
     if all(score in (0, 1) for score in scores):
         effective = count * (population - 1) / (population - count)
-        return _wilson(mean, effective, float(stats.norm.ppf((1 + CONFIDENCE) / 2)))
+        return _wilson(mean, effective)
     if count == 1:
         return None
     error = math.sqrt(variance(scores, mean) / count * (1 - count / population))
@@ -40,10 +45,71 @@ def mean_interval(scores: Sequence[float], population: int) -> tuple[float, floa
     return mean - margin, mean + margin
 
 
-def _wilson(share: float, count: float, z: float) -> tuple[float, float]:
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    margin = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+def share_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a probability, from independent trials (at least one): E. B. Wilson, JASA 22, 1927."""
+    return _wilson(successes / trials, trials)
+
+
+def _wilson(share: float, count: float) -> tuple[float, float]:
+    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    margin = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+class Difference(NamedTuple):
+    """How much more the second is than the first, and the bounds of its 95 % interval; None where there is none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def share_difference(first: tuple[int, int], second: tuple[int, int]) -> Difference:
+    """The difference of two probabilities, each given as successes of independent trials (at least one).
+
+    Source: R. G. Newcombe, Statistics in Medicine 17, 1998, p. 873, method 10: the bounds of Wilson's intervals.
+    """
+    share, before = second[0] / second[1], first[0] / first[1]
+    (low, high), (low_before, high_before) = share_interval(*second), share_interval(*first)
+    value = share - before
+    return Difference(
+        value,
+        value - math.hypot(share - low, high_before - before),
+        value + math.hypot(high - share, before - low_before),
+    )
+
+
+def quantile_difference(first: np.ndarray, second: np.ndarray, share: float) -> Difference:
+    """The difference of the quantiles (0 < `share` < 1, linear interpolation) of two samples of independent values.
+
+    No bounds where one has fewer than 10 values on either side of its quantile; NaN where one has no value. Nothing is
+    assumed of the distribution, but that values lie densely around the quantile, and nothing is drawn at random. With
+    the fewest values of a skewed distribution the interval of a 95th percentile is a little wide: 97 % for 200 each.
+
+    Source: J. S. Maritz and R. G. Jarrett, JASA 73, 1978, for the variance of a quantile; the difference as normal.
+    """
+    import numpy as np
+
+    if not (len(first) and len(second)):
+        return Difference(math.nan, None, None)
+    value = float(np.quantile(second, share) - np.quantile(first, share))
+    if min(len(first), len(second)) * min(share, 1 - share) < FEWEST_BEYOND - 1e-9:
+        return Difference(value, None, None)
+    margin = Z * math.sqrt(_quantile_variance(first, share) + _quantile_variance(second, share))
+    return Difference(value, value - margin, value + margin)
+
+
+def _quantile_variance(values: np.ndarray, share: float) -> float:
+    """Maritz and Jarrett's estimate: of the order statistic at the quantile, each value by its chance to be that."""
+    import numpy as np
+    from scipy import stats
+
+    count = len(values)
+    beta = stats.beta(share * (count + 1), (1 - share) * (count + 1))
+    chances = np.diff(beta.cdf(np.arange(count + 1) / count))
+    ordered = np.sort(values)
+    mean = chances @ ordered
+    return float(chances @ (ordered - mean) ** 2)
 
 
 class Kappa(NamedTuple):
@@ -82,5 +148,5 @@ def cohen_kappa(pass_pass: int, pass_fail: int, fail_pass: int, fail_fail: int) 
     if spread == 0:
         return Kappa(float(kappa), None, None)
     error = math.sqrt(spread / total) / (1 - chance)
-    margin = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
+    margin = Z * error
     return Kappa(float(kappa), max(-1.0, float(kappa) - margin), min(1.0, float(kappa) + margin))
