@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
-from mlflow.entities import Feedback, Trace, TraceData, TraceInfo, TraceState
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.entities import Feedback, Span, Trace, TraceData, TraceInfo, TraceState
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.genai import evaluate
 from mlflow.genai.scorers import Scorer
@@ -23,6 +28,7 @@ from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.runner import PendingTrace, assess
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.windows import from_milliseconds
+from monitoring_pipeline_tests.traces.stores import START, span_json, trace_id
 
 Stage = tuple[str, str, float | None, str | None]  # name, type, seconds (None: unfinished), error
 MakeTrace = Callable[..., Trace]
@@ -50,6 +56,18 @@ def make_trace(load_tau: ModuleType) -> MakeTrace:
         return Trace(info, TraceData(spans=spans))
 
     return make
+
+
+def trace_of(*stages: tuple[Any, ...]) -> Trace:
+    """A trace of spans: name, type, second at which it starts, inputs, outputs and, if given, attributes of its own."""
+    spans = []
+    for index, (name, kind, second, inputs, outputs, *more) in enumerate(stages, 1):
+        values = {"mlflow.spanType": kind, "mlflow.spanInputs": inputs, "mlflow.spanOutputs": outputs, **dict(*more)}
+        attributes = {key: json.dumps(value) for key, value in values.items()}
+        started = START + timedelta(seconds=second)
+        spans.append(Span.from_dict(span_json(1, index, name=name, started=started, attributes=attributes)))
+    info = TraceInfo(trace_id(1), TraceLocation.from_experiment_id("0"), request_time=0, state=TraceState.OK)
+    return Trace(info, TraceData(spans=spans))
 
 
 def feedback(scorer: Scorer, **arguments: Any) -> Feedback:
@@ -161,6 +179,119 @@ def test_tool_selection_accuracy_names_the_difference(make_trace: MakeTrace) -> 
     assert result.rationale == "missing: c; unexpected: a"
 
 
+@pytest.mark.parametrize(
+    ("called", "expected", "score"),
+    [
+        ("", "", 1.0),
+        ("a", "", 0.0),
+        ("", "a", 0.0),
+        ("abc", "abc", 1.0),
+        ("cba", "abc", 1 / 3),
+        ("axbyc", "abc", 3 / 5),
+        ("ab", "abab", 2 / 4),
+        ("xaby", "bay", 2 / 4),
+    ],
+)
+def test_the_order_of_tools(called: str, expected: str, score: float, make_trace: MakeTrace) -> None:
+    trace = make_trace(*((name, "TOOL", 1.0, None) for name in called))
+    bound = bind("tool_selection_accuracy", {"mode": "order"})
+    assert feedback(bound, trace=trace, expectations={"expected_tools": [*expected]}).value == pytest.approx(score)
+
+
+@given(st.text("abc", max_size=8), st.text("abc", max_size=8))
+def test_the_common_order_is_the_longest_common_subsequence(called: str, expected: str) -> None:
+    subsequences = {"".join(kept) for size in range(len(called) + 1) for kept in itertools.combinations(called, size)}
+    common = max(
+        len(kept)
+        for size in range(len(expected) + 1)
+        for kept in itertools.combinations(expected, size)
+        if "".join(kept) in subsequences
+    )
+    trace = trace_of(*((name, "TOOL", number, {}, None) for number, name in enumerate(called)))
+    bound = bind("tool_selection_accuracy", {"mode": "order"})
+    found = feedback(bound, trace=trace, expectations={"expected_tools": [*expected]}).value
+    assert found == pytest.approx(common / max(len(called), len(expected)) if called or expected else 1.0)
+
+
+def test_tools_are_in_the_order_in_which_they_started() -> None:
+    trace = trace_of(("late", "TOOL", 2, {}, None), ("early", "TOOL", 1, {}, None))
+    bound = bind("tool_selection_accuracy", {"mode": "order"})
+    assert feedback(bound, trace=trace, expectations={"expected_tools": ["early", "late"]}).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("expected", "score", "rationale"),
+    [
+        ([{"name": "book", "arguments": {"id": 1}}, {"name": "book", "arguments": {"id": 2}}], 1.0, "exactly"),
+        ([{"name": "book"}, {"name": "book", "arguments": {"id": 1}}], 1.0, "exactly"),
+        ([{"name": "book", "arguments": {"id": 2}}], 1 / 2, 'unexpected: book({"id": 1})'),
+        ([{"name": "book", "arguments": {"id": 3}}], 0.0, 'missing: book({"id": 3}); unexpected: book({"id": 1})'),
+        ([{"name": "pay"}], 0.0, "missing: pay; unexpected: book"),
+        ([], 0.0, "unexpected: book"),
+    ],
+)
+def test_the_arguments_of_tools(expected: list[dict[str, Any]], score: float, rationale: str) -> None:
+    trace = trace_of(("book", "TOOL", 1, {"id": 1}, None), ("book", "TOOL", 2, {"id": 2}, None))
+    bound = bind("tool_selection_accuracy", {"mode": "arguments"})
+    found = feedback(bound, trace=trace, expectations={"expected_tool_calls": expected})
+    assert found.value == pytest.approx(score)
+    assert (found.rationale or "").startswith(rationale)
+
+
+def test_another_mode_is_an_error() -> None:
+    with pytest.raises(ValueError, match="mode = 'sets': must be one of set, order, arguments"):
+        bind("tool_selection_accuracy", {"mode": "sets"}).run(trace=trace_of(), expectations={"expected_tools": []})
+
+
+@pytest.mark.parametrize("mode", ["order", "arguments"])
+def test_a_mode_does_not_apply_without_its_expectation(mode: str) -> None:
+    other = {"expected_tools" if mode == "arguments" else "expected_tool_calls": []}
+    assert bind("tool_selection_accuracy", {"mode": mode}).run(trace=trace_of(), expectations=other) is None
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected", "is_right"),
+    [
+        ({"query_type": "growth"}, "growth", True),
+        ({"query_type": "growth"}, "trend", False),
+        ({"query_type": "growth"}, None, False),
+        ("growth", "growth", True),
+        ({"query_type": None}, None, True),
+        ({"query_type": "none"}, None, True),
+        ({"query_type": None}, "none", True),
+        ({"other": "growth"}, "growth", False),
+        (["growth"], "growth", False),
+        (None, None, True),
+    ],
+)
+def test_classifier_accuracy(outputs: Any, expected: str | None, is_right: bool) -> None:
+    trace = trace_of(("agent", "AGENT", 0, {}, "growth"), ("classifier", "CHAIN", 1, {}, outputs))
+    found = feedback(scorers.classifier_accuracy, trace=trace, expectations={"expected_query_type": expected})
+    assert found.value is is_right
+
+
+def test_classifier_accuracy_without_a_classifier_or_with_another_one() -> None:
+    trace = trace_of(("router", "CHAIN", 1, {}, {"kind": "growth"}), ("router", "CHAIN", 2, {}, {"kind": "trend"}))
+    none, trend = {"expected_query_type": None}, {"expected_query_type": "trend"}
+    assert feedback(scorers.classifier_accuracy, trace=trace, expectations=none).value is True
+    assert feedback(scorers.classifier_accuracy, trace=trace, expectations=trend).rationale == (
+        "classified as None, expected trend"
+    )
+    bound = bind("classifier_accuracy", {"stage": "router", "attribute": "kind"})
+    assert feedback(bound, trace=trace, expectations=trend).value is True  # the last one counts
+
+
+def test_classifier_accuracy_reads_the_attribute_of_the_span() -> None:
+    trace = trace_of(("classifier", "CHAIN", 1, {}, {"query_type": "a"}, {"query_type": "b"}))
+    expectations = {"expected_query_type": "b"}
+    assert feedback(scorers.classifier_accuracy, trace=trace, expectations=expectations).value is True
+
+
+@pytest.mark.parametrize("expectations", [None, {}, {"expected_tools": []}])
+def test_classifier_accuracy_does_not_apply_without_the_expectation(expectations: dict[str, Any] | None) -> None:
+    assert scorers.classifier_accuracy.run(trace=trace_of(), expectations=expectations) is None
+
+
 @pytest.mark.parametrize("expectations", [None, {}, {"expected_answer": "yes"}, {"expected_tools": None}])
 def test_tool_selection_accuracy_does_not_apply_without_the_expectation(
     expectations: dict[str, Any] | None, make_trace: MakeTrace
@@ -192,6 +323,15 @@ def test_stage_latency_does_not_apply_without_a_finished_stage_that_has_a_limit(
     stages: list[Stage], make_trace: MakeTrace
 ) -> None:
     assert scorers.stage_latency.run(trace=make_trace(*stages)) is None
+
+
+def test_stage_latency_takes_limits_of_names_before_those_of_types(make_trace: MakeTrace) -> None:
+    trace = make_trace(("slow", "TOOL", 3.0, None), ("quick", "TOOL", 0.5, None), ("quick", "TOOL", 0.4, None))
+    both = bind("stage_latency", {"limits_ms": {"slow": 4000, "TOOL": 800}})
+    assert feedback(both, trace=trace).rationale == "TOOL took 900 ms of 800 ms"
+    names = bind("stage_latency", {"limits_ms": {"slow": 2000, "quick": 1000}})
+    assert feedback(names, trace=trace).rationale == "slow took 3000 ms of 2000 ms"
+    assert scorers.stage_latency_scorer is scorers.stage_latency
 
 
 def test_stage_latency_takes_other_limits(make_trace: MakeTrace) -> None:
