@@ -1,4 +1,4 @@
-"""Figures of traces by what they are marked with: a tag, a key of the metadata, or a column."""
+"""Figures of traces, together and by what they are marked with: a tag, a key of the metadata, or a column."""
 
 from __future__ import annotations
 

@@ -1,0 +1,58 @@
+"""How traces fare together: how many succeed, and how long they take."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from monitoring_pipeline.analysis.statistics import share_interval
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+SAMPLE_ERRORS = 5
+
+
+def overview(traces: DataFrame) -> dict[str, Any]:
+    """Of rows of `agent_traces`: total_traces, success_rate, error_count, latencies and sample_errors.
+
+    success_rate is the share with status OK, success_rate_interval its 95 % interval by Wilson; error_count counts
+    status ERROR. avg_, p50_, p95_ and p99_latency_ms are exact, with linear interpolation, over traces that have ended
+    (None without any). sample_errors are the requests of the latest five with status ERROR. Without any trace it is
+    total_traces alone, 0.
+    """
+    from pyspark.sql import functions as F
+
+    status = F.col("trace_info.status")
+    figures = traces.agg(
+        F.count("*").alias("total"),
+        F.sum((status == "OK").cast("long")).alias("succeeded"),
+        F.sum((status == "ERROR").cast("long")).alias("failed"),
+        F.avg("duration_ms").alias("avg"),
+        F.percentile("duration_ms", F.array(F.lit(0.5), F.lit(0.95), F.lit(0.99))).alias("percentiles"),
+    )
+    [row] = figures.toArrow().to_pylist()
+    if row["total"] == 0:
+        return {"total_traces": 0}
+    p50, p95, p99 = row["percentiles"] or (None, None, None)
+    succeeded = row["succeeded"] or 0
+    latest = traces.where(status == "ERROR").orderBy(F.desc("trace_info.timestamp"), "trace_id").limit(SAMPLE_ERRORS)
+    return {
+        "total_traces": row["total"],
+        "success_rate": succeeded / row["total"],
+        "success_rate_interval": share_interval(succeeded, row["total"]),
+        "error_count": row["failed"] or 0,
+        "avg_latency_ms": row["avg"],
+        "p50_latency_ms": p50,
+        "p95_latency_ms": p95,
+        "p99_latency_ms": p99,
+        "sample_errors": [_request(error["request"]) for error in latest.select("request").toArrow().to_pylist()],
+    }
+
+
+def _request(text: str | None) -> Any:
+    """The request as MLflow shows it: what its JSON holds, or the text itself."""
+    try:
+        return json.loads(text) if text is not None else None
+    except (ValueError, RecursionError):
+        return text
