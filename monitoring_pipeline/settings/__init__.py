@@ -7,6 +7,7 @@ usual names. Relative paths start from the folder of the file, or from the worki
 
 from monitoring_pipeline.settings.alerting import AlertSettings, NotifierSettings, NotifySettings, ScopeSettings
 from monitoring_pipeline.settings.automating import AutomationSettings
+from monitoring_pipeline.settings.datasets import DatasetSettings
 from monitoring_pipeline.settings.following import SensorSettings
 from monitoring_pipeline.settings.loading import Settings, config_folder, config_path, load_settings
 from monitoring_pipeline.settings.problems import without_password
@@ -37,6 +38,7 @@ __all__ = [
     "BackfillSettings",
     "DagsterSettings",
     "DatabricksSettings",
+    "DatasetSettings",
     "LakeSettings",
     "MlflowSettings",
     "NotifierSettings",

@@ -21,6 +21,7 @@ from pydantic_settings import (
 from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.settings.alerting import AlertSettings, NotifierSettings, NotifySettings, alert_problems
 from monitoring_pipeline.settings.automating import AutomationSettings
+from monitoring_pipeline.settings.datasets import DatasetSettings, dataset_problems
 from monitoring_pipeline.settings.following import SensorSettings
 from monitoring_pipeline.settings.problems import problem_line, scorer_problems
 from monitoring_pipeline.settings.sections import (
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     backfill: BackfillSettings = Field(default_factory=BackfillSettings)
     sensor: SensorSettings = Field(default_factory=SensorSettings)
     reports: ReportSettings = Field(default_factory=ReportSettings)
+    datasets: list[DatasetSettings] = Field(default=[])
     dagster: DagsterSettings = Field(default_factory=DagsterSettings)
     databricks: DatabricksSettings = Field(default_factory=DatabricksSettings)
     alerts: list[AlertSettings] = Field(default=[])
@@ -139,7 +141,10 @@ def load_settings(config: Path | None = None) -> Settings:
     try:
         settings = _read(path)
         entries = [(scorer.name, scorer.scorer) for scorer in settings.scorers]
-        across = alert_problems(settings.alerts, settings.notifiers, settings.scorers)
+        across = [
+            *alert_problems(settings.alerts, settings.notifiers, settings.scorers),
+            *dataset_problems(settings.datasets),
+        ]
         problems = [f"{path or 'environment'}: {problem}" for problem in across]
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([f"{path}: not valid TOML: {error}"]) from None
@@ -177,6 +182,7 @@ def _absolute(settings: Settings, base: Path) -> Settings:
         lake=_with(settings.lake, location=_absolute_path(settings.lake.location, base)),
         archive=_with(settings.archive, location=_absolute_source(settings.archive, base)),
         reports=_with(settings.reports, location=_absolute_path(settings.reports.location, base)),
+        datasets=[_with(entry, location=_absolute_path(entry.location, base)) for entry in settings.datasets],
     )
 
 

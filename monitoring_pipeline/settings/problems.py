@@ -66,6 +66,8 @@ _EXAMPLES = {
     "json_paths": '["$.messages[*].content"]',
     "scorers": "a [[scorers]] table for each",
     "alerts": "an [[alerts]] table for each",
+    "datasets": "a [[datasets]] table for each",
+    "formats": '["jsonl"]',
     "notifiers": "a [[notifiers]] table for each",
     "notify": '["log"]',
     "to": '["oncall@example.org"]',

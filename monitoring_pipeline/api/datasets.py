@@ -1,0 +1,314 @@
+"""Datasets for evaluation, made of the archive, or of traces that are given.
+
+Records are {"inputs", "outputs", "expectations", "metadata"}, for `mlflow.genai.evaluate(data=…)`. Without times the
+traces are those of the last 7 days; only finished ones count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monitoring_pipeline.api.common import window_of
+from monitoring_pipeline.datasets.records import Dataset, Record, with_guidelines
+from monitoring_pipeline.datasets.schema import validate_dataset
+from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.settings import Settings, load_settings
+from monitoring_pipeline.settings.upkeeping import oldest_kept
+
+if TYPE_CHECKING:
+    from mlflow.genai.datasets import EvaluationDataset
+
+    from monitoring_pipeline.datasets.diverse import Embed
+    from monitoring_pipeline.datasets.files import Written
+    from monitoring_pipeline.datasets.managed import Merged
+    from monitoring_pipeline.datasets.query import Query
+    from monitoring_pipeline.resources.lake import LakeResource
+    from monitoring_pipeline.settings.datasets import Format
+    from monitoring_pipeline.traces.given import GivenTraces
+    from monitoring_pipeline.windows import Window
+
+__all__ = [
+    "build_dataset_from_tagged_traces",
+    "build_dataset_from_traces",
+    "build_dataset_with_expectations",
+    "build_diverse_eval_dataset",
+    "build_regression_tests",
+    "extract_failures_for_eval",
+    "merge_into_mlflow_dataset",
+    "read_dataset",
+    "rebuild_dataset",
+    "validate_dataset",
+    "with_guidelines",
+    "with_traces",
+    "write_dataset",
+]
+LOOK_BACK = timedelta(days=7)
+
+
+def build_dataset_from_traces(
+    traces: GivenTraces | None = None,
+    start_time: datetime | None = None,
+    end_time: datetime | None = None,
+    filter: str | None = None,
+    with_outputs: bool = True,
+    max_records: int | None = None,
+    experiment_id: str | None = None,
+    settings: Settings | None = None,
+) -> Dataset:
+    """Records of production traffic, newest first: with outputs, to score what was answered, or without, to run again.
+
+    Expectations that are logged on a trace are the record's. `filter` is MLflow's trace filter; of more than
+    `max_records` the newest are taken.
+
+    Raises:
+        MonitoringError: the settings, the times or the filter are wrong, or both traces and times are given.
+    """
+    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
+    return _build(settings, traces, start_time, end_time, kind="traces", experiment_id=experiment_id, **choice)
+
+
+def build_dataset_with_expectations(
+    experiment_id: str | None = None,
+    traces: GivenTraces | None = None,
+    start_time: datetime | None = None,
+    end_time: datetime | None = None,
+    filter: str | None = None,
+    with_outputs: bool = True,
+    max_records: int | None = None,
+    settings: Settings | None = None,
+) -> Dataset:
+    """Records of the traces that have expectations logged on them, as ground truth; feedback is none.
+
+    Of several expectations of one name on a trace the latest counts.
+
+    Raises:
+        MonitoringError: as `build_dataset_from_traces`.
+    """
+    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
+    return _build(settings, traces, start_time, end_time, kind="expectations", experiment_id=experiment_id, **choice)
+
+
+def build_dataset_from_tagged_traces(
+    tag_key: str,
+    tag_value: str | None = None,
+    traces: GivenTraces | None = None,
+    start_time: datetime | None = None,
+    end_time: datetime | None = None,
+    filter: str | None = None,
+    with_outputs: bool = True,
+    max_records: int | None = None,
+    experiment_id: str | None = None,
+    settings: Settings | None = None,
+) -> Dataset:
+    """Records of the traces with a tag, of any value or of `tag_value`; it is in their metadata as `tag_value`.
+
+    Raises:
+        MonitoringError: as `build_dataset_from_traces`.
+    """
+    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
+    tag = {"kind": "tagged", "tag": tag_key, "tag_value": tag_value, "experiment_id": experiment_id}
+    return _build(settings, traces, start_time, end_time, **tag, **choice)
+
+
+def extract_failures_for_eval(
+    scorer_name: str,
+    run_id: str | None = None,
+    start_time: datetime | None = None,
+    end_time: datetime | None = None,
+    filter: str | None = None,
+    with_outputs: bool = True,
+    max_records: int | None = None,
+    experiment_id: str | None = None,
+    settings: Settings | None = None,
+) -> Dataset:
+    """Records of the traces that do not pass a scorer, with `failure_reason` and `original_score` in their metadata.
+
+    The verdict is a person's feedback of that name, else the configured scorer's result of its current digest, by its
+    `pass_if`; where no scorer of the name is configured, any feedback of the name. Feedback passes from 0.5 on. With
+    `run_id` only the feedback of that MLflow run counts, such as of an evaluation, by default whenever its traces were.
+
+    Raises:
+        MonitoringError: as `build_dataset_from_traces`; or nothing has the scorer's name.
+    """
+    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
+    failing = {"kind": "failures", "scorer": scorer_name, "run_id": run_id, "experiment_id": experiment_id}
+    return _build(settings, None, start_time, end_time, **failing, **choice)
+
+
+def build_regression_tests(
+    scorer_name: str,
+    threshold: float = 0.5,
+    start_time: datetime | None = None,
+    end_time: datetime | None = None,
+    filter: str | None = None,
+    with_outputs: bool = False,
+    max_records: int | None = None,
+    experiment_id: str | None = None,
+    settings: Settings | None = None,
+) -> Dataset:
+    """Records, to run again, of the traces that scored below `threshold`, with `original_score` in their metadata.
+
+    Whose score counts is as for `extract_failures_for_eval`, which also suits scorers whose low scores are good.
+
+    Raises:
+        MonitoringError: as `extract_failures_for_eval`.
+    """
+    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records, "threshold": threshold}
+    low = {"kind": "regression", "scorer": scorer_name, "experiment_id": experiment_id}
+    return _build(settings, None, start_time, end_time, **low, **choice)
+
+
+def build_diverse_eval_dataset(
+    traces: GivenTraces | None = None,
+    sample_size: int = 50,
+    seed: int = 0,
+    embed: Embed | None = None,
+    start_time: datetime | None = None,
+    end_time: datetime | None = None,
+    filter: str | None = None,
+    with_outputs: bool = True,
+    experiment_id: str | None = None,
+    settings: Settings | None = None,
+) -> Dataset:
+    """At most `sample_size` records that differ in status, latency (under 1 s, under 5 s, slower) and order of tools.
+
+    Each combination of these is in the sample where it is large enough; no two records have the same inputs. `embed`, a
+    function from a list of texts (inputs as JSON) to a vector each, makes traces of one combination differ in meaning
+    too. The same traces and seed give the same sample, in whatever order they come.
+
+    Raises:
+        MonitoringError: as `build_dataset_from_traces`; or `embed` does not give a vector for each text.
+    """
+    choice = {"filter": filter, "with_outputs": with_outputs, "experiment_id": experiment_id}
+    sample = {"kind": "diverse", "sample_size": sample_size, "seed": seed, "embedded": embed is not None}
+    return _build(settings, traces, start_time, end_time, embed, **sample, **choice)
+
+
+def with_traces(
+    records: Iterable[Record] | EvaluationDataset, settings: Settings | None = None
+) -> list[dict[str, Any]]:
+    """Records, or those of an MLflow dataset, with `trace`, the archived trace that each was made of.
+
+    Given to `mlflow.genai.evaluate`, scorers look at what happened then, such as which tools were called; of records
+    with outputs alone MLflow makes a bare trace. In an experiment other than the traces' own it works on copies.
+
+    Raises:
+        MonitoringError: the settings are wrong, a record does not tell its trace, or the archive does not have it.
+    """
+    from monitoring_pipeline.datasets import replay
+
+    return replay.with_traces(_lake(settings), records)
+
+
+def write_dataset(
+    records: Iterable[Record], folder: str | Path, formats: Sequence[Format] = ("jsonl",), name: str | None = None
+) -> Written:
+    """Write records and their manifest to a folder, in place of those there; returns manifest (a path) and digest.
+
+    Raises:
+        MonitoringError: a format is unknown (there are jsonl and parquet), or the folder cannot be written.
+    """
+    from monitoring_pipeline.datasets import files
+
+    return files.write_dataset(records, folder, formats, name)
+
+
+def read_dataset(path: str | Path) -> Dataset:
+    """The records that `write_dataset` wrote to a folder, checked against their manifest.
+
+    Raises:
+        MonitoringError: there are none, or they are not those that the manifest tells of.
+    """
+    from monitoring_pipeline.datasets import files
+
+    return files.read_dataset(path)
+
+
+def rebuild_dataset(path: str | Path, embed: Embed | None = None, settings: Settings | None = None) -> Dataset:
+    """Make the dataset of a manifest, or of its folder, again of the versions of the tables that it was made of.
+
+    Raises:
+        MonitoringError: the settings are wrong, it was not made of the archive, a version of a table can no longer be
+            read, or other records come out.
+    """
+    from monitoring_pipeline.datasets import files
+
+    return files.rebuild(_lake(settings), path, embed)
+
+
+def merge_into_mlflow_dataset(records: Iterable[Record], name: str, settings: Settings | None = None) -> Merged:
+    """Add the records to the MLflow dataset of that name, made if need be; those whose inputs it has stay as they are.
+
+    Returns dataset_id, name, `added`, and `records`, how many it has now. `mlflow.genai.datasets.get_dataset(name)`
+    gives it to evaluate. Metadata become the records' tags.
+
+    Raises:
+        MonitoringError: the settings are wrong, several datasets have the name, or the store cannot be used.
+    """
+    from monitoring_pipeline.datasets.managed import merge_into_mlflow
+    from monitoring_pipeline.definitions import build_resources
+
+    return merge_into_mlflow(build_resources(settings or load_settings())["tracking"], name, records)
+
+
+def _lake(settings: Settings | None) -> LakeResource:
+    from monitoring_pipeline.definitions import build_resources
+
+    return build_resources(settings or load_settings())["lake"]
+
+
+def _build(
+    settings: Settings | None,
+    traces: GivenTraces | None,
+    start: datetime | None,
+    end: datetime | None,
+    embed: Embed | None = None,
+    **choice: Any,
+) -> Dataset:
+    from monitoring_pipeline.datasets.building import dataset_of_lake, dataset_of_rows
+    from monitoring_pipeline.datasets.query import query_of
+    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.scoring.registry import load_scorers
+    from monitoring_pipeline.traces.given import archive_rows
+
+    settings = settings or load_settings()
+    lake = build_resources(settings)["lake"]
+    if traces is not None:
+        if start or end:
+            raise MonitoringError("give either traces, or start_time and end_time of archived ones")
+        return dataset_of_rows(archive_rows(lake.spark.session, traces), None, query_of(None, [], **choice), embed)
+    scorers = load_scorers([entry for entry in settings.scorers if entry.name == choice.get("scorer")])
+    everywhere = choice.get("run_id") and not (start or end)
+    query = query_of(None if everywhere else _window(settings, start, end), scorers, **choice)
+    dataset = dataset_of_lake(lake, query, embed)
+    if not dataset and query.scorer and not scorers:
+        _check_name(lake, query, [entry.name for entry in settings.scorers])
+    return dataset
+
+
+def _window(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
+    if start is None:
+        latest = end.astimezone(UTC) if end else datetime.now(UTC)
+        kept_since = oldest_kept(settings.upkeep.keep_archive_days) or settings.archive.start
+        start = max(latest - LOOK_BACK, settings.archive.start, kept_since)
+    return window_of(settings, start, end)
+
+
+def _check_name(lake: LakeResource, query: Query, configured: list[str]) -> None:
+    """Refuse a name that neither a scorer nor any feedback has, which is a mistake rather than a good day."""
+    from pyspark.sql import functions as F
+
+    from monitoring_pipeline.tables import AGENT_TRACES
+
+    entries = lake.read(AGENT_TRACES, query.window).select(F.explode("assessments").alias("entry")).select("entry.*")
+    names = sorted(
+        {row["name"] for row in entries.where(F.col("kind") == "feedback").select("name").distinct().collect()}
+    )
+    if query.scorer not in names:
+        raise MonitoringError(
+            f"no scorer and no feedback is named {query.scorer!r}; scorers are {', '.join(configured)}; feedback in "
+            f"this time is {', '.join(names) or 'none'}"
+        )

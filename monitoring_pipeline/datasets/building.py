@@ -1,0 +1,191 @@
+"""Datasets made of traces: rows of the archive, chosen by a query, as records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+from monitoring_pipeline.datasets.diverse import Candidate, Embed, diverse_sample
+from monitoring_pipeline.datasets.failing import failing
+from monitoring_pipeline.datasets.query import Query
+from monitoring_pipeline.datasets.records import Dataset, Origin, Record
+from monitoring_pipeline.errors import MonitoringError, first_line
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS
+from monitoring_pipeline.traces.filters import matches
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from monitoring_pipeline.resources.lake import LakeResource
+
+COLUMNS = ("trace_id", "trace_hour", "trace_info.timestamp", "session_id", "request", "response", "assessments", "tags")
+UNFINISHED = "IN_PROGRESS"
+BARE_INPUT = "input"  # what inputs that are no object are called: evaluate wants a dictionary
+
+
+def dataset_of_lake(
+    lake: LakeResource, query: Query, embed: Embed | None = None, versions: Mapping[str, int] | None = None
+) -> Dataset:
+    """The dataset that `query` describes, of the archive as it is now, or as it was at the `versions` of its tables.
+
+    Raises:
+        MonitoringError: the filter is none of MLflow's, or a version can no longer be read.
+    """
+    from pyspark.errors import PySparkException
+
+    if versions is None:
+        read = [AGENT_TRACES, *([ASSESSMENTS] if query.scorer_digest and not query.run_id else [])]
+        versions = {table.name: lake.version(table) for table in read}
+    try:
+        traces = lake.read(AGENT_TRACES, query.window, versions[AGENT_TRACES.name])
+        pinned = versions.get(ASSESSMENTS.name)
+        assessments = None if pinned is None else lake.read(ASSESSMENTS, query.window, pinned)
+        return dataset_of_rows(traces, assessments, query, embed, versions)
+    except PySparkException as error:
+        raise MonitoringError(
+            f"the archive cannot be read at {', '.join(f'{name} {version}' for name, version in versions.items())}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def dataset_of_rows(
+    traces: DataFrame,
+    assessments: DataFrame | None,
+    query: Query,
+    embed: Embed | None = None,
+    versions: Mapping[str, int] | None = None,
+) -> Dataset:
+    """The dataset that `query` describes, of rows of `agent_traces` and, where results are asked for, `assessments`.
+
+    Records stand newest first, a sample's in the order of drawing. Expectations that are logged on a trace are the
+    record's. Each has in its metadata: test_id (made of the
+    trace's id, so always the same), source_trace, trace_hour, session_id, and of the kinds failures and regression
+    scorer, scorer_digest, original_score and failure_reason, of tagged tag and tag_value, as far as there are any.
+
+    Raises:
+        MonitoringError: the filter is none of MLflow's.
+    """
+    from pyspark.sql import functions as F
+
+    rows = _chosen(traces, assessments, query)
+    verdict = ("score", "rationale", "digest") if query.kind in ("failures", "regression") else ()
+    if query.kind == "diverse":
+        drawn = _drawn(rows, query, embed)
+        rows = rows.where(F.col("trace_id").isin(*drawn))
+        place = {trace_id: number for number, trace_id in enumerate(drawn)}
+        found = sorted(_collected(rows), key=lambda row: place[row["trace_id"]])
+    else:
+        rows = rows.orderBy(F.desc("trace_info.timestamp"), "trace_id")
+        found = _collected(rows if query.max_records is None else rows.limit(query.max_records), *verdict)
+    records = [_record(row, query) for row in found]
+    origin = Origin(
+        query=query.model_dump(mode="json", exclude_none=True),
+        versions=dict(versions or {}),
+        scorer_digests={query.scorer: query.scorer_digest} if query.scorer and query.scorer_digest else {},
+        without_inputs=sum(record is None for record in records),
+    )
+    return Dataset([record for record in records if record is not None], origin)
+
+
+def _chosen(traces: DataFrame, assessments: DataFrame | None, query: Query) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    try:
+        meets_filter = matches(query.filter)
+    except ValueError as error:
+        raise MonitoringError(str(error)) from error
+    rows = traces.where(F.col("trace_info.status") != UNFINISHED).where(meets_filter)
+    if query.experiment_id:
+        rows = rows.where(F.col("experiment_id") == query.experiment_id)
+    match query.kind:
+        case "expectations":
+            return rows.where(F.array_contains(F.col("assessments.kind"), "expectation"))
+        case "tagged":
+            tag = F.col("tags")[query.tag]
+            return rows.where(tag.isNotNull() if query.tag_value is None else tag == query.tag_value)
+        case "failures" | "regression":
+            return failing(rows, assessments, query)
+        case _:
+            return rows
+
+
+def _collected(rows: DataFrame, *more: str) -> list[dict[str, Any]]:
+    return [row.asDict(recursive=True) for row in rows.select(*COLUMNS, *more).collect()]
+
+
+def _drawn(rows: DataFrame, query: Query, embed: Embed | None) -> list[str]:
+    from pyspark.sql import functions as F
+
+    tools = F.filter("spans", lambda span: span["span_type"] == "TOOL")
+    by_start = F.transform(tools, lambda span: F.struct(span["start_time"], span["span_id"], span["name"]))
+    inputs = F.col("request") if embed else F.sha2("request", 256)
+    columns = rows.where(F.col("request").isNotNull()).select(
+        "trace_id",
+        F.col("trace_info.status").alias("status"),
+        "duration_ms",
+        F.array_sort(by_start).alias("tools"),
+        inputs.alias("inputs"),
+    )
+    candidates = [
+        Candidate(trace_id, status, duration_ms, tuple(name or "" for _, _, name in tools), inputs)
+        for trace_id, status, duration_ms, tools, inputs in columns.toLocalIterator()
+    ]
+    return diverse_sample(candidates, query.sample_size or 0, query.seed or 0, embed)
+
+
+def _record(row: dict[str, Any], query: Query) -> Record | None:
+    """The row as a record; None where nothing is known of its inputs."""
+    inputs = _value(row["request"])
+    if inputs is None:
+        return None
+    record: Record = {"inputs": inputs if isinstance(inputs, dict) else {BARE_INPUT: inputs}}
+    if query.with_outputs:
+        record["outputs"] = _value(row["response"])
+    if expectations := _expectations(row["assessments"]):
+        record["expectations"] = expectations
+    record["metadata"] = {key: value for key, value in _lineage(row, query).items() if value is not None}
+    return record
+
+
+def _lineage(row: dict[str, Any], query: Query) -> dict[str, Any]:
+    trace_id = row["trace_id"]
+    lineage = {
+        "test_id": f"test-{hashlib.sha256(trace_id.encode()).hexdigest()[:16]}",
+        "source_trace": trace_id,
+        "trace_hour": f"{row['trace_hour'].replace(tzinfo=UTC):%Y-%m-%dT%H:%MZ}",  # Spark gives it without its zone
+        "session_id": row["session_id"],
+    }
+    if query.kind == "tagged":
+        lineage |= {"tag": query.tag, "tag_value": row["tags"][query.tag]}
+    if "score" in row:
+        lineage |= {
+            "scorer": query.scorer,
+            "scorer_digest": row["digest"],
+            "original_score": row["score"],
+            "failure_reason": row["rationale"],
+        }
+    return lineage
+
+
+def _expectations(assessments: list[dict[str, Any]]) -> dict[str, Any]:
+    """The expectations logged on a trace; of several of one name the latest counts."""
+    logged = [entry for entry in assessments if entry["kind"] == "expectation" and entry["value"] not in (None, "null")]
+    logged.sort(key=lambda entry: (entry["last_update_time"], entry["create_time"], entry["assessment_id"]))
+    return {entry["name"]: _value(entry["value"]) for entry in logged}
+
+
+def _value(text: str | None) -> Any:
+    """What the text says in JSON; the text itself where it is none."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,97 @@
+"""Traces that a scorer, or feedback recorded on them, finds wanting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from monitoring_pipeline.analysis.verdicts import passes, score_of
+from monitoring_pipeline.datasets.query import Query
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+SOURCE_RUN = "mlflow.assessment.sourceRunId"  # in the metadata of feedback that an evaluation gave
+PERSON, RESULT, PROGRAM = 2, 1, 0  # whose verdict goes before whose
+
+
+def failing(traces: DataFrame, assessments: DataFrame | None, query: Query) -> DataFrame:
+    """The rows of `traces` that fail, with the columns `score`, `rationale` and `digest` of the verdict that counts.
+
+    Of each trace one verdict counts: the latest of a person under the scorer's name, else the scorer's own result of
+    the digest in `query`, else, where no scorer of that name is configured, the latest of a program. With `run_id` only
+    feedback that the run gave, or that stands on traces logged in it, counts. Kind `regression` takes scores below
+    `threshold`; `failures` takes what does not pass: results by `pass_if`, feedback below 0.5, as in the table
+    scorer_agreement. What has no score, such as an error, is no failure. `digest` is null where feedback counts.
+    """
+    from pyspark.sql import functions as F
+
+    verdicts = _feedback(traces, query)
+    if assessments is not None:
+        verdicts = verdicts.unionByName(_results(assessments, query))
+    latest = F.struct("rank", "last_update_time", "create_time", "assessment_id")
+    counted = verdicts.groupBy("trace_id").agg(
+        F.max_by(F.struct("score", "rationale", "digest", "failed"), latest).alias("verdict")
+    )
+    return traces.join(counted.where("verdict.failed").select("trace_id", "verdict.*"), "trace_id")
+
+
+def _results(assessments: DataFrame, query: Query) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    return assessments.where(
+        (F.col("scorer") == query.scorer) & (F.col("scorer_digest") == query.scorer_digest) & F.col("score").isNotNull()
+    ).select(
+        "trace_id",
+        "score",
+        "rationale",
+        F.col("scorer_digest").alias("digest"),
+        _fails(query, query.pass_if).alias("failed"),
+        F.lit(RESULT).alias("rank"),
+        F.col("assessed_at").alias("last_update_time"),
+        F.col("assessed_at").alias("create_time"),
+        "assessment_id",
+    )
+
+
+def _feedback(traces: DataFrame, query: Query) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    by_person = F.col("source_type") == "HUMAN"
+    is_meant = (
+        (F.col("kind") == "feedback")
+        & (F.col("name") == query.scorer)
+        & F.col("error_code").isNull()
+        & (F.col("value") != "null")
+    )
+    if query.run_id:
+        given_in = F.coalesce(F.col("entry_metadata")[SOURCE_RUN], F.col("run_id"))
+        is_meant &= given_in == query.run_id
+    elif query.scorer_digest:  # the scorer's own results may stand there as feedback, of earlier digests too
+        is_meant &= by_person
+    return (
+        traces.select("trace_id", "run_id", F.explode("assessments").alias("entry"))
+        .select("trace_id", "run_id", "entry.*", F.col("entry.metadata").alias("entry_metadata"))
+        .where(is_meant)
+        .withColumn("score", score_of(F.col("value")))
+        .where(F.col("score").isNotNull())
+        .select(
+            "trace_id",
+            "score",
+            "rationale",
+            F.lit(None).cast("string").alias("digest"),
+            _fails(query, None).alias("failed"),
+            F.when(by_person, PERSON).otherwise(PROGRAM).alias("rank"),
+            "last_update_time",
+            "create_time",
+            "assessment_id",
+        )
+    )
+
+
+def _fails(query: Query, pass_if: str | None) -> Column:
+    from pyspark.sql import functions as F
+
+    score = F.col("score")
+    if query.kind == "regression":
+        return score < F.lit(query.threshold)
+    return ~passes(score, pass_if)

@@ -1,0 +1,183 @@
+"""Datasets in files: records as JSONL and Parquet, and a manifest that says what they were made of.
+
+The manifest is written last: files without one, or with other records than it tells of, are of a write that was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+from uuid import uuid4
+
+from monitoring_pipeline.datasets.records import Dataset, Origin, Record, canonical, digest_of
+from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.settings.datasets import Format
+
+if TYPE_CHECKING:
+    from monitoring_pipeline.datasets.diverse import Embed
+    from monitoring_pipeline.resources.lake import LakeResource
+
+MANIFEST = "manifest.json"
+PARTS = ("inputs", "outputs", "expectations", "metadata")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The path of a dataset's manifest, and the digest of its records."""
+
+    manifest: Path
+    digest: str
+
+
+def write_dataset(
+    records: Iterable[Record], folder: str | Path, formats: Sequence[Format] = ("jsonl",), name: str | None = None
+) -> Written:
+    """Write the records to records.jsonl, records.parquet or both in `folder`, in place of those there.
+
+    The Parquet file has the columns inputs, outputs, expectations and metadata, as JSON text; null is what a record
+    lacks. The manifest has name, files, record_count, digest (SHA-256 of the
+    JSONL lines), created_at, and the records' origin where they have one.
+
+    Raises:
+        MonitoringError: a format is unknown, a record has no form in JSON, or the folder cannot be written.
+    """
+    dataset = records if isinstance(records, Dataset) else Dataset(records)
+    if unknown := sorted(set(formats) - set(get_args(Format))):
+        raise MonitoringError(f"format {', '.join(unknown)} is unknown; write {' or '.join(get_args(Format))}")
+    folder = Path(folder)
+    try:
+        manifest = {
+            "name": name,
+            "files": [_file_of(format) for format in formats],
+            "record_count": len(dataset),
+            "digest": digest_of(dataset),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "origin": asdict(dataset.origin) if dataset.origin else None,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for format in formats:
+            _replace(folder / _file_of(format), _WRITERS[format], dataset)
+        path = folder / MANIFEST
+        _replace(path, _write_json, manifest)
+        for format in set(get_args(Format)) - set(formats):  # of an earlier dataset
+            (folder / _file_of(format)).unlink(missing_ok=True)
+    except OSError as error:
+        raise MonitoringError(f"cannot write the dataset in {folder}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise MonitoringError(f"a record has no form in JSON: {error}") from error
+    return Written(path, manifest["digest"])
+
+
+def read_dataset(path: str | Path) -> Dataset:
+    """The dataset that was written to a folder, or whose manifest is given.
+
+    Raises:
+        MonitoringError: there is none, or its records are not those that the manifest tells of.
+    """
+    manifest, path = _manifest(path)
+    file = path.parent / manifest["files"][0]
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n") if file.suffix == ".jsonl" else _parquet_lines(file)
+        records = [json.loads(line) for line in lines if line]
+    except (OSError, ValueError) as error:
+        raise MonitoringError(f"cannot read the dataset {file}: {error}") from error
+    if digest_of(records) != manifest["digest"]:
+        raise MonitoringError(f"{file} has other records than {path} tells of; build the dataset again")
+    return Dataset(records, Origin(**manifest["origin"]) if manifest["origin"] else None)
+
+
+def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) -> Dataset:
+    """Make the dataset again, of the versions of the tables that its manifest names, and write its files again.
+
+    `path` is that of the manifest or its folder; `embed` is needed where the sample was drawn by meaning. Nothing is
+    written where other records come out.
+
+    Raises:
+        MonitoringError: it was not made of the archive, a version can no longer be read, or other records come out.
+    """
+    from pydantic import ValidationError
+
+    from monitoring_pipeline.datasets.building import dataset_of_lake
+    from monitoring_pipeline.datasets.query import Query
+
+    manifest, path = _manifest(path)
+    origin = Origin(**manifest["origin"]) if manifest["origin"] else None
+    if origin is None or not origin.versions:
+        made_of = "put together by hand" if origin is None else "made of traces that were given"
+        raise MonitoringError(f"{path}: the dataset was {made_of}, and not of the archive; it cannot be made again")
+    try:
+        query = Query.model_validate(origin.query)
+    except ValidationError as error:
+        raise MonitoringError(f"{path}: its query cannot be read: {error.errors()[0]['msg']}") from error
+    if query.embedded and embed is None:
+        raise MonitoringError(f"{path}: the sample was drawn by meaning; give the embedding function (embed)")
+    dataset = dataset_of_lake(lake, query, embed, origin.versions)
+    if digest_of(dataset) != manifest["digest"]:
+        raise MonitoringError(
+            f"{path}: {len(dataset)} records come out, with another digest than the {manifest['record_count']} of the "
+            "manifest; is [lake] location the lake that they were made of?"
+        )
+    formats = [format for format in get_args(Format) if _file_of(format) in manifest["files"]]
+    for format in formats:
+        _replace(path.parent / _file_of(format), _WRITERS[format], dataset)
+    return dataset
+
+
+def _manifest(path: str | Path) -> tuple[dict[str, Any], Path]:
+    path = Path(path)
+    path = path / MANIFEST if path.is_dir() else path
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        _ = manifest["files"][0], manifest["digest"], manifest["record_count"], manifest["origin"]
+    except OSError as error:
+        raise MonitoringError(f"no dataset at {path}: {error.strerror}; name a manifest or its folder") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise MonitoringError(f"{path} is no manifest of a dataset; name the {MANIFEST} beside its records") from error
+    return manifest, path
+
+
+def _file_of(format: str) -> str:
+    return f"records.{format}"
+
+
+def _replace(target: Path, write: Callable[[Path, Any], None], content: Any) -> None:
+    """Write to a file of its own, and put that in the place of `target`."""
+    beside = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        write(beside, content)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{canonical(record)}\n" for record in records)
+
+
+def _write_parquet(path: Path, records: Iterable[Record]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(part, pa.string()) for part in PARTS])
+    rows = [{part: canonical(record[part]) for part in PARTS if part in record} for record in records]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def _parquet_lines(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pylist()
+    return [canonical({part: json.loads(text) for part, text in row.items() if text is not None}) for row in rows]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+_WRITERS: dict[str, Callable[[Path, Any], None]] = {"jsonl": _write_jsonl, "parquet": _write_parquet}

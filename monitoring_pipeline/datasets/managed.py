@@ -1,0 +1,100 @@
+"""Datasets that MLflow keeps: found by their name or made, and added to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from monitoring_pipeline.datasets.records import Record
+from monitoring_pipeline.datasets.schema import ready_for_evaluate
+from monitoring_pipeline.errors import MonitoringError
+
+if TYPE_CHECKING:
+    from mlflow.genai.datasets import EvaluationDataset
+
+    from monitoring_pipeline.resources.tracking import TrackingResource
+
+TAG_CHARACTERS = 500  # metadata become tags, which an evaluation puts on the traces that it makes
+SOURCE_ID_CHARACTERS = 36  # of MLflow's column
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What became of records: how many were added to the MLflow dataset, and how many it has now."""
+
+    dataset_id: str
+    name: str
+    added: int
+    records: int
+
+
+def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[Record]) -> Merged:
+    """Add the records whose inputs the MLflow dataset of that name does not have; it is made if need be.
+
+    MLflow tells records by their inputs alone. What is there stays as it is, whatever its outputs and expectations, as
+    people correct them there. Metadata become the record's tags, as text, and source_trace its source.
+
+    Raises:
+        TrackingError: the store cannot be used, or does not take a record.
+        MonitoringError: several datasets have the name, or it has a quotation mark.
+    """
+    if set(name) & set("'\"\\"):
+        raise MonitoringError(f"dataset name {name!r}: a name must have no quotation marks; choose another")
+    experiment_ids = list(tracking.experiment_names())
+    with _at(tracking):
+        found = _named(name)
+    if len(found) > 1:
+        ids = ", ".join(dataset.dataset_id for dataset in found)
+        raise MonitoringError(f"more than one MLflow dataset is named {name!r} ({ids}); delete or rename all but one")
+    with _at(tracking):
+        from mlflow.genai.datasets import create_dataset
+
+        dataset = found[0] if found else create_dataset(name=name, experiment_id=experiment_ids)
+        there = {_identity(inputs) for inputs in dataset.to_df()["inputs"]}
+        new: dict[str, Record] = {}
+        for record in records:
+            identity = _identity(record["inputs"])
+            if identity not in there:
+                new.setdefault(identity, _as_mlflow_has_it(record))
+        if new:
+            dataset.merge_records(list(new.values()))
+        return Merged(dataset.dataset_id, name, len(new), len(there) + len(new))
+
+
+@contextmanager
+def _at(tracking: TrackingResource) -> Iterator[None]:
+    """Within the block, MLflow's functions for datasets, which know no client, are of the store."""
+    from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
+
+    with tracking.calls(), _global_tracking_uri(tracking.tracking_uri):
+        yield
+
+
+def _named(name: str) -> list[EvaluationDataset]:
+    """The datasets of that name: MLflow allows several, and its get_dataset then fails."""
+    from mlflow.genai.datasets import search_datasets
+
+    return search_datasets(filter_string=f"name = '{name}'")
+
+
+def _identity(inputs: Any) -> str:
+    """What MLflow tells records by."""
+    return json.dumps(inputs, sort_keys=True)
+
+
+def _as_mlflow_has_it(record: Record) -> Record:
+    metadata = record.get("metadata") or {}
+    kept = {part: value for part, value in ready_for_evaluate(record).items() if part != "metadata"}
+    kept["tags"] = {name: _text(value) for name, value in metadata.items() if value is not None}
+    trace_id = metadata.get("source_trace")
+    if trace_id and len(trace_id) <= SOURCE_ID_CHARACTERS:
+        session = {"session_id": metadata["session_id"]} if metadata.get("session_id") else {}
+        kept["source"] = {"source_type": "TRACE", "source_data": {"trace_id": trace_id, **session}}
+    return kept
+
+
+def _text(value: Any) -> str:
+    return (value if isinstance(value, str) else json.dumps(value))[:TAG_CHARACTERS]

@@ -1,0 +1,54 @@
+"""Records with the traces that they were made of, so that an evaluation scores what happened then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from monitoring_pipeline.datasets.records import Record
+from monitoring_pipeline.datasets.schema import ready_for_evaluate
+from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.scoring.on_demand import archived_traces
+from monitoring_pipeline.windows import HOUR, Window, parse_utc
+
+if TYPE_CHECKING:
+    from mlflow.genai.datasets import EvaluationDataset
+
+    from monitoring_pipeline.resources.lake import LakeResource
+
+
+def with_traces(lake: LakeResource, records: Iterable[Record] | EvaluationDataset) -> list[Record]:
+    """The records, or those of an MLflow dataset, as inputs, expectations and `trace`: the archived trace of each.
+
+    `mlflow.genai.evaluate` makes a bare trace of a record with outputs, in which no tool was called; of these it takes
+    the trace itself, and with it the outputs.
+
+    Raises:
+        MonitoringError: a record does not tell its trace, or the archive does not have it.
+    """
+    found = [_with_lineage(record) for record in _records_of(records)]
+    hours = []
+    for number, (_, lineage) in enumerate(found):
+        if not lineage.get("source_trace") or not lineage.get("trace_hour"):
+            raise MonitoringError(
+                f"record {number} does not tell the trace that it was made of: its metadata lack source_trace or "
+                "trace_hour; give a predict_fn to evaluate instead"
+            )
+        hours.append(parse_utc(lineage["trace_hour"]))
+    if not found:
+        return []
+    ids = [lineage["source_trace"] for _, lineage in found]
+    window = Window(min(hours), max(hours) + HOUR)
+    traces = {trace.info.trace_id: trace for trace in archived_traces(lake, window, None, ids)}
+    return [{**record, "trace": traces[trace_id]} for (record, _), trace_id in zip(found, ids, strict=True)]
+
+
+def _records_of(records: Any) -> list[dict[str, Any]]:
+    return records.to_df().to_dict("records") if hasattr(records, "to_df") else list(records)
+
+
+def _with_lineage(record: Record) -> tuple[Record, dict[str, Any]]:
+    """Inputs and expectations, and the metadata, which MLflow's datasets have as tags."""
+    expectations = record.get("expectations")
+    kept = {"inputs": record["inputs"], "expectations": expectations if isinstance(expectations, dict) else {}}
+    return ready_for_evaluate(kept), record.get("metadata") or record.get("tags") or {}
