@@ -12,7 +12,7 @@ from monitoring_pipeline.datasets.diverse import Candidate, Embed, diverse_sampl
 from monitoring_pipeline.datasets.failing import failing
 from monitoring_pipeline.datasets.query import Query
 from monitoring_pipeline.datasets.records import Dataset, Origin, Record
-from monitoring_pipeline.errors import MonitoringError, first_line
+from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS
 from monitoring_pipeline.traces.filters import matches
 
@@ -32,23 +32,16 @@ def dataset_of_lake(
     """The dataset that `query` describes, of the archive as it is now, or as it was at the `versions` of its tables.
 
     Raises:
-        MonitoringError: the filter is none of MLflow's, or a version can no longer be read.
+        MonitoringError: the filter is none of MLflow's.
+        LakeError: there is no such version.
     """
-    from pyspark.errors import PySparkException
-
     if versions is None:
         read = [AGENT_TRACES, *([ASSESSMENTS] if query.scorer_digest and not query.run_id else [])]
         versions = {table.name: lake.version(table) for table in read}
-    try:
-        traces = lake.read(AGENT_TRACES, query.window, versions[AGENT_TRACES.name])
-        pinned = versions.get(ASSESSMENTS.name)
-        assessments = None if pinned is None else lake.read(ASSESSMENTS, query.window, pinned)
-        return dataset_of_rows(traces, assessments, query, embed, versions)
-    except PySparkException as error:
-        raise MonitoringError(
-            f"the archive cannot be read at {', '.join(f'{name} {version}' for name, version in versions.items())}: "
-            f"{first_line(error)}"
-        ) from error
+    traces = lake.read(AGENT_TRACES, query.window, versions[AGENT_TRACES.name])
+    pinned = versions.get(ASSESSMENTS.name)
+    assessments = None if pinned is None else lake.read(ASSESSMENTS, query.window, pinned)
+    return dataset_of_rows(traces, assessments, query, embed, versions)
 
 
 def dataset_of_rows(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from uuid import uuid4
 
 from monitoring_pipeline.datasets.records import Dataset, Origin, Record, canonical, digest_of
-from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.errors import LakeError, MonitoringError, first_line
 from monitoring_pipeline.settings.datasets import Format
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) ->
         MonitoringError: it was not made of the archive, a version can no longer be read, or other records come out.
     """
     from pydantic import ValidationError
+    from pyspark.errors import PySparkException
 
     from monitoring_pipeline.datasets.building import dataset_of_lake
     from monitoring_pipeline.datasets.query import Query
@@ -116,7 +117,14 @@ def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) ->
         raise MonitoringError(f"{path}: its query cannot be read: {error.errors()[0]['msg']}") from error
     if query.embedded and embed is None:
         raise MonitoringError(f"{path}: the sample was drawn by meaning; give the embedding function (embed)")
-    dataset = dataset_of_lake(lake, query, embed, origin.versions)
+    try:
+        dataset = dataset_of_lake(lake, query, embed, origin.versions)
+    except (LakeError, PySparkException) as error:
+        versions = " or ".join(f"version {version} of {table}" for table, version in origin.versions.items())
+        raise MonitoringError(
+            f"{path}: {versions} can no longer be read; what is no longer part of a table is removed after [upkeep] "
+            f"keep_versions_hours, and when traces are deleted on request ({first_line(error)})"
+        ) from error
     if digest_of(dataset) != manifest["digest"]:
         raise MonitoringError(
             f"{path}: {len(dataset)} records come out, with another digest than the {manifest['record_count']} of the "

@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.entities import AssessmentSource, Expectation, Feedback, Trace, TraceState
-from mlflow.entities.assessment import AssessmentError
+from mlflow.entities.assessment_error import AssessmentError
 
 from monitoring_pipeline.api import (
     build_dataset_from_tagged_traces,
@@ -100,6 +100,7 @@ def test_traces_of_a_search_give_the_same_records(
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", recorded_store)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", recorded_store)
     experiment = mlflow.get_experiment_by_name("airline")
+    assert experiment is not None
     table = mlflow.search_traces(
         locations=[experiment.experiment_id],
         max_results=20,
