@@ -38,12 +38,12 @@ def find_traces(
 
     if max_results is not None and max_results < 0:
         raise MonitoringError(f"max_results = {max_results}: must be at least 0")
+    rows = lake.read(AGENT_TRACES, window)  # first, as columns are made by a session that is there
     try:
         conditions = parse_filter(filter_string) if filter_string else []
         order, passes = ordering(order_by or []), matches(filter_string)
     except ValueError as error:
         raise MonitoringError(str(error)) from error
-    rows = lake.read(AGENT_TRACES, window)
     first, last = _days(conditions)
     if first:
         rows = rows.where(F.col("date") >= F.lit(first))
