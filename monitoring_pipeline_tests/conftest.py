@@ -36,6 +36,14 @@ RECORDED = Path(__file__).resolve().parents[2] / "shared"
 RECORDED_WINDOW = Window(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC))
 
 
+LONGEST = ("conformance", "deploy", "ui")  # they wait for other processes, beside which the rest runs
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def spark() -> SparkResource:
     """The embedded engine."""

@@ -35,6 +35,12 @@ def nothing(outputs: Any) -> None:
 
 
 @scorer
+def broken(outputs: Any) -> bool:
+    """Raises for every trace."""
+    raise KeyError("no such field: citations")
+
+
+@scorer
 def word(outputs: Any) -> str:
     """A value that is no score."""
     return "blue"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 15002
 YEAR_SECONDS = 365 * 24 * 3600
+# Larger rows are sent once, and kept by the server until the session ends: its memory fills while much is archived.
+SENT_WITH_THE_PLAN_BYTES = 100 * 2**20  # a server takes 128 MiB at once
 
 
 class SparkResource(dg.ConfigurableResource):
@@ -65,6 +67,8 @@ def _new_session(remote: str | None) -> SparkSession:
         session = _connected(remote)
         # By default pyspark asks a server that is gone for ten minutes.
         session.client.set_retry_policies([_unavailable()])
+        if not SparkResource(remote=remote).is_databricks:  # which may refuse settings
+            session.conf.set("spark.sql.session.localRelationCacheThreshold", str(SENT_WITH_THE_PLAN_BYTES))
     elif _on_databricks():
         from pyspark.sql import SparkSession
 

@@ -145,8 +145,6 @@ def archive_frame(
     of one hour. `on_progress` is told the number of traces so far. `redactor` takes out of all of them, on the engine's
     workers, what is not to be kept.
     """
-    from pyspark.sql.pandas.types import from_arrow_schema
-
     counts = ArchiveCounts()
     deleted = deleted_digests(lake, window)
     seen: list[pa.Table] = []
@@ -155,7 +153,7 @@ def archive_frame(
     for part in parts:
         rows = frame(part)
         if redactor:
-            rows = rows.mapInArrow(functools.partial(_redacted, redactor=redactor), from_arrow_schema(WORKED))
+            rows = redacted_rows(rows, redactor)
         unreadable, places = merged(lake, part, rows, deleted, counts)
         seen.append(places)
         quarantine.update({row["trace_id"]: row for row in unreadable.select(UNREADABLE).to_pylist()})
@@ -205,8 +203,14 @@ def _merged_in_engine(
         return kept.where(failed).toArrow(), places_of(kept.where(~failed).select(*PLACE).toArrow())
 
 
-def _redacted(batches: Iterator[pa.RecordBatch], redactor: Redactor) -> Iterator[pa.RecordBatch]:
+def redacted_rows(rows: DataFrame, redactor: Redactor) -> DataFrame:
     """The rows of `worked` without what is not to be kept; those for which that fails go to the quarantine."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    return rows.mapInArrow(functools.partial(_redacted, redactor=redactor), from_arrow_schema(WORKED))
+
+
+def _redacted(batches: Iterator[pa.RecordBatch], redactor: Redactor) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for first in range(0, batch.num_rows, WORKER_ROWS):
             rows = pa.Table.from_batches([batch.slice(first, WORKER_ROWS)]).to_pylist(maps_as_pydicts="lossy")

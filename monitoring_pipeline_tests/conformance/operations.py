@@ -175,6 +175,29 @@ def op_maintain(lake: LakeResource) -> pa.Table:
     return left(lake, AGENT_TRACES, int(done["files_removed"] > done["files_added"]), done["files_deleted"])
 
 
+def op_remove(lake: LakeResource) -> pa.Table:
+    """Of the traces of two hours in the window one goes; what is not there, or outside of it, is no commit."""
+    lake.insert(AGENT_TRACES, traces(("stays", 2, "x"), ("goes", 3, "x"), ("outside", 7, "x")))
+    removed = lake.remove(AGENT_TRACES, TWO_TO_FOUR, "trace_id", ["goes", "outside"])
+    before = lake.version(AGENT_TRACES)
+    again = lake.remove(AGENT_TRACES, TWO_TO_FOUR, "trace_id", ["goes", "outside"])
+    return left(lake, AGENT_TRACES, removed, again, commits=lake.version(AGENT_TRACES) - before)
+
+
+def op_remove_before(lake: LakeResource) -> pa.Table:
+    next_day = DAY.end.date()
+    lake.insert(AGENT_TRACES, traces(("of the next day", 25, "x")))
+    removed = lake.remove_before(AGENT_TRACES, next_day)
+    before = lake.version(AGENT_TRACES)
+    again = lake.remove_before(AGENT_TRACES, next_day)
+    return left(lake, AGENT_TRACES, int(removed > 0), again, commits=lake.version(AGENT_TRACES) - before)
+
+
+def op_purge(lake: LakeResource) -> pa.Table:
+    lake.purge(AGENT_TRACES)
+    return left(lake, AGENT_TRACES)
+
+
 def told(**figures: int) -> pa.Table:
     return pa.table({"figure": [*figures], "value": [int(value) for value in figures.values()]})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,7 +14,9 @@ import pyarrow as pa
 from monitoring_pipeline.analysis import performance
 from monitoring_pipeline.analysis.agreement import agreement
 from monitoring_pipeline.analysis.quality import quality
-from monitoring_pipeline.assets.reports import report_data
+from monitoring_pipeline.reports.period import Period
+from monitoring_pipeline.reports.reading import report_data
+from monitoring_pipeline.reports.standouts import Incident
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.coverage import ledger_problems, trace_states, waiting_hours
 from monitoring_pipeline.scoring.forecast import forecast
@@ -22,10 +24,16 @@ from monitoring_pipeline.scoring.on_demand import archived_traces
 from monitoring_pipeline.scoring.pending import pending_rows
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
 from monitoring_pipeline.scoring.sessions import session_heads, whole_sessions
+from monitoring_pipeline.settings import RedactSettings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE, TABLES, TRACE_PERFORMANCE
 from monitoring_pipeline.traces.filters import matches
+from monitoring_pipeline.traces.in_engine import ARCHIVED, QUARANTINE, redacted_rows
+from monitoring_pipeline.traces.redaction import Redactor
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.traces.test_filters import VALID
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 FILTERS_AT_A_TIME = 25
 SQL = Path(__file__).parents[2] / "docs" / "sql"
@@ -84,6 +92,7 @@ def all_transformations(
         "traces on demand",
         lambda: pa.table({"trace_id": [t.info.trace_id for t in archived_traces(lake, window, FILTER, None)]}),
     )
+    yield "redaction", lambda: redacted(traces)
     for first in range(0, len(VALID), FILTERS_AT_A_TIME):
         some = VALID[first : first + FILTERS_AT_A_TIME]
         yield (
@@ -97,7 +106,17 @@ def all_transformations(
     for file in sorted(SQL.glob("*.sql")):
         yield f"sql, {file.stem}", lambda file=file: by_sql(lake, file)
     for day in window.days():
-        yield f"report of {day}", lambda day=day: pa.table({"data": [repr_of_report(lake, scorers, day)]})
+        yield f"report of {day}", lambda day=day: pa.table({"data": [repr_of_report(lake, scorers, Period.day(day))]})
+
+
+def redacted(traces: DataFrame) -> pa.Table:
+    """The archived traces once more through redaction, on the engine's workers."""
+    from pyspark.sql import functions as F
+
+    nothing_wrong = (F.lit(None).cast("string").alias(column.name) for column in QUARANTINE)
+    detecting = Redactor(RedactSettings(detectors=["email", "phone", "card", "ip"]))
+    rows = redacted_rows(traces.select(*ARCHIVED.names, *nothing_wrong), detecting)
+    return rows.select("trace_id", "request", "response", "redactions", "reason", F.length("trace_json")).toArrow()
 
 
 def pending(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> pa.Table:
@@ -116,14 +135,19 @@ def by_sql(lake: LakeResource, file: Path) -> pa.Table:
     return rows.drop(*(name for name in rows.columns if name.startswith(left_out))).toArrow()
 
 
-def repr_of_report(lake: LakeResource, scorers: list[ConfiguredScorer], day: object) -> str:
-    data = vars(report_data(lake, scorers, day))  # type: ignore[arg-type]
+def repr_of_report(lake: LakeResource, scorers: list[ConfiguredScorer], period: Period) -> str:
+    data = vars(report_data(lake, scorers, period))
     return "\n".join(f"{name}: {in_order(value)}" for name, value in sorted(data.items()))
 
 
 def in_order(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: round(item, 9) if isinstance(item, float) else item for name, item in sorted(value.items())}
+    if isinstance(value, list):
+        return [in_order(item) for item in value]
+    if isinstance(value, Incident):
+        worst = [(s.measure, s.scorer, s.hour, round(s.value, 9), round(s.baseline, 9)) for s in value.worst]
+        return value.experiment_id, value.start, value.end, worst
     if not isinstance(value, pd.DataFrame):
         return value
     rows = value.drop(columns=[name for name in ("assessed_at", "dagster_run_id") if name in value])

@@ -1,14 +1,14 @@
-"""A finished run of the pipeline over a day of sample traffic, a Dagster webserver that shows it, and a browser."""
+"""Runs of the pipeline over a day of sample traffic, Dagster's web interface to them, and a browser."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from monitoring_pipeline.demo.traffic import fill
-from monitoring_pipeline_tests.servers import wait_until_up
+from monitoring_pipeline_tests.servers import free_port, wait_until_up
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -43,7 +43,8 @@ start = "{day}T00:00Z"
 
 [reports]
 location = "reports"
-
+"""
+SCORERS = """
 [[scorers]]
 name = "response_quality"
 scorer = "monitoring_pipeline.scoring.scorers:response_quality"
@@ -55,7 +56,7 @@ scorer = "monitoring_pipeline.scoring.scorers:tool_errors"
 [[scorers]]
 name = "stage_latency"
 scorer = "monitoring_pipeline.scoring.scorers:stage_latency"
-params = {{ limits_ms = {{ AGENT = 4000, RETRIEVER = 500, TOOL = 1500 }} }}
+params = { limits_ms = { AGENT = 4000, RETRIEVER = 500, TOOL = 1500 } }
 """
 
 
@@ -71,13 +72,18 @@ class MonitoredDay:
         return self.folder / "monitoring.toml"
 
     @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
     def report(self) -> Path:
         return self.folder / "reports" / f"{self.day}" / "report.html"
 
     @property
     def environment(self) -> dict[str, str]:
         home = self.folder / "dagster"
-        return {**os.environ, "MONITORING_CONFIG": str(self.config), "DAGSTER_HOME": str(home)}
+        own = {"MONITORING_CONFIG": str(self.config), "DAGSTER_HOME": str(home)}
+        return {**os.environ, **own, "PYTHONPATH": str(ROOT)}  # for the tests' own scorers
 
 
 @pytest.fixture(scope="module")
@@ -92,40 +98,39 @@ def chromium() -> str:
     return path
 
 
-@pytest.fixture(scope="module")
-def monitored(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> MonitoredDay:
-    """Yesterday, monitored by the command line; yesterday because Dagster plots the latest partitions only."""
-    folder = tmp_path_factory.mktemp("monitored")
+def monitor_yesterday(folder: Path, scorers: str, *options: str) -> MonitoredDay:
+    """Sample traffic of yesterday, monitored by `run`; yesterday because Dagster plots the latest partitions only.
+
+    A scorer that fails on every trace does not fail this.
+    """
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     monitored = MonitoredDay(folder, (today - timedelta(days=1)).date())
-    tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
-    fill(tracking_uri, "support_agent", end=today, hours=24, traces=TRACES)
-    monitored.config.write_text(CONFIGURATION.format(tracking_uri=tracking_uri, day=monitored.day), encoding="utf-8")
+    fill(monitored.tracking_uri, "support_agent", end=today, hours=24, traces=TRACES)
+    configuration = CONFIGURATION.format(tracking_uri=monitored.tracking_uri, day=monitored.day)
+    monitored.config.write_text(configuration + scorers, encoding="utf-8")
     (folder / "dagster").mkdir()
     shutil.copy(ROOT / "dagster.yaml", folder / "dagster")
     window = ["--from", f"{monitored.day}T00:00Z", "--to", f"{today.date()}T00:00Z"]
     run = subprocess.run(
-        [BIN / "monitoring-pipeline", "run", "--config", monitored.config, *window],
+        [BIN / "monitoring-pipeline", "run", "--config", monitored.config, *window, *options],
         cwd=folder,
         env=monitored.environment,
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert monitored.report.is_file(), run.stdout + run.stderr
     return monitored
 
 
-@pytest.fixture(scope="module")
-def dagster_ui(monitored: MonitoredDay) -> Iterator[str]:
-    """The address of a Dagster webserver on loopback that shows what was monitored."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+@contextmanager
+def serving(monitored: MonitoredDay, *command: str | Path) -> Iterator[str]:
+    """The address of the UI that a program of Dagster's serves on loopback until the block ends."""
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
-    log_file = monitored.folder / "webserver.log"
+    log_file = monitored.folder / "dagster.log"
     with log_file.open("wb") as log:
         server = subprocess.Popen(
-            [BIN / "dagster-webserver", "-w", ROOT / "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
+            [*command, "--workspace", ROOT / "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)],
             cwd=monitored.folder,
             env=monitored.environment,
             stdout=log,
@@ -133,11 +138,11 @@ def dagster_ui(monitored: MonitoredDay) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            wait_until_up("dagster-webserver", f"{address}/server_info", server, log_file)
+            wait_until_up(str(command[0]), f"{address}/server_info", server, log_file)
             yield address
         finally:
             os.killpg(server.pid, signal.SIGTERM)
-            server.wait(timeout=30)
+            server.wait(timeout=60)
 
 
 # Not for the session: while Playwright runs, the thread has an event loop, in which no other test could start its own.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.settings import load_settings
-from monitoring_pipeline_tests.ui.conftest import MonitoredDay
+from monitoring_pipeline_tests.ui.conftest import BIN, SCORERS, MonitoredDay, monitor_yesterday, serving
 
 CHARTS = 6  # traces, error rate, latency, and the mean score of each of three scorers
 # The heights, in pixels, of a plotted line of 24 points; null while none is drawn. Of what Dagster draws on a plot's
@@ -33,6 +33,19 @@ HEIGHTS = """canvas => {
     const first = Math.min(...tops.keys()) + 3, last = Math.max(...tops.keys()) - 3;
     return Array.from({length: 24}, (_, hour) => height - tops.get(Math.round(first + (hour * (last - first)) / 23)));
 }"""
+
+
+@pytest.fixture(scope="module")
+def monitored(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> MonitoredDay:
+    """Yesterday, monitored."""
+    return monitor_yesterday(tmp_path_factory.mktemp("monitored"), SCORERS)
+
+
+@pytest.fixture(scope="module")
+def dagster_ui(monitored: MonitoredDay) -> Iterator[str]:
+    """The address of a Dagster webserver that shows what was monitored."""
+    with serving(monitored, BIN / "dagster-webserver") as address:
+        yield address
 
 
 def test_lineage_page_draws_every_asset(
