@@ -17,8 +17,8 @@ from monitoring_pipeline.settings import ScorerSettings, Settings, config_path, 
 
 SCORER = '[[scorers]]\nname = "a"\nscorer = "json:loads"\n'
 KEYS = (
-    "mlflow, lake, archive, spark, scorers, scoring, backfill, sensor, reports, dagster, databricks, alerts, "
-    "notifiers, notify, upkeep, automation"
+    "mlflow, lake, archive, spark, scorers, scoring, backfill, sensor, reports, datasets, dagster, databricks, "
+    "alerts, notifiers, notify, upkeep, automation"
 )
 
 

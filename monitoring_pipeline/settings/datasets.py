@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from monitoring_pipeline.settings.base import Section
 from monitoring_pipeline.settings.sections import Location
@@ -70,6 +70,13 @@ class DatasetSettings(Choice):
     mlflow_name: str | None = Field(
         default=None, min_length=1, description="another name of it, such as catalog.schema.table at Databricks"
     )
+
+    @field_validator("location")
+    @classmethod
+    def _is_a_folder(cls, location: str) -> str:
+        if "://" in location:
+            raise ValueError(f"location = {location!r} must be a folder of this machine")
+        return location
 
     @model_validator(mode="after")
     def _named_where_it_goes(self) -> Self:
