@@ -11,7 +11,7 @@ import pandas as pd
 from mlflow.entities import Trace
 from mlflow.genai.scorers import Scorer
 
-from monitoring_pipeline.errors import MonitoringError, SettingsError, TrackingError
+from monitoring_pipeline.errors import MonitoringError, SettingsError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.on_demand import Outcome, archived_traces, assess_traces, outcomes
@@ -88,7 +88,7 @@ def assess_chosen(
     Raises:
         TrackingError: the store or the experiment cannot be used; known before a scorer runs.
     """
-    experiment_id = _experiment(tracking, experiment_name) if experiment_name else None
+    experiment_id = tracking.experiment_id(experiment_name) if experiment_name else None
     results = assess_traces(lake, scorers, traces)
     figures = outcomes(results, scorers)
     run_id = _log_run(tracking, experiment_id, scorers, results, figures) if experiment_id else None
@@ -119,19 +119,6 @@ def shortfalls(figures: Sequence[Outcome], fail_under: Mapping[str, float]) -> l
         elif mean < threshold:
             lines.append(f"{name}: mean score {mean:.4f} is under {threshold:g}")
     return lines
-
-
-def _experiment(tracking: TrackingResource, name: str) -> str:
-    """The id of the experiment of that name, made if need be."""
-    with tracking.calls() as client:
-        experiment = client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-    if experiment and experiment.lifecycle_stage != "active":
-        raise TrackingError(
-            f"experiment {name!r} is deleted; restore it (mlflow experiments restore -x {experiment_id}), or name "
-            "another"
-        )
-    return experiment_id
 
 
 def _log_run(

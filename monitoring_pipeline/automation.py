@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import dagster as dg
 
 from monitoring_pipeline.assets.assessments import scorer_key
+from monitoring_pipeline.assets.reports import DAILY_REPORT_KEY, WEEKLY_REPORT_KEY
 from monitoring_pipeline.assets.write_back import RESULTS_IN_MLFLOW
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.settings import AutomationSettings
@@ -32,7 +33,6 @@ C = dg.AutomationCondition
 Condition: TypeAlias = dg.AutomationCondition[Any]
 
 AUTOMATION = "automation"
-DAILY_REPORT_KEY = "daily_report"
 TICK_SECONDS = 30
 REMAKE_REPORTS = "30 * * * *"
 
@@ -115,7 +115,7 @@ def with_the_ledger() -> Condition:
 
 
 def when_a_past_day_settles() -> Condition:
-    """For what is made of a day: at the half hour after the day is over and one of its hours has changed, at rest.
+    """For what is made of a day (or week): at the half hour after it is over and one of its hours has changed, at rest.
 
     An hour has changed when its quality was made, the last of its tables. Today is left to a person: it would be made
     anew every few minutes. The half hour must come after the latest change, so that late traces of several hours, and
@@ -152,6 +152,7 @@ def conditions(scorers: Iterable[ConfiguredScorer], settings: AutomationSettings
         dg.AssetKey(HOURLY_QUALITY.name): with_the_ledger(),
         dg.AssetKey(SCORER_AGREEMENT.name): when_a_past_day_settles(),
         dg.AssetKey(DAILY_REPORT_KEY): when_a_past_day_settles(),
+        dg.AssetKey(WEEKLY_REPORT_KEY): when_a_past_day_settles(),
     }
 
 

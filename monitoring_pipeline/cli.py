@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from monitoring_pipeline.commands import alerts, scorers
+from monitoring_pipeline.commands import alerts, datasets, scorers
 from monitoring_pipeline.commands.assess import assess
 from monitoring_pipeline.commands.backfill import backfill
 from monitoring_pipeline.commands.common import (
@@ -17,6 +17,7 @@ from monitoring_pipeline.commands.common import (
     window_of,
 )
 from monitoring_pipeline.commands.delete import delete
+from monitoring_pipeline.commands.report import report
 from monitoring_pipeline.commands.setup import setup
 from monitoring_pipeline.commands.upkeep import upkeep
 from monitoring_pipeline.errors import MonitoringError, SettingsError
@@ -34,8 +35,10 @@ app = typer.Typer(
 )
 app.add_typer(scorers.app, name="scorers")
 app.add_typer(alerts.app, name="alerts")
+app.add_typer(datasets.app, name="datasets")
 app.command()(assess)
 app.command()(backfill)
+app.command()(report)
 app.command()(setup)
 app.command()(upkeep)
 app.command()(delete)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,6 +18,7 @@ from monitoring_pipeline.alerts.job import alert_definitions  # noqa: E402
 from monitoring_pipeline.assets.agreement import agreement_assets  # noqa: E402
 from monitoring_pipeline.assets.archive import archive_assets  # noqa: E402
 from monitoring_pipeline.assets.assessments import assessment_assets  # noqa: E402
+from monitoring_pipeline.assets.datasets import dataset_assets  # noqa: E402
 from monitoring_pipeline.assets.performance import performance_assets  # noqa: E402
 from monitoring_pipeline.assets.quality import quality_assets  # noqa: E402
 from monitoring_pipeline.assets.reports import report_assets  # noqa: E402
@@ -26,10 +26,10 @@ from monitoring_pipeline.assets.write_back import write_back_assets  # noqa: E40
 from monitoring_pipeline.automation import automated, automation_sensor  # noqa: E402
 from monitoring_pipeline.databricks.jobs import on_databricks  # noqa: E402
 from monitoring_pipeline.databricks.managed import is_managed  # noqa: E402
-from monitoring_pipeline.jobs import jobs  # noqa: E402
+from monitoring_pipeline.jobs import dataset_jobs, jobs  # noqa: E402
 from monitoring_pipeline.lost_runs import lost_runs_sensor  # noqa: E402
 from monitoring_pipeline.ops import assess_job, latest_hour_job  # noqa: E402
-from monitoring_pipeline.partitions import daily, hourly  # noqa: E402
+from monitoring_pipeline.partitions import daily, hourly, weekly  # noqa: E402
 from monitoring_pipeline.resources.lake import LakeResource  # noqa: E402
 from monitoring_pipeline.resources.spark import SparkResource  # noqa: E402
 from monitoring_pipeline.resources.tracking import TrackingResource  # noqa: E402
@@ -61,8 +61,18 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
     ]
     if settings.databricks.jobs:
         of_tables = [on_databricks(asset, settings) for asset in of_tables]
-    assets = [*of_tables, *report_assets(days, scorers, Path(settings.reports.location))]
-    all_jobs = [*jobs(), assess_job(settings), latest_hour_job(), *upkeep_jobs(settings)]
+    assets = [
+        *of_tables,
+        *report_assets(days, weekly(settings.archive.start), scorers, settings),
+        *dataset_assets(days, scorers, settings.datasets),
+    ]
+    all_jobs = [
+        *jobs(),
+        *dataset_jobs(settings.datasets),
+        assess_job(settings),
+        latest_hour_job(),
+        *upkeep_jobs(settings),
+    ]
     monitoring = dg.Definitions(
         assets=automated(assets, scorers, settings.automation),
         jobs=all_jobs,
@@ -71,7 +81,13 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
             automation_sensor(settings.automation),
             lost_runs_sensor(settings.automation.enabled),
         ],
-        schedules=schedules(settings.archive, settings.automation, [job.name for job in all_jobs]),
+        schedules=schedules(
+            settings.archive,
+            settings.automation,
+            [job.name for job in all_jobs],
+            settings.datasets,
+            settings.upkeep.keep_archive_days,
+        ),
         resources={**build_resources(_addresses_by_name(settings)), **(resources or {})},
         executor=dg.in_process_executor if settings.dagster.executor == "in_process" else dg.multiprocess_executor,
     )

@@ -1,12 +1,13 @@
-"""Partitions of the assets: hours and days, UTC, from the archive's start up to and including the current one."""
+"""Partitions of the assets: hours, days and weeks, UTC, from the archive's start up to the current one."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import dagster as dg
 
 from monitoring_pipeline.errors import LakeError
+from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.windows import Window
 
 
@@ -21,6 +22,12 @@ def daily(start: datetime) -> dg.DailyPartitionsDefinition:
     return dg.DailyPartitionsDefinition(start_date=first_day, timezone="UTC", end_offset=1)
 
 
+def weekly(start: datetime) -> dg.WeeklyPartitionsDefinition:
+    """Partitions such as 2025-12-29, the Mondays that weeks begin with; the current week is one of them."""
+    monday = start.replace(hour=0) - timedelta(days=start.weekday())
+    return dg.WeeklyPartitionsDefinition(start_date=monday, day_offset=1, timezone="UTC", end_offset=1)
+
+
 def run_window(context: dg.AssetExecutionContext) -> Window:
     """The window of the partition, or of the range of partitions, that this run is for.
 
@@ -28,10 +35,15 @@ def run_window(context: dg.AssetExecutionContext) -> Window:
         LakeError: the archive no longer keeps it, so that what was made of it could not be made again.
     """
     start, end = context.partition_time_window
-    kept_since = context.resources.lake.kept_since
+    check_kept(context.resources.lake, start)
+    return Window(start, end)
+
+
+def check_kept(lake: LakeResource, start: datetime) -> None:
+    """Raise LakeError where the archive no longer keeps what began at `start`."""
+    kept_since = lake.kept_since
     if kept_since and start < kept_since:
         raise LakeError(
             f"{start:%Y-%m-%d %H:%M} is before {kept_since:%Y-%m-%d}, the first day that [upkeep] keep_archive_days "
             "keeps; what was made of earlier traces stays as it is"
         )
-    return Window(start, end)

@@ -1,129 +1,108 @@
-"""The daily report."""
+"""The reports of days and weeks."""
 
-from datetime import UTC, date, datetime, time, timedelta
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import dagster as dg
 
-from monitoring_pipeline.analysis.agreement import is_current
-from monitoring_pipeline.analysis.quality import quality
 from monitoring_pipeline.assets.common import tags
+from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.partitions import run_window
+from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
-from monitoring_pipeline.tables import (
-    AGENT_TRACES,
-    ASSESSMENTS,
-    HOURLY_PERFORMANCE,
-    HOURLY_QUALITY,
-    SCORER_AGREEMENT,
-    SCORER_COVERAGE,
-    TRACE_ERRORS,
-    TRACE_PERFORMANCE,
-)
-from monitoring_pipeline.windows import Window
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.tables import SCORER_AGREEMENT
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from pyspark.sql import DataFrame
-
-    from monitoring_pipeline.reports.daily import DailyReportData
-
-SLOWEST_TRACES = 10
-ERROR_ROWS = 5000
+DAILY_REPORT_KEY = "daily_report"
+WEEKLY_REPORT_KEY = "weekly_report"
 UPSTREAM = [
     "trace_performance",
     "trace_errors",
     "hourly_performance",
+    "span_profile",
     "scorer_coverage",
     "hourly_quality",
     SCORER_AGREEMENT.name,
 ]
+CONTENT = (
+    "volume, errors, latency, cost and quality, what changed, what stands out and where to look. One HTML file, and "
+    "the same as Markdown and as JSON."
+)
 
 
 def report_assets(
-    days: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer], folder: Path
+    days: dg.TimeWindowPartitionsDefinition,
+    weeks: dg.TimeWindowPartitionsDefinition,
+    scorers: list[ConfiguredScorer],
+    settings: Settings,
 ) -> list[dg.AssetsDefinition]:
-    """The report of each day, written under `folder`."""
+    """The report of each day and of each week, written under `[reports] location`."""
+    return [
+        _report_asset(DAILY_REPORT_KEY, days, Period.day, scorers, settings, f"The day on a page: {CONTENT}"),
+        _report_asset(WEEKLY_REPORT_KEY, weeks, Period.week_of, scorers, settings, f"The week on a page: {CONTENT}"),
+    ]
 
+
+def _report_asset(
+    name: str,
+    partitions: dg.TimeWindowPartitionsDefinition,
+    period_of: Callable[[date], Period],
+    scorers: list[ConfiguredScorer],
+    settings: Settings,
+    description: str,
+) -> dg.AssetsDefinition:
     @dg.asset(
+        name=name,
         deps=UPSTREAM,
-        partitions_def=days,
+        partitions_def=partitions,
         group_name="reports",
         kinds={"html", "markdown"},
         tags=tags(None),
-        code_version="1",
+        code_version="2",
         backfill_policy=dg.BackfillPolicy.single_run(),
-        description="The day on a page: volume, errors, latency and quality by hour, what stands out, the slowest "
-        "traces and the most frequent errors. One HTML file without links to anywhere, and the same as Markdown.",
+        description=description,
     )
-    def daily_report(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
-        from monitoring_pipeline.reports.daily import render_markdown, write_daily_report
+    def report(context: dg.AssetExecutionContext, lake: LakeResource, tracking: TrackingResource) -> None:
+        for period in dict.fromkeys(map(period_of, run_window(context).days())):
+            metadata = _made(context, period, lake, tracking, scorers, settings)
+            context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=period.partition_key)
 
-        window = run_window(context)
-        for day in window.days():
-            data = report_data(lake, scorers, day)
-            html, markdown = write_daily_report(data, folder)
-            context.add_asset_metadata(
-                {
-                    "report": dg.MetadataValue.path(html),
-                    "report_markdown": dg.MetadataValue.path(markdown),
-                    "preview": dg.MetadataValue.md(render_markdown(data, images=True)),
-                    "trace_count": int(data.performance.query("trace_name.isnull()")["trace_count"].sum()),
-                },
-                asset_key=context.asset_key,
-                partition_key=f"{day:%Y-%m-%d}",
-            )
-            context.log.info(f"report of {day}: {html}")
-
-    return [daily_report]
+    return report
 
 
-def report_data(lake: LakeResource, scorers: list[ConfiguredScorer], day: date) -> "DailyReportData":
-    """All that the report of `day` shows, read from the lake; of the scorers only their current digests."""
-    from pyspark.sql import functions as F
+def _made(
+    context: dg.AssetExecutionContext,
+    period: Period,
+    lake: LakeResource,
+    tracking: TrackingResource,
+    scorers: list[ConfiguredScorer],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Writes the report of the period, and returns what Dagster shows of it."""
+    from monitoring_pipeline.reports.files import HTML, JSON, MARKDOWN, write_report
+    from monitoring_pipeline.reports.in_mlflow import log_report
+    from monitoring_pipeline.reports.links import mlflow_ui
+    from monitoring_pipeline.reports.reading import report_data
+    from monitoring_pipeline.reports.rendering import render_markdown
 
-    from monitoring_pipeline.reports.daily import AGREEMENT_DAYS, DailyReportData
-
-    midnight = datetime.combine(day, time(), UTC)
-    window = Window(midnight, midnight + timedelta(days=1))
-    trailing = Window(window.end - timedelta(days=AGREEMENT_DAYS), window.end)
-
-    def current(rows: "DataFrame") -> "DataFrame":
-        return rows.where(is_current(scorers))
-
-    coverage = current(lake.read(SCORER_COVERAGE, window))
-    traces = lake.read(TRACE_PERFORMANCE, window)
-    slowest = traces.where(F.col("duration_ms").isNotNull()).orderBy(F.desc("duration_ms"), "trace_id")
-    names = lake.read(AGENT_TRACES, window).select("experiment_id", "experiment_name").distinct().toPandas()
-    return DailyReportData(
-        day=day,
-        performance=_frame(lake.read(HOURLY_PERFORMANCE, window), "hour"),
-        quality=_frame(current(lake.read(HOURLY_QUALITY, window)), "hour"),
-        daily_quality=quality(current(lake.read(ASSESSMENTS, window)), coverage, pass_rules(scorers), by_hour=False),
-        coverage=_frame(coverage, "hour"),
-        slowest=_frame(slowest.limit(SLOWEST_TRACES), "trace_hour"),
-        errors=_frame(
-            lake.read(TRACE_ERRORS, window).orderBy("timestamp").limit(ERROR_ROWS), "trace_hour", "timestamp"
-        ),
-        agreement=_frame(current(lake.read(SCORER_AGREEMENT, trailing)), "day"),
-        experiment_names=dict(zip(names["experiment_id"], names["experiment_name"].fillna(""), strict=True)),
-        day_percentiles=_percentiles(traces),
-    )
-
-
-def _percentiles(traces: "DataFrame") -> dict[str, float] | None:
-    from pyspark.sql import functions as F
-
-    quantiles = F.percentile("duration_ms", F.array(F.lit(0.5), F.lit(0.95), F.lit(0.99)))
-    values = traces.agg(quantiles.alias("values")).toPandas()["values"][0]
-    return dict(zip(("p50", "p95", "p99"), map(float, values), strict=True)) if values is not None else None
-
-
-def _frame(rows: "DataFrame", *times: str) -> "pd.DataFrame":
-    """`rows` in pandas, with the columns `times` as UTC times (Spark gives them without their zone)."""
-    import pandas as pd
-
-    frame = rows.toPandas()
-    return frame.assign(**{column: pd.to_datetime(frame[column], utc=True) for column in times})
+    data = report_data(lake, scorers, period, mlflow_ui(settings))
+    folder = write_report(data, Path(settings.reports.location))
+    metadata: dict[str, Any] = {
+        "report": dg.MetadataValue.path(folder / HTML),
+        "report_markdown": dg.MetadataValue.path(folder / MARKDOWN),
+        "report_json": dg.MetadataValue.path(folder / JSON),
+        "preview": dg.MetadataValue.md(render_markdown(data, images=True)),
+        "trace_count": int(data.hours["trace_count"].sum()),
+    }
+    context.log.info(f"report of {period.name}: {folder / HTML}")
+    if settings.reports.log_to_experiment:
+        try:
+            metadata["mlflow_run"] = log_report(tracking, settings.reports.log_to_experiment, data, folder)
+        except TrackingError as error:  # the report is there, whether or not MLflow takes it
+            context.log.warning(f"the report of {period.name} was not logged to MLflow: {error}")
+            metadata["mlflow_warning"] = f"not logged: {error}"
+    return metadata

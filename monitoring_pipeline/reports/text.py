@@ -84,9 +84,11 @@ def duration(duration_ms: float) -> str:
 
 
 def cost(cost_usd: float) -> str:
-    """An amount in US dollars, such as $1,234.50; below ten cents with four decimals."""
+    """An amount in US dollars, such as $1,234.50; below ten cents with four decimals, below a tenth with two digits."""
     if not math.isfinite(cost_usd):
         return MISSING
+    if 0 < cost_usd < 0.001:
+        return f"${cost_usd:.{1 - math.floor(math.log10(cost_usd))}f}"
     return f"${cost_usd:,.4f}" if 0 < cost_usd < 0.1 else f"${cost_usd:,.2f}"
 
 

@@ -76,6 +76,22 @@ class TrackingResource(dg.ConfigurableResource):
             raise TrackingError(f"no experiment {names} at {store}; it has {others}")
         return {experiment.experiment_id: name for name, experiment in found.items() if experiment}
 
+    def experiment_id(self, name: str) -> str:
+        """The id of the experiment of that name, made if need be.
+
+        Raises:
+            TrackingError: as `calls`, or it is deleted.
+        """
+        with self.calls() as client:
+            experiment = client.get_experiment_by_name(name)
+            experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+        if experiment and experiment.lifecycle_stage != "active":
+            raise TrackingError(
+                f"experiment {name!r} is deleted; restore it (mlflow experiments restore -x {experiment_id}), or name "
+                "another"
+            )
+        return experiment_id
+
     def traces(self, window: Window) -> Iterator[list[Trace | UnreadableTrace]]:
         """The traces of the monitored experiments that start in `window`, each once, oldest first, in batches."""
         from monitoring_pipeline.traces.mlflow_source import read_traces

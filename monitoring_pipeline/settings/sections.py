@@ -90,7 +90,7 @@ class SparkSettings(Section):
 class ScorerSettings(Section):
     """A scorer: the user's own (`scorer`) or one of MLflow's (`builtin`), how much it sees, and what it may use."""
 
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", description="what tables and commands call it")
     scorer: str | None = Field(default=None, pattern=SCORER_REFERENCE, description="module:attribute")
     builtin: str | None = Field(
         default=None,
@@ -185,7 +185,21 @@ class BackfillSettings(Section):
 
 
 class ReportSettings(Section):
-    location: Location = Field(default="data/reports", description="folder of the daily reports")
+    location: Location = Field(default="data/reports", description="folder of the reports")
+    mlflow_ui: str | None = Field(
+        default=None,
+        description="address of MLflow's pages, for links; default: [mlflow] tracking_uri where it is http(s)",
+    )
+    log_to_experiment: str | None = Field(
+        default=None, min_length=1, description="MLflow experiment that each report is also logged to; none: not logged"
+    )
+
+    @field_validator("mlflow_ui")
+    @classmethod
+    def _is_a_page(cls, mlflow_ui: str | None) -> str | None:
+        if mlflow_ui is not None and not re.match(r"https?://[^/\s]", mlflow_ui):
+            raise ValueError(f"mlflow_ui = {mlflow_ui!r} is no page; write its address, such as http://127.0.0.1:5000")
+        return mlflow_ui
 
 
 class DagsterSettings(Section):

@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from monitoring_pipeline.errors import LakeError, MonitoringError
+from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.sessions import SPAN
@@ -146,10 +147,11 @@ def carry_out(
         on_progress(f"{window}: {len(digests)} traces")
     if not wanted:
         return deletion
-    for day in sorted({hour.date() for hour in wanted}):
-        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        if report := recount.day(Window(midnight, midnight + timedelta(days=1))):
-            deletion.reports.append(report)
+    days = [Period.day(day) for day in sorted({hour.date() for hour in wanted})]
+    for day in days:
+        recount.agreement(day.window)
+    for period in [*days, *dict.fromkeys(Period.week_of(day.first_day) for day in days)]:
+        deletion.reports += recount.report(period)
     for table in TABLES:
         lake.purge(table)
     _check_gone(lake, wanted)

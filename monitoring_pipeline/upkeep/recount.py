@@ -1,10 +1,10 @@
-"""What is made of the traces of an hour or a day, made anew after some of them were deleted."""
+"""What is made of the traces of an hour, a day or a week, made anew after some of them were deleted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from monitoring_pipeline.analysis import performance
 from monitoring_pipeline.analysis.agreement import agreement
 from monitoring_pipeline.analysis.quality import quality
-from monitoring_pipeline.assets.reports import report_data
 from monitoring_pipeline.databricks.managed import is_managed
 from monitoring_pipeline.databricks.managed_results import update_managed_ledger
+from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -47,12 +47,13 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recount:
-    """What makes the figures of an hour or a day anew, with the scorers as they are now."""
+    """What makes the figures of an hour, a day or a week anew, with the scorers as they are now."""
 
     lake: LakeResource
     scorers: list[ConfiguredScorer]
     changes: Mapping[str, list[Change]]
-    reports: Path
+    settings: Settings
+    tracking: TrackingResource
 
     @classmethod
     def of(cls, settings: Settings, lake: LakeResource, tracking: TrackingResource) -> Recount:
@@ -63,7 +64,7 @@ class Recount:
         """
         scorers, log = load_scorers(settings.scorers), ScorerLog(tracking, settings.scoring.experiment)
         changes = log.read().changes if any(map(is_managed, scorers)) else {}
-        return cls(lake, effective(scorers, log), changes, Path(settings.reports.location))
+        return cls(lake, effective(scorers, log), changes, settings, tracking)
 
     def hour(self, window: Window) -> None:
         """Performance, ledger and quality of an hour, as far as it has them."""
@@ -82,22 +83,32 @@ class Recount:
             rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
             lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
 
-    def day(self, window: Window) -> Path | None:
-        """Agreement and report of a day, as far as it has them; returns the report's folder."""
-        lake, [day] = self.lake, window.days()
+    def agreement(self, window: Window) -> None:
+        """Agreement of a day, where it has any."""
+        lake = self.lake
         if _has_rows(lake, SCORER_AGREEMENT, window):
             rows = agreement(lake.read(AGENT_TRACES, window), lake.read(ASSESSMENTS, window), self.scorers)
             lake.replace(SCORER_AGREEMENT, window, pa.Table.from_pandas(rows, preserve_index=False))
-        return self._report(day)
 
-    def _report(self, day: date) -> Path | None:
-        from monitoring_pipeline.reports.daily import write_daily_report
+    def report(self, period: Period) -> list[Path]:
+        """The report of a day or week, and its copy in MLflow, where there is one; returns its folder.
 
-        folder = self.reports / day.isoformat()
-        if not folder.is_dir():
-            return None
-        write_daily_report(report_data(self.lake, self.scorers, day), self.reports)
-        return folder
+        Raises:
+            TrackingError: MLflow still has the old one.
+        """
+        from monitoring_pipeline.reports.files import write_report
+        from monitoring_pipeline.reports.in_mlflow import log_report
+        from monitoring_pipeline.reports.links import mlflow_ui
+        from monitoring_pipeline.reports.reading import report_data
+
+        reports = self.settings.reports
+        if not (Path(reports.location) / period.name).is_dir():
+            return []
+        data = report_data(self.lake, self.scorers, period, mlflow_ui(self.settings))
+        folder = write_report(data, Path(reports.location))
+        if reports.log_to_experiment:
+            log_report(self.tracking, reports.log_to_experiment, data, folder)
+        return [folder]
 
     def _ledger(self, window: Window) -> None:
         lake = self.lake

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import date
 from typing import cast
 
 import numpy as np
@@ -10,6 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from monitoring_pipeline.reports import charts
+from monitoring_pipeline.reports.period import Period
+
+DAY, WEEK = Period.day(date(2026, 1, 14)).slots, Period.week_of(date(2026, 1, 14)).slots
 
 HOURS = pd.DataFrame(
     {
@@ -19,13 +23,14 @@ HOURS = pd.DataFrame(
         "p50_duration_ms": [100.0, np.inf],
         "p95_duration_ms": [200.0, np.nan],
         "p99_duration_ms": [300.0, 2000.0],
+        "cost_usd": [0.25, np.nan],
         "mean_score": [0.5, 0.75],
         "ci_low": [0.25, np.nan],
         "ci_high": [0.75, np.nan],
     },
-    index=pd.Index([5, 7]),
+    index=pd.DatetimeIndex([DAY[5], DAY[7]]),
 )
-CHARTS = [charts.volume_chart, charts.error_rate_chart, charts.latency_chart, charts.quality_chart]
+CHARTS = [charts.volume_chart, charts.error_rate_chart, charts.latency_chart, charts.cost_chart, charts.quality_chart]
 
 
 def lines(figure: Figure) -> list[dict[int, float]]:
@@ -48,42 +53,57 @@ def bars(figure: Figure, group: int = 0) -> dict[int, tuple[float, float]]:
 def test_the_axis_has_all_hours_and_drawing_warns_of_nothing(chart) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = chart(HOURS, [7])
+        figure = chart(HOURS, DAY, [DAY[7]])
         charts.png(figure, dpi=50)
     assert figure.axes[0].get_xlim() == (-0.5, 23.5)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()][:3] == ["00", "03", "06"]
 
 
 @pytest.mark.parametrize("chart", CHARTS)
+def test_a_week_has_a_point_for_each_day(chart) -> None:
+    rows = HOURS.set_axis(pd.DatetimeIndex([WEEK[0], WEEK[2]]))
+    figure = chart(rows, WEEK, [WEEK[2]])
+    assert figure.axes[0].get_xlim() == (-0.5, 6.5)
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["Mon 12", "Tue 13", "Wed 14", "Thu 15", "Fri 16", "Sat 17", "Sun 18"]
+    shades = [patch.get_x() for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert 1.5 in shades
+
+
+@pytest.mark.parametrize("chart", CHARTS)
 def test_same_rows_give_the_same_bytes(chart) -> None:
-    assert charts.png(chart(HOURS, [7]), dpi=50) == charts.png(chart(HOURS, [7]), dpi=50)
-    assert charts.png(chart(HOURS, [7]), dpi=50) != charts.png(chart(HOURS, [5]), dpi=50)
+    assert charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50) == charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50)
+    assert charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50) != charts.png(chart(HOURS, DAY, [DAY[5]]), dpi=50)
 
 
 def test_volume_stacks_errors_on_the_rest() -> None:
-    figure = charts.volume_chart(HOURS, [])
+    figure = charts.volume_chart(HOURS, DAY, [])
     assert bars(figure, 0) == {5: (0, 9), 7: (0, 15)}
     assert bars(figure, 1) == {5: (9, 10), 7: (15, 20)}
 
 
 def test_hours_without_a_row_or_a_finite_number_are_gaps() -> None:
-    assert lines(charts.error_rate_chart(HOURS, [])) == [{5: 0.1, 7: 0.25}]
-    assert lines(charts.latency_chart(HOURS, [])) == [{5: 300, 7: 2000}, {5: 200}, {5: 100}]
+    assert lines(charts.error_rate_chart(HOURS, DAY, [])) == [{5: 0.1, 7: 0.25}]
+    assert lines(charts.latency_chart(HOURS, DAY, [])) == [{5: 300, 7: 2000}, {5: 200}, {5: 100}]
+
+
+def test_cost_is_a_bar_where_it_is_known() -> None:
+    assert bars(charts.cost_chart(HOURS, DAY, [])) == {5: (0, 0.25)}
 
 
 def test_quality_has_a_mean_and_a_band_even_next_to_gaps() -> None:
-    figure = charts.quality_chart(HOURS, [])
+    figure = charts.quality_chart(HOURS, DAY, [])
     assert lines(figure) == [{5: 0.5, 7: 0.75}]
     assert bars(figure) == {5: (0.25, 0.75)}
 
 
 def test_shares_of_passes_are_drawn_from_none_to_all_and_other_scores_are_not_cut_off() -> None:
-    assert charts.quality_chart(HOURS, []).axes[0].get_ylim() == (-0.02, 1.02)
-    low, high = charts.quality_chart(HOURS * 5, []).axes[0].get_ylim()
+    assert charts.quality_chart(HOURS, DAY, []).axes[0].get_ylim() == (-0.02, 1.02)
+    low, high = charts.quality_chart(HOURS * 5, DAY, []).axes[0].get_ylim()
     assert low <= 1.25
     assert high >= 3.75
 
 
 def test_an_hour_without_errors_keeps_a_scale() -> None:
-    low, high = charts.error_rate_chart(HOURS.assign(error_rate=0.0), []).axes[0].get_ylim()
+    low, high = charts.error_rate_chart(HOURS.assign(error_rate=0.0), DAY, []).axes[0].get_ylim()
     assert (low, high) == (0, 0.05)

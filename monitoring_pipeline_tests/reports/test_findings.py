@@ -1,223 +1,174 @@
 from __future__ import annotations
 
-import math
+import re
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from monitoring_pipeline.analysis.statistics import cohen_kappa
-from monitoring_pipeline.reports import findings
-from monitoring_pipeline.reports.findings import Incident, Standout
-from monitoring_pipeline.tables import (
-    HOURLY_PERFORMANCE,
-    HOURLY_QUALITY,
-    SCORER_AGREEMENT,
-    SCORER_COVERAGE,
-    TRACE_ERRORS,
-)
+from monitoring_pipeline.reports.changes import changes
+from monitoring_pipeline.reports.data import ReportData
+from monitoring_pipeline.reports.figures import figures
+from monitoring_pipeline.reports.findings import Finding, findings, new_errors, when
+from monitoring_pipeline.reports.period import Period
+from monitoring_pipeline.reports.scorers import scorer_rows
+from monitoring_pipeline.tables import SCORER_COVERAGE
 from monitoring_pipeline_tests.reports.frames import (
-    agreement_row,
+    DAY,
+    DAY_BEFORE,
+    ERROR_COLUMNS,
+    PERIOD,
+    SCORE_COLUMNS,
+    TOTAL_COLUMNS,
+    WEEK_BEFORE,
+    columns,
     coverage_row,
-    daily_quality,
-    errors_at,
+    day_of,
+    empty_day,
+    error_row,
     frame,
     incident_day,
     moment,
     performance_row,
-    quality_row,
+    score_row,
+    total_rows,
 )
 
-NO_QUALITY = frame(HOURLY_QUALITY, [])
+
+def found(data: ReportData) -> list[Finding]:
+    return findings(data, changes(data), scorer_rows(data.quality_total, data.coverage))
 
 
-def steady_day(**odd_hour: float) -> pd.DataFrame:
-    """100 traces an hour with 3 errors and a p95 of 2 s; at 14:00 as `odd_hour` says."""
-    steady = {"traces": 100, "errors": 3, "p95": 2000.0}
-    rows = []
-    for hour in range(24):
-        values = steady | odd_hour if hour == 14 else steady
-        rows.append(performance_row(hour, "1", None, int(values["traces"]), int(values["errors"]), values["p95"]))
-    return findings.all_names(frame(HOURLY_PERFORMANCE, rows))
+def steady(failed: int = 3, **frames: Any) -> ReportData:
+    """24 hours of 100 traces, of which so many failed."""
+    return day_of([performance_row(hour, "1", 100, failed, 2000.0) for hour in range(24)], **frames)
 
 
-def test_totals_count_a_trace_once() -> None:
-    rows = [
-        performance_row(5, "1", None, 30, 3, 100),
-        performance_row(5, "1", "a", 20, 3, 100),
-        performance_row(5, "1", "", 10, 0, 100),
-        performance_row(6, "2", None, 10, 1, 100),
+def test_the_incident_comes_first_with_what_how_bad_since_when_and_where() -> None:
+    first = found(incident_day())[0]
+    assert (first.kind, first.severity, first.experiment_id) == ("incident", "critical", "1")
+    assert (first.start, first.end, first.trace_id) == (moment(14), moment(15), "tr-14-000")
+    assert first.what == "14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed (41 %, usually 2.8 %)."
+    assert first.details == [
+        "Also p95 latency 9.1 s (usually 2.2 s), has_sources 0.52 (usually 0.94).",
+        "Main error, new: retrieve: TimeoutError: vector index did not answer within 8 s (70 traces).",
+        "Slow stage: retrieve, 8.0 s a call (usually 150 ms).",
     ]
-    totals = findings.totals(findings.all_names(frame(HOURLY_PERFORMANCE, rows)))
-    assert (totals["trace_count"], totals["error_count"], totals["error_rate"]) == (40, 4, 0.1)
-    assert totals["total_tokens"] == 40_000
-    assert totals["cost_usd"] == pytest.approx(0.16)
 
 
-def test_unknown_cost_is_not_zero() -> None:
-    rows = [performance_row(5, "1", None, 30, 3, 100) | {"cost_usd": None}]
-    assert math.isnan(findings.totals(findings.all_names(frame(HOURLY_PERFORMANCE, rows)))["cost_usd"])
+def test_the_verdict_is_the_first_finding_and_the_whole_day() -> None:
+    verdict = figures(incident_day())["verdict"]
+    assert verdict["state"] == "trouble"
+    assert verdict["headline"].startswith("14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed")
+    assert verdict["sentences"][-2:] == [
+        "Over the whole day: 4,057 traces, of which 4.7 % failed.",
+        "3 more things need a look: see below.",
+    ]
 
 
-def test_error_rate_stands_out() -> None:
-    assert findings.standouts(steady_day(errors=41), NO_QUALITY) == [Standout("1", 14, "error rate", 0.41, 0.03)]
+def test_a_quiet_day_is_said_to_be_one() -> None:
+    assert figures(steady())["verdict"] == {
+        "state": "good",
+        "headline": "Nothing stands out: 2,400 traces, of which 3.0 % failed.",
+        "sentences": [],
+    }
+    assert figures(steady(0))["verdict"]["headline"].endswith("of which none failed.")
+    assert figures(empty_day())["verdict"]["state"] == "empty"
 
 
-# by Wilson's formula the 95 % interval begins at 0.0776 for 13 errors in 100 and at 0.0853 for 14
-@pytest.mark.parametrize(("errors", "stands_out"), [(13, False), (14, True)])
-def test_error_rate_needs_its_whole_interval_above_the_margin(errors: int, stands_out: bool) -> None:
-    assert bool(findings.standouts(steady_day(errors=errors), NO_QUALITY)) is stands_out
+def test_an_incident_with_few_failures_is_a_warning() -> None:
+    rows = [performance_row(hour, "1", 20, 4 if hour == 14 else 0, 2000.0) for hour in range(24)]
+    [finding] = found(day_of(rows))
+    assert (finding.kind, finding.severity) == ("incident", "warning")
 
 
-@pytest.mark.parametrize(("p95", "stands_out"), [(3999.0, False), (4000.0, True)])
-def test_latency_stands_out_from_twice_the_median(p95: float, stands_out: bool) -> None:
-    expected = [Standout("1", 14, "p95", 4000.0, 2000.0)] if stands_out else []
-    assert findings.standouts(steady_day(p95=p95), NO_QUALITY) == expected
+ERRORS = columns([error_row("lookup", "Timeout after 3 s", 40, 9), error_row("save", "no disk", 2, 11)], ERROR_COLUMNS)
 
 
-def test_an_hour_is_no_part_of_its_own_median() -> None:
-    rows = [performance_row(hour, "1", None, 50, 1, p95) for hour, p95 in enumerate([1000.0, 1200.0, 1100.0, 2250.0])]
-    performance = findings.all_names(frame(HOURLY_PERFORMANCE, rows))
-    assert findings.standouts(performance, NO_QUALITY) == [Standout("1", 3, "p95", 2250.0, 1100.0)]
+def test_errors_that_no_day_before_had_are_new() -> None:
+    known = columns([error_row("lookup", "Timeout after 88 s", 1, 1)], ERROR_COLUMNS)
+    [finding] = found(steady(errors=ERRORS, known_errors=known))
+    assert (finding.kind, finding.severity, finding.trace_id) == ("new_error", "info", "tr-11-000")
+    assert finding.what == "New error in 2 traces since 2026-01-14 11:05 UTC: save: no disk."
 
 
-def test_few_traces_never_stand_out() -> None:
-    assert findings.standouts(steady_day(traces=19, errors=19, p95=90_000), NO_QUALITY) == []
-    assert len(findings.standouts(steady_day(traces=20, errors=20, p95=90_000), NO_QUALITY)) == 2
+def test_a_new_error_of_many_traces_is_a_warning() -> None:
+    none = columns([], ERROR_COLUMNS)
+    assert [(f.severity, f.trace_id) for f in found(steady(errors=ERRORS, known_errors=none))] == [
+        ("warning", "tr-09-000"),
+        ("info", "tr-11-000"),
+    ]
 
 
-def test_three_other_hours_are_needed() -> None:
-    day = steady_day(errors=90)
-    three = day[day["hour"] >= moment(12)].head(3)
-    four = day[day["hour"] >= moment(12)].head(4)
-    assert findings.standouts(pd.DataFrame(three), NO_QUALITY) == []
-    assert len(findings.standouts(pd.DataFrame(four), NO_QUALITY)) == 1
+def test_without_days_before_no_error_is_new() -> None:
+    data = steady(errors=ERRORS, known_errors=None)
+    assert new_errors(data) is None
+    assert found(data) == []
+    assert [error["is_new"] for error in figures(data)["errors"]] == [None, None]
+
+
+def test_a_new_error_that_an_incident_tells_of_is_not_told_twice() -> None:
+    assert [finding.kind for finding in found(incident_day())] == ["incident", "change", "unscored", "unscored"]
+
+
+def test_a_change_is_told_where_it_is_beyond_noise_and_large_enough() -> None:
+    own = [performance_row(hour, "1", 100, 6, 2000.0) for hour in range(24)]
+    before = [performance_row(hour, "1", 100, 3, 2000.0) for hour in range(24)]
+    rows = [*total_rows(own), *total_rows(before, DAY_BEFORE), *total_rows(before, WEEK_BEFORE)]
+    [finding] = found(steady(6, totals=columns(rows, TOTAL_COLUMNS)))
+    assert (finding.kind, finding.severity) == ("change", "warning")
+    assert finding.what == ("Error rate worse: 6.0 %, after 3.0 % the day before, 3.0 % Wednesday a week before.")
+    slightly = [performance_row(hour, "1", 100, 5, 2000.0) for hour in range(24)]
+    rows = [*total_rows(own), *total_rows(slightly, DAY_BEFORE)]
+    assert found(steady(6, totals=columns(rows, TOTAL_COLUMNS))) == []
+
+
+def test_a_better_day_is_good_news_and_no_warning() -> None:
+    own = [performance_row(hour, "1", 100, 3, 2000.0) for hour in range(24)]
+    before = [performance_row(hour, "1", 100, 30, 4000.0) for hour in range(24)]
+    data = steady(3, totals=columns([*total_rows(own), *total_rows(before, DAY_BEFORE)], TOTAL_COLUMNS))
+    assert [(f.severity, f.what) for f in found(data)] == [
+        ("info", "Error rate better: 3.0 %, after 30 % the day before."),
+        ("info", "P95 latency better: 2.0 s, after 4.0 s the day before."),
+    ]
+    assert figures(data)["verdict"]["state"] == "good"
+
+
+def test_of_a_scorer_with_a_pass_rate_its_mean_is_not_told_too() -> None:
+    rows = [score_row(period, "1", "polite", 2000, rate) for period, rate in ((PERIOD.name, 0.7), (DAY_BEFORE, 0.95))]
+    [finding] = found(steady(scores=columns(rows, SCORE_COLUMNS)))
+    assert finding.what == "polite: pass rate worse: 70 %, after 95.0 % the day before."
+
+
+def test_what_was_not_scored_is_told() -> None:
+    rows = [
+        coverage_row(1, "1", "judge", archived=100, eligible=100, scored=80, failed=10),
+        coverage_row(1, "1", "fine", archived=100, eligible=100, scored=99, failed=1),
+    ]
+    assert [(f.severity, f.what) for f in found(steady(coverage=frame(SCORER_COVERAGE, rows)))] == [
+        ("warning", "judge failed on 10 of the 90 traces that it looked at."),
+        ("info", "judge has not scored all that it should: 10 pending of 100."),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("usual", "scored", "mean", "stands_out"),
-    [(0.9, 50, 0.5, True), (0.9, 19, 0.1, False), (0.9, 50, 0.8, False), (0.1, 50, 0.6, True)],
+    ("period", "start", "end", "said"),
+    [
+        (Period.day(DAY), 14, 16, "14:00 to 16:00 UTC"),
+        (Period.day(DAY), 22, 24, "22:00 to 24:00 UTC"),
+        (Period.week_of(DAY), 14, 16, "Wed 2026-01-14 14:00 to 16:00 UTC"),
+        (Period.week_of(DAY), 22, 24, "Wed 2026-01-14 22:00 to 24:00 UTC"),
+        (Period.week_of(DAY), 23, 26, "Wed 2026-01-14 23:00 to Thu 02:00 UTC"),
+    ],
 )
-def test_quality_stands_out_when_its_interval_lies_apart(
-    usual: float, scored: int, mean: float, stands_out: bool
-) -> None:
-    rows = [quality_row(hour, "1", "polite", 50, usual) for hour in range(24) if hour != 14]
-    quality = findings.as_floats(frame(HOURLY_QUALITY, [*rows, quality_row(14, "1", "polite", scored, mean)]))
-    expected = [Standout("1", 14, "score", mean, usual, "polite")] if stands_out else []
-    assert findings.standouts(steady_day(), quality) == expected
+def test_times_are_given_within_the_period(period: Period, start: int, end: int, said: str) -> None:
+    data = replace(empty_day(), period=period)
+    assert when(data, pd.Timestamp(moment(start)), pd.Timestamp(moment(end))) == said
 
 
-def test_incidents_join_consecutive_hours_and_keep_the_worst() -> None:
-    early, late = Standout("1", 13, "p95", 5000, 2000), Standout("1", 14, "p95", 9000, 2000)
-    score = Standout("1", 14, "score", 0.5, 0.9, "polite")
-    apart, other = Standout("1", 16, "p95", 5000, 2000), Standout("2", 15, "p95", 5000, 2000)
-    assert findings.incidents([score, apart, late, other, early]) == [
-        Incident("1", 13, 14, [late, score]),
-        Incident("1", 16, 16, [apart]),
-        Incident("2", 15, 15, [other]),
-    ]
-
-
-def test_the_summary_names_what_stands_out() -> None:
-    data = incident_day()
-    performance = findings.all_names(data.performance)
-    scorers = findings.scorer_rows(data.daily_quality, data.coverage)
-    found = findings.incidents(findings.standouts(performance, findings.as_floats(data.quality)))
-    first, second, third = findings.summary(findings.totals(performance), found, scorers, data.experiment_names)
-    assert first.startswith("14:00 UTC, support-agent: error rate 41 % against ")
-    assert "p95 9.1 s against 2." in first
-    assert "has_sources 0.52 against 0.9" in first
-    assert second == "Over the whole day: 4,057 traces, of which 4.7 % failed."
-    # one trace fails an hour, in 22 and 24 hours, for each of 3 scorers
-    assert third == f"Eligible but not scored, over all scorers: {3 * (22 + 24)} failed."
-
-
-def test_the_summary_gives_several_hours_as_a_range() -> None:
-    found = [Incident("1", 22, 23, [Standout("1", 23, "score", 0.5, 0.9, "polite")]), Incident("2", 3, 3, [])]
-    total = {"trace_count": 10.0, "error_count": 0.0, "error_rate": 0.0}
-    assert findings.summary(total, found, findings.scorer_rows(NO_QUALITY, frame(SCORER_COVERAGE, [])), {}) == [
-        "22:00 to 24:00 UTC, 1: polite 0.50 against 0.90 in the median of the other hours; "
-        "1 more time stands out, shaded in the charts.",
-        "Over the whole day: 10 traces, of which none failed.",
-    ]
-
-
-def test_scorer_rows_add_the_ledger_up_and_leave_stale_digests_out() -> None:
-    coverage = [
-        coverage_row(1, "1", "polite", archived=100, eligible=90, scored=80, failed=4),
-        coverage_row(2, "1", "polite", archived=50, eligible=10, scored=10, failed=0),
-        coverage_row(2, "1", "polite", archived=50, eligible=50, scored=50, failed=0, digest="old"),
-        coverage_row(2, "1", "never", archived=50, eligible=50, scored=0, failed=50),
-        coverage_row(2, "2", "never", archived=9, eligible=0, scored=0, failed=0),
-    ]
-    quality = daily_quality([quality_row(1, "1", "polite", 90, 0.8), quality_row(1, "1", "unledgered", 7, 0.5)])
-    rows = findings.scorer_rows(quality, frame(SCORER_COVERAGE, coverage)).set_index(["experiment_id", "scorer"])
-    assert list(rows.index) == [("1", "never"), ("1", "polite"), ("1", "unledgered"), ("2", "never")]
-    polite = rows.loc[("1", "polite")]
-    assert polite[["archived", "unsampled", "eligible", "scored", "failed", "pending"]].tolist() == [
-        *(150, 50, 100, 90, 4, 6)
-    ]
-    assert (polite["covered"], polite["mean_score"]) == (0.9, 0.8)
-    assert rows.loc[("1", "never"), "covered"] == 0
-    assert math.isnan(float(str(rows.loc[("2", "never"), "covered"])))
-    assert rows.loc[("1", "unledgered"), ["scored", "failed"]].tolist() == [7, 1]
-
-
-def test_top_errors_count_traces_by_cause() -> None:
-    twice = errors_at(5, 1)[0]
-    twice |= {"trace_id": "twice", "error_spans": twice["error_spans"] * 2}
-    bare = errors_at(4, 1)[0] | {"trace_id": "bare", "error_spans": None, "timestamp": None}
-    errors = frame(TRACE_ERRORS, [*errors_at(14, 7), twice, bare])
-    timeout = "TimeoutError: vector index did not answer within 8 s"
-    assert [tuple(row.values()) for row in findings.top_errors(errors)] == [
-        ("retrieve", timeout, 8, moment(5), "twice"),
-        ("answer", "ValueError: no documents", 4, moment(5), "twice"),
-        (findings.NO_SPAN, "\u2013", 1, moment(4), "bare"),
-    ]
-    assert len(findings.top_errors(errors, limit=1)) == 1
-
-
-def test_an_exception_that_passes_up_counts_where_it_started() -> None:
-    spans = [{"name": name, "status_message": "Timeout: 3 s"} for name in ("agent", "lookup")]
-    errors = frame(TRACE_ERRORS, [errors_at(5, 1)[0] | {"error_spans": spans}])
-    assert [(row["span_name"], row["trace_count"]) for row in findings.top_errors(errors)] == [("lookup", 1)]
-
-
-def test_the_first_line_of_a_message_is_its_first_with_text() -> None:
-    spans = [{"name": None, "status_message": "\n\n  no key\x00 'a'\nmore"}]
-    errors = frame(TRACE_ERRORS, [errors_at(5, 1)[0] | {"error_spans": spans}])
-    assert [(row["span_name"], row["message"]) for row in findings.top_errors(errors)] == [("\u2013", "no key 'a'")]
-
-
-def test_an_experiment_without_incident_is_quiet() -> None:
-    data = incident_day()
-    quiet = replace(data, performance=data.performance[data.performance["experiment_id"] == "2"])
-    assert findings.standouts(findings.all_names(quiet.performance), findings.as_floats(NO_QUALITY)) == []
-
-
-def test_agreement_adds_up_days_and_nothing_else() -> None:
-    rows = [
-        agreement_row(0, "1", "judge", "human", "judge", (4, 1, 0, 3)),
-        agreement_row(5, "1", "judge", "human", "judge", (2, 0, 1, 2)),
-        agreement_row(5, "1", "judge", "digest", "judge", (1, 0, 0, 0)),
-        agreement_row(5, "1", "judge", "human", "thumbs_up", (0, 1, 0, 0)),
-        agreement_row(5, "2", "judge", "human", "judge", (0, 0, 1, 0)),
-        agreement_row(5, "1", "other", "human", "judge", (0, 0, 0, 1)),
-    ]
-    found = findings.agreement_rows(frame(SCORER_AGREEMENT, rows)).to_dict("records")
-    keys = ["scorer", "experiment_id", "reference", "reference_name", "compared"]
-    assert [tuple(row[key] for key in keys) for row in found] == [
-        ("judge", "1", "human", "judge", 13),
-        ("judge", "1", "human", "thumbs_up", 1),
-        ("judge", "1", "digest", "judge", 1),
-        ("judge", "2", "human", "judge", 1),
-        ("other", "1", "human", "judge", 1),
-    ]
-    assert (found[0]["pass_pass"], found[0]["agreement"]) == (6, pytest.approx(11 / 13))
-    assert (found[0]["kappa"], found[0]["ci_low"], found[0]["ci_high"]) == cohen_kappa(6, 1, 1, 5)
-    assert math.isnan(found[1]["kappa"])
-
-
-def test_agreement_of_traces_without_an_experiment_is_kept() -> None:
-    row = agreement_row(0, "1", "judge", "human", "judge", (4, 1, 0, 3)) | {"experiment_id": None}
-    assert findings.agreement_rows(frame(SCORER_AGREEMENT, [row]))["compared"].tolist() == [8]
+def test_names_and_messages_are_cut_to_a_line() -> None:
+    errors = columns([error_row("s" * 500, "Bad\n\x00" + "m" * 10_000, 40, 9)], ERROR_COLUMNS)
+    [finding] = found(steady(errors=errors, known_errors=columns([], ERROR_COLUMNS)))
+    assert len(finding.what) < 400
+    assert not re.search("[\x00\n]", finding.what)

@@ -2,40 +2,49 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
+from itertools import pairwise
+from typing import Any
 
-import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from monitoring_pipeline.reports import daily, text
-from monitoring_pipeline.tables import (
-    HOURLY_PERFORMANCE,
-    HOURLY_QUALITY,
-    SCORER_AGREEMENT,
-    SCORER_COVERAGE,
-    TRACE_ERRORS,
-)
+from monitoring_pipeline.reports import text
+from monitoring_pipeline.reports.data import ReportData
+from monitoring_pipeline.reports.figures import figures
+from monitoring_pipeline.reports.period import Period
+from monitoring_pipeline.reports.rendering import render_html, render_json, render_markdown
+from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY
 from monitoring_pipeline_tests.reports.frames import (
-    agreement_row,
-    coverage_row,
-    daily_quality,
+    DAY,
+    day_of,
     empty_day,
-    errors_at,
     frame,
     incident_day,
-    moment,
     performance_row,
     quality_row,
 )
+from monitoring_pipeline_tests.reports.hostile import ATTACK, UI, hostile_day
 
-ATTACK = (
-    "\x00\u202e<script>alert(1)</script><img src=x onerror=alert(1)><a href='javascript:alert(1)'>x</a>\" onload=\"x\n"
-    "![i](http://evil.example/i.png) [l](http://evil.example) | a | `c` **b** www.evil.example $x^2$ \\"
-)
+Render = Callable[[ReportData], str]
+EITHER = pytest.mark.parametrize("render", [render_html, lambda data: render_markdown(data, images=False)])
+
+
+def incident_week() -> ReportData:
+    """The incident's hours on the Wednesday of a week, 100 quiet hours on the days around it."""
+    day = incident_day()
+    quiet = [performance_row(hour, "1", 100, 2, 2200.0) for hour in (*range(-48, 0), *range(24, 76))]
+    rows = [row for row in day.hours.to_dict("records") if row["experiment_id"] == "1"]
+    days = [performance_row(24 * n, "1", 2400, 160 if n == 0 else 48, 2200.0) for n in range(-2, 3)]
+    week = day_of([*quiet, *rows], trend=frame(HOURLY_PERFORMANCE, days))
+    names = {"period": Period.week_of(DAY), "experiment_names": {"1": "support-agent"}}
+    totals = week.totals.assign(period=names["period"].name)
+    return replace(week, totals=totals, **names)
 
 
 class Page(HTMLParser):
@@ -66,7 +75,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def incident_page() -> Page:
-    return Page(daily.render_html(incident_day()))
+    return Page(render_html(incident_day()))
 
 
 def markdown_rows(markdown: str) -> list[list[str]]:
@@ -82,47 +91,68 @@ def markdown_rows(markdown: str) -> list[list[str]]:
 
 
 def test_the_figures_are_those_of_the_frames(incident_page: Page) -> None:
-    rows = [row for row in incident_day().performance.to_dict("records") if row["trace_name"] is None]
+    rows = incident_day().hours.to_dict("records")
     traces, errors = sum(row["trace_count"] for row in rows), sum(row["error_count"] for row in rows)
-    p95 = sorted(row["p95_duration_ms"] for row in rows)
-    assert len(p95) == 46
     assert incident_page.row("Traces", 3) == ["Traces", f"{traces:,}", "in 24 of 24 hours"]
-    assert incident_page.row("Error rate", 3) == ["Error rate", f"{100 * errors / traces:.1f} %", f"{errors} traces"]
-    assert incident_page.row("Latency p95", 3) == [
-        *("Latency p95", f"{(p95[22] + p95[23]) / 2000:.1f} s", "median of the hours")
+    rate = errors / traces
+    assert incident_page.row("Error rate", 3) == [
+        *("Error rate", f"{100 * rate:.1f} %", f"{errors} failed, {100 * (1 - rate):.1f} % ok")
     ]
-    assert incident_page.row("Cost", 2) == ["Cost", f"${0.004 * traces:.2f}"]
+    assert incident_page.row("Latency p95", 3) == ["Latency p95", "9.1 s", "p50 3.6 s, p99 13.7 s"]
+    assert incident_page.row("Cost", 3) == ["Cost", f"${0.004 * traces:.2f}", "$0.0040 a trace; scoring $8.38"]
     assert incident_page.row("Tokens", 2) == ["Tokens", f"{traces / 1000:.1f} M"]
 
 
+def test_a_change_says_how_much_against_what_and_whether_it_is_noise(incident_page: Page) -> None:
+    assert incident_page.row("Traces", 4)[3] == "+0 % against 4,057 the day before:within noise"
+    assert incident_page.row("Error rate", 4)[3] == "+3.5 points against 1.1 % the day before:worse"
+    assert incident_page.row("Latency p95", 4)[3] == "+314 % against 2.2 s the day before:worse"
+
+
 def test_markdown_has_the_same_figures() -> None:
-    rows = markdown_rows(daily.render_markdown(incident_day(), images=False))
-    assert rows[1] == ["4,057", "4.7 %", "873 ms", "2.2 s", "3.3 s", "$16.23", "$8.38", "4.1 M"]
-    assert ["76", "retrieve", "TimeoutError: vector index did not answer within 8 s", "09:00", "tr-09-000"] in rows
+    rows = markdown_rows(render_markdown(incident_day(), images=False))
+    assert rows[1] == ["4,057", "4.7 %", "3.6 s", "9.1 s", "13.7 s", "$16.23", "$8.38", "4.1 M"]
+    assert ["Error rate", "4.7 %", "1.1 %", "the day before", "+3.5 points", "worse"] in rows
+    assert ["26", "answer", "ValueError: no documents", "09:05", "tr-09-000"] in rows
 
 
-def test_percentiles_of_all_traces_are_shown_when_given() -> None:
-    data = replace(incident_day(), day_percentiles={"p50": 810.0, "p95": 2345.0, "p99": 61_000.0})
-    page = Page(daily.render_html(data))
-    assert page.row("Latency p50", 3) == ["Latency p50", "810 ms", "all traces"]
-    assert page.row("Latency p99", 3) == ["Latency p99", "1 min 01 s", "all traces"]
-    assert "those of all traces" in daily.render_markdown(data, images=False)
-    assert "medians of the hours' percentiles" in daily.render_markdown(incident_day(), images=False)
-
-
-def test_tables_and_summary_are_on_the_page(incident_page: Page) -> None:
-    assert "14:00 UTC, support-agent: error rate 41 % against" in incident_page.text
-    assert "An hour stands out against the median" in incident_page.text
-    assert incident_page.row("76", 3) == ["76", "retrieve", "TimeoutError: vector index did not answer within 8 s"]
-    assert incident_page.row("6.3 s", 2) == ["6.3 s", f"tr-{9:032x}"]
-    scorer = incident_page.row("has_sources", 11)
+def test_verdict_findings_and_tables_are_on_the_page(incident_page: Page) -> None:
+    assert "14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed" in incident_page.text
+    assert "has_sources (support-agent): pass rate worse" in incident_page.text
+    assert "An hour stands out against the other hours" in incident_page.text
+    assert incident_page.row("70", 3) == ["70", "retrieve", "newTimeoutError: vector index did not answer within 8 s"]
+    assert incident_page.row("retrieve", 1) == ["retrieve"]
+    assert "new" not in incident_page.row("26", 3)[2]
+    ledger = incident_page.cells[incident_page.cells.index("Pending") :]
     archived = sum(
         row["archived"]
         for row in incident_day().coverage.to_dict("records")
         if (row["experiment_id"], row["scorer"]) == ("1", "has_sources")
     )
-    assert scorer[:6] == ["has_sources", "support-agent", f"{archived:,}", "0", "0", f"{archived:,}"]
-    assert scorer[6:11] == [f"{archived - 22:,}", "22", "0", "0", "99.3 %"]
+    start = ledger.index("has_sources")
+    assert ledger[start : start + 10] == [
+        *(
+            "has_sources",
+            "support-agent",
+            f"{archived:,}",
+            "0",
+            "0",
+            f"{archived:,}",
+            f"{archived - 22:,}",
+            "22",
+            "0",
+            "0",
+        )
+    ]
+
+
+def test_the_worst_traces_are_listed_by_kind(incident_page: Page) -> None:
+    for title in ("Failed, most failed spans first", "Failed by most scorers", "Slowest", "Most expensive"):
+        assert title in incident_page.text
+    cells = incident_page.cells
+    low = next(cell for cell in cells if "has_sources 0.00, is_polite 0.25" in cell)
+    assert low.startswith(f"tr-{3:032x}")
+    assert cells[cells.index("6.7 s") - 3].startswith(f"tr-{8:032x}")
 
 
 AGREEMENT = [
@@ -137,14 +167,14 @@ def test_agreement_is_that_of_the_days_added_up(incident_page: Page) -> None:
     expected = [row + numbers for row, numbers in zip(AGREEMENT, counts, strict=True)]
     cells = incident_page.row("Both fail", 33)[1:]  # all but the last, to which the text after the table is added
     assert cells == [cell for row in expected for cell in row][:32]
-    rows = markdown_rows(daily.render_markdown(incident_day(), images=False))
+    rows = markdown_rows(render_markdown(incident_day(), images=False))
     assert [row for row in rows if len(row) == 11][1:] == expected
     assert "Kappa is agreement beyond chance" in incident_page.text
-    assert "Agreement last 28 days" in incident_page.text
+    assert "Agreement with people last 28 days" in incident_page.text
 
 
-@pytest.mark.parametrize("render", [daily.render_html, lambda data: daily.render_markdown(data, images=False)])
-def test_without_anything_to_compare_agreement_is_not_mentioned(render) -> None:
+@EITHER
+def test_without_anything_to_compare_agreement_is_not_mentioned(render: Render) -> None:
     page = render(replace(incident_day(), agreement=empty_day().agreement))
     assert "greement" not in page
     assert "Kappa" not in page
@@ -152,21 +182,50 @@ def test_without_anything_to_compare_agreement_is_not_mentioned(render) -> None:
 
 def test_each_experiment_has_its_charts(incident_page: Page) -> None:
     alts = [attributes["alt"] for tag, attributes in incident_page.elements if tag == "img"]
-    assert alts == 2 * ["Traces by hour", "Error rate by hour", "Latency by hour", *3 * ["Mean score by hour"]]
+    measures = ["Traces by hour", "Error rate by hour", "Latency by hour", "Cost by hour"]
+    assert alts == 2 * [
+        *measures,
+        *(f"Mean score of {name} by hour" for name in ("correctness", "has_sources", "is_polite")),
+    ]
 
 
 def test_experiments_with_incidents_are_charted_first() -> None:
-    rows = [performance_row(hour, str(n), None, 100 + n, 1, 100) for n in range(9) for hour in range(5)]
-    rows.append(performance_row(7, "0", None, 100, 90, 100))
-    data = replace(empty_day(), performance=frame(HOURLY_PERFORMANCE, rows))
-    html = daily.render_html(data)
+    rows = [performance_row(hour, str(n), 100 + n, 1, 100) for n in range(9) for hour in range(5)]
+    html = render_html(day_of([*rows, performance_row(7, "0", 100, 90, 100)]))
     assert re.findall(r"<h2>(\d) <small>", html) == ["0", "8", "7", "6", "5", "4"]
     assert "Charts are shown for 6 of 9 experiments" in html
     assert Page(html).row("1", 2) == ["1", "505"]
 
 
+def test_a_week_is_shown_by_day_with_its_incident_by_the_hour() -> None:
+    html = render_html(incident_week())
+    page = Page(html)
+    assert "<title>Weekly quality report, 2026-W03</title>" in html
+    assert "Wed 2026-01-14 14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed" in page.text
+    assert page.row("Wed 2026-01-14", 7) == ["Wed 2026-01-14", "2,400", "160", "6.7 %", "2.2 s", "$9.60", "1"]
+    assert page.row("Thu 2026-01-15", 7)[-1] == "0"
+    alts = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert alts == ["Traces by day", "Error rate by day", "Latency by day", "Cost by day"]
+    report = figures(incident_week())
+    assert report["daily_volume"] == {f"2026-01-{day}": 2400 for day in range(12, 17)}
+    assert report["worst_days"] == [DAY]
+    markdown = render_markdown(incident_week(), images=False)
+    assert "# Weekly quality report, 2026-W03" in markdown
+    assert ["Wednesday 2026-01-14", "2,400", "160", "6.7 %", "2.2 s", "$9.60", "1"] in markdown_rows(markdown)
+
+
+@EITHER
+def test_a_period_that_is_not_over_says_so(render: Render) -> None:
+    data = day_of([performance_row(5, "1", 3, 0, 100)])
+    assert "was not over when this was made" in render(replace(data, is_complete=False))
+    assert "was not over" not in render(data)
+
+
+# --- nothing from elsewhere, nothing from the data ---
+
+
 def test_the_page_needs_nothing_from_elsewhere(incident_page: Page) -> None:
-    html = daily.render_html(incident_day())
+    html = render_html(incident_day())
     assert {tag for tag, _ in incident_page.elements}.isdisjoint({"script", "a", "link", "iframe", "object", "form"})
     for tag, attributes in incident_page.elements:
         assert attributes.keys().isdisjoint({"style", "href", "srcset", "background"}), tag
@@ -175,10 +234,23 @@ def test_the_page_needs_nothing_from_elsewhere(incident_page: Page) -> None:
     assert "@import" not in html
 
 
+def test_traces_are_linked_to_mlflow_where_its_address_is_known() -> None:
+    data = replace(incident_day(), mlflow_ui=UI)
+    links = [attributes for tag, attributes in Page(render_html(data)).elements if tag == "a"]
+    trace = f"tr-{9:032x}"
+    assert {link["href"] for link in links} >= {
+        f"{UI}/#/experiments/1/traces?selectedEvaluationId={trace}&traceId={trace}"
+    }
+    assert all(link["rel"] == "noreferrer" for link in links)
+    assert f"[{trace}]({UI}/#/experiments/1/traces?" in render_markdown(data, images=False)
+    urls = {trace["url"] for kind in figures(data)["worst_traces"].values() for trace in kind}
+    assert all((url or "").startswith(f"{UI}/#/experiments/1/traces?") for url in urls)
+
+
 def test_the_security_policy_allows_only_this_style(incident_page: Page) -> None:
     metas = [attributes for tag, attributes in incident_page.elements if tag == "meta"]
     policy = next(meta["content"] or "" for meta in metas if meta.get("http-equiv") == "Content-Security-Policy")
-    style = daily.render_html(incident_day()).split("<style>")[1].split("</style>")[0]
+    style = render_html(incident_day()).split("<style>")[1].split("</style>")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert policy.split("; ") == [
         *(
@@ -191,134 +263,120 @@ def test_the_security_policy_allows_only_this_style(incident_page: Page) -> None
     ]
 
 
-def hostile_day() -> daily.DailyReportData:
-    """Every text of the frames is an attack."""
-    performance = [performance_row(hour, ATTACK, None, 100, 90 if hour == 9 else 1, 100) for hour in range(12)]
-    quality = [quality_row(hour, ATTACK, ATTACK, 50, 0.1 if hour == 9 else 0.9) for hour in range(12)]
-    error = errors_at(9, 1)[0] | {"trace_id": ATTACK, "experiment_id": ATTACK, "trace_name": ATTACK, "status": ATTACK}
-    spans = [{"span_id": ATTACK, "name": ATTACK, "span_type": ATTACK, "status_message": ATTACK}]
-    spans.append(spans[0] | {"name": "\ud800", "status_message": "x" * 1_000_000})
-    errors = frame(TRACE_ERRORS, [error])
-    errors["error_spans"] = [spans]
-    slowest = pd.DataFrame([[ATTACK, moment(9), ATTACK, ATTACK, ATTACK, 3, 1e9]], columns=empty_day().slowest.columns)
-    return replace(
-        empty_day(),
-        performance=frame(HOURLY_PERFORMANCE, performance),
-        quality=frame(HOURLY_QUALITY, quality),
-        daily_quality=daily_quality(quality),
-        coverage=frame(SCORER_COVERAGE, [coverage_row(9, ATTACK, ATTACK, 100, 50, 50, 0)]),
-        slowest=slowest,
-        errors=errors,
-        agreement=frame(SCORER_AGREEMENT, [agreement_row(0, ATTACK, ATTACK, "human", ATTACK, (5, 1, 2, 3))]),
-        experiment_names={ATTACK: ATTACK},
-    )
+def hostile_week() -> ReportData:
+    data, week = hostile_day(), Period.week_of(DAY)
+    totals = data.totals.assign(period=data.totals["period"].replace(data.period.name, week.name))
+    stages = data.stages.assign(period=week.name)
+    return replace(data, period=week, totals=totals, stages=stages)
 
 
-def test_no_element_of_the_page_comes_from_the_data() -> None:
-    page = Page(daily.render_html(hostile_day()))
+@pytest.mark.parametrize("data", [hostile_day(), hostile_week()], ids=["day", "week"])
+def test_no_element_of_the_page_comes_from_the_data(data: ReportData) -> None:
+    page = Page(render_html(data))
     assert "<script>alert(1)</script>" in page.text
-    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "a"})
+    assert "script" not in {tag for tag, _ in page.elements}
     images = [attributes for tag, attributes in page.elements if tag == "img"]
-    assert len(images) == 4
+    assert len(images) == 5
     assert all(image.keys() == {"src", "alt"} and (image["src"] or "").startswith("data:") for image in images)
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert not re.search("[\x00\u202e\ud800]", page.text)
+    links = [attributes for tag, attributes in page.elements if tag == "a"]
+    assert links
+    assert all(link.keys() == {"href", "rel"} for link in links)
+    assert all(re.fullmatch(rf"{UI}/#/experiments/[\w%.~-]+/traces\?[\w%.~&=-]+", link["href"] or "") for link in links)
 
 
-def test_no_markup_of_the_markdown_comes_from_the_data() -> None:
-    markdown = daily.render_markdown(hostile_day(), images=True)
+@pytest.mark.parametrize("data", [hostile_day(), hostile_week()], ids=["day", "week"])
+def test_no_markup_of_the_markdown_comes_from_the_data(data: ReportData) -> None:
+    markdown = render_markdown(data, images=True)
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     tokens = [token for block in parser.parse(markdown) for token in (block, *(block.children or []))]
-    assert {token.type for token in tokens}.isdisjoint(
-        {"html_block", "html_inline", "link_open", "code_inline", "em_open"}
-    )
+    assert {token.type for token in tokens}.isdisjoint({"html_block", "html_inline", "code_inline", "em_open"})
+    bold = [after.content for token, after in pairwise(tokens) if token.type == "strong_open"]
+    assert {word.rstrip(".") for word in bold} <= {
+        *("Trouble", "critical", "warning", "info", "better", "worse", "changed", "new"),
+        *("Traces", "Error rate", "Latency", "Cost", "Mean score"),
+    }
+    links = [str(token.attrs["href"]) for token in tokens if token.type == "link_open"]
+    assert links
+    assert all(link.startswith(f"{UI}/#/experiments/") for link in links)
     images = [str(token.attrs["src"]) for token in tokens if token.type == "image"]
-    assert len(images) == 4
+    assert len(images) == 5
     assert all(source.startswith("data:image/png;base64,") for source in images)
-    assert [len(row) for row in markdown_rows(markdown)] == [8] * 2 + [5] * 3 + [14] * 2 + [11] * 2 + [7] * 2
-    assert "http://" not in markdown
-    assert "www." not in markdown
+    widths = {len(row) for row in markdown_rows(markdown)}
+    earlier = 2 if data.period.kind == "day" else 1
+    assert widths == {5, 6, 7, 8, 10, 11, 14 + earlier} - (set() if data.period.kind == "day" else {6})
+    assert "evil.example" in markdown
+    assert "http://evil" not in markdown
+    assert "www." not in re.sub(r"\]\([^)]*\)", "", markdown)
 
 
-@pytest.mark.parametrize("render", [daily.render_html, lambda data: daily.render_markdown(data, images=True)])
-def test_a_day_without_traces_says_so(render) -> None:
+def test_json_is_ascii_and_gives_the_text_back() -> None:
+    written = render_json(hostile_day())
+    assert written.isascii()
+    report = json.loads(written)
+    assert report["errors"][0]["span_name"] == ATTACK
+    assert report["worst_traces"]["slowest"][0]["trace_id"] == ATTACK
+    assert report["errors"][1]["span_name"] == "\ud800"
+
+
+# --- forms ---
+
+
+def test_json_has_the_figures_unrounded_and_times_in_utc() -> None:
+    report, written = figures(incident_day()), json.loads(render_json(incident_day()))
+    assert written["start"] == "2026-01-14T00:00:00Z"
+    assert written["date"] == "2026-01-14"
+    assert written["findings"][0]["start"] == "2026-01-14T14:00:00Z"
+    assert written["error_rate"] == report["error_rate"] == report["error_count"] / report["total_requests"]
+    assert written["hourly_volume"] == {str(hour): count for hour, count in report["hourly_volume"].items()}
+    assert sum(report["hourly_volume"].values()) == report["total_requests"]
+    assert {"mean", "p50", "p95", "p99"} == report["latency"].keys()
+
+
+def test_figures_hold_pythons_own_values_alone() -> None:
+    def types(value: Any) -> set[type]:
+        if isinstance(value, dict):
+            return set().union(*map(types, value.values()), *map(types, value))
+        return set().union(*map(types, value)) if isinstance(value, list) else {type(value)}
+
+    for data in (incident_day(), empty_day(), hostile_day(), incident_week()):
+        kinds = types(figures(data))
+        assert {kind.__module__ for kind in kinds} <= {"builtins", "datetime"}
+        numbers = json.loads(render_json(data), parse_constant=pytest.fail)
+        assert math.isfinite(numbers["total_requests"])
+
+
+@pytest.mark.parametrize("render", [render_html, lambda data: render_markdown(data, images=True)])
+def test_a_day_without_traces_says_so(render: Render) -> None:
     page = render(empty_day())
     assert "No traces were archived for this day" in page
     assert "2026-01-14" in page
     assert "data:image" not in page
 
 
-def test_traces_without_scorers_or_errors_make_a_report() -> None:
-    data = replace(empty_day(), performance=frame(HOURLY_PERFORMANCE, [performance_row(5, "1", None, 3, 0, 100)]))
-    for page in (daily.render_html(data), daily.render_markdown(data, images=False)):
-        assert "No hour stands out." in page
-        assert "3 traces, of which none failed." in page
-        assert "No scorer ran on this day's traces." in page
-        assert "No errors were recorded." in page
+@EITHER
+def test_traces_without_scorers_or_errors_make_a_report(render: Render) -> None:
+    page = render(day_of([performance_row(5, "1", 3, 0, 100)]))
+    assert "Nothing stands out: 3 traces, of which none failed." in page
+    assert "No scorer ran on this day's traces." in page
+    assert "No errors were recorded." in page
+    assert "No spans were recorded." in page
 
 
-def test_the_same_data_gives_the_same_bytes() -> None:
-    assert daily.render_html(incident_day()) == daily.render_html(incident_day())
-    assert daily.render_markdown(incident_day(), images=True) == daily.render_markdown(incident_day(), images=True)
+@pytest.mark.parametrize("render", [render_html, lambda data: render_markdown(data, images=True), render_json])
+def test_the_same_data_gives_the_same_bytes(render: Render) -> None:
+    assert render(hostile_day()) == render(hostile_day())
 
 
 def test_embedded_images_stay_small() -> None:
-    many = [quality_row(hour, "1", f"scorer {n}", 50, 0.9) for n in range(40) for hour in range(24)]
-    markdown = daily.render_markdown(replace(incident_day(), quality=frame(HOURLY_QUALITY, many)), images=True)
+    many = frame(
+        HOURLY_QUALITY, [quality_row(hour, "1", f"scorer {n}", 50, 0.9) for n in range(40) for hour in range(24)]
+    )
+    markdown = render_markdown(replace(incident_day(), quality_trend=many), images=True)
     embedded = markdown.count("data:image/png")
-    assert 10 < embedded < 46
-    assert len(markdown) < 300_000
-    assert f"{46 - embedded} charts are in report.html only." in markdown
-    assert "report.html" not in daily.render_markdown(incident_day(), images=True)
-    assert "12 charts are in report.html only." in daily.render_markdown(incident_day(), images=False)
-
-
-def test_both_files_are_written_into_the_folder_of_the_day(tmp_path: Path) -> None:
-    html, markdown = daily.write_daily_report(incident_day(), tmp_path / "new")
-    assert (html, markdown) == (tmp_path / "new/2026-01-14/report.html", tmp_path / "new/2026-01-14/report.md")
-    assert html.read_text(encoding="utf-8") == daily.render_html(incident_day())
-    assert markdown.read_text(encoding="utf-8") == daily.render_markdown(incident_day(), images=False)
-    daily.write_daily_report(empty_day(), tmp_path / "new")
-    assert html.read_text(encoding="utf-8") == daily.render_html(empty_day())
-    assert sorted(path.name for path in html.parent.iterdir()) == ["report.html", "report.md"]
-
-
-def test_hostile_text_can_be_written(tmp_path: Path) -> None:
-    html, _ = daily.write_daily_report(hostile_day(), tmp_path)
-    assert "&lt;script&gt;" in html.read_text(encoding="utf-8")
-
-
-def test_a_failing_render_leaves_the_old_files(tmp_path: Path) -> None:
-    html, markdown = daily.write_daily_report(empty_day(), tmp_path)
-    before = html.read_bytes(), markdown.read_bytes()
-    broken = replace(incident_day(), slowest=incident_day().slowest.drop(columns="duration_ms"))
-    with pytest.raises(KeyError, match="duration_ms"):
-        daily.write_daily_report(broken, tmp_path)
-    assert (html.read_bytes(), markdown.read_bytes()) == before
-
-
-def test_who_has_the_old_file_open_reads_it_to_its_end(tmp_path: Path) -> None:
-    html, _ = daily.write_daily_report(empty_day(), tmp_path)
-    with html.open(encoding="utf-8") as old:
-        daily.write_daily_report(incident_day(), tmp_path)
-        assert old.read() == daily.render_html(empty_day())
-
-
-def test_a_failing_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    html, _ = daily.write_daily_report(empty_day(), tmp_path)
-    before = html.read_bytes()
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(daily.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        daily.write_daily_report(incident_day(), tmp_path)
-    assert html.read_bytes() == before
-    assert sorted(path.name for path in html.parent.iterdir()) == ["report.html", "report.md"]
-
-
-def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        daily.write_daily_report(empty_day(), tmp_path / "file")
+    assert 10 < embedded < 48
+    assert len(markdown) < 310_000
+    assert f"{48 - embedded} charts are in report.html only." in markdown
+    assert "report.html" not in render_markdown(incident_day(), images=True)
+    assert "14 charts are in report.html only." in render_markdown(incident_day(), images=False)

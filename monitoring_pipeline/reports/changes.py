@@ -1,0 +1,201 @@
+"""Changes against earlier periods, each with what chance alone would make of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple, get_args
+
+import pandas as pd
+
+from monitoring_pipeline.analysis.summaries import CONFIDENCE
+from monitoring_pipeline.reports.data import ReportData
+
+Measure = Literal["trace_count", "error_rate", "p95_duration_ms", "cost_per_trace_usd", "pass_rate", "mean_score"]
+MEASURES = get_args(Measure)
+# compared by value / before, all others by value - before
+RATIOS = (
+    "trace_count",
+    "p95_duration_ms",
+    "cost_per_trace_usd",
+)
+WORSE_WHEN_HIGHER = ("error_rate", "p95_duration_ms", "cost_per_trace_usd")
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+RULE = (
+    f"A change is within noise where the {100 * CONFIDENCE:g} % interval of the difference, or of the ratio, takes in "
+    "that there is none; traces count as independent. It is worse or better where it is known which way is good."
+)
+
+
+class Estimate(NamedTuple):
+    """A value and the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measure beside that of an earlier period, `against`, called `against_label`.
+
+    low and high bound the 99 % interval of value - before, of `RATIOS` that of value / before; None where the traces
+    are too few to tell. experiment_id is None for all experiments together; scorer is "" for all but scores.
+    better is None where nothing says which way is good.
+    """
+
+    measure: Measure
+    experiment_id: str | None
+    scorer: str
+    against: str
+    against_label: str
+    value: float
+    before: float
+    low: float | None
+    high: float | None
+    better: bool | None
+
+    @property
+    def amount(self) -> float:
+        """value - before, of `RATIOS` value / before."""
+        if self.measure not in RATIOS:
+            return self.value - self.before
+        return self.value / self.before if self.before else math.nan
+
+    @property
+    def beyond_noise(self) -> bool | None:
+        """Whether the interval leaves out no change at all; None where there is none."""
+        none = 1 if self.measure in RATIOS else 0
+        return None if self.low is None or self.high is None else not self.low <= none <= self.high
+
+
+def changes(data: ReportData) -> list[Change]:
+    """Every measure of the period that an earlier one has too: of all traces, each experiment and each scorer."""
+    return [change for label, earlier in data.period.earlier() for change in _against(data, label, earlier.name)]
+
+
+def _against(data: ReportData, label: str, name: str) -> Iterator[Change]:
+    totals = data.totals.assign(
+        experiment_id=data.totals["experiment_id"].where(data.totals["experiment_id"].notna(), None)
+    )
+    own, before = totals[totals["period"] == data.period.name], totals[totals["period"] == name]
+    earlier = {row["experiment_id"]: row for row in before.to_dict("records")}
+    for row in own.to_dict("records"):
+        if row["experiment_id"] in earlier:
+            yield from _of_traces(row, earlier[row["experiment_id"]], name, label, data.is_complete)
+    key = ["experiment_id", "scorer", "scorer_digest"]
+    own, before = data.scores[data.scores["period"] == data.period.name], data.scores[data.scores["period"] == name]
+    for row in own.merge(before, on=key, suffixes=("", "_before")).sort_values(key).to_dict("records"):
+        yield from _of_scores(row, name, label)
+
+
+def _of_traces(
+    row: dict[str, Any], before: dict[str, Any], against: str, label: str, complete: bool
+) -> Iterator[Change]:
+    measures: dict[Measure, tuple[float, float, tuple[float, float] | None]] = {
+        "trace_count": (row["trace_count"], before["trace_count"], _ratio(_count(row), _count(before))),
+        "error_rate": (
+            row["error_count"] / row["trace_count"],
+            before["error_count"] / before["trace_count"],
+            _difference(
+                share(row["error_count"], row["trace_count"]), share(before["error_count"], before["trace_count"])
+            ),
+        ),
+        "p95_duration_ms": (row["p95_duration_ms"], before["p95_duration_ms"], _ratio(_p95(row), _p95(before))),
+        "cost_per_trace_usd": (row["cost_mean"], before["cost_mean"], _ratio(_cost(row), _cost(before))),
+    }
+    for measure, (value, earlier, bounds) in measures.items():
+        if _is_known(value) and _is_known(earlier) and (complete or measure != "trace_count"):
+            change = Change(
+                measure,
+                row["experiment_id"],
+                "",
+                against,
+                label,
+                value,
+                earlier,
+                *(bounds or (None, None)),
+                better=None,
+            )
+            better = change.amount < (1 if measure in RATIOS else 0) if measure in WORSE_WHEN_HIGHER else None
+            yield Change(**{**vars(change), "better": better})
+
+
+def _of_scores(row: dict[str, Any], against: str, label: str) -> Iterator[Change]:
+    place = (row["experiment_id"], row["scorer"], against, label)
+    judged, judged_before = row["judged"], row["judged_before"]
+    if judged and judged_before:
+        rate, before = row["pass_rate"], row["pass_rate_before"]
+        bounds = _difference(share(rate * judged, judged), share(before * judged_before, judged_before))
+        yield Change("pass_rate", *place, rate, before, *bounds, better=rate > before)
+    if _is_known(row["mean_score"]) and _is_known(row["mean_score_before"]):
+        own, before = _mean_score(row, ""), _mean_score(row, "_before")
+        bounds = _difference(own, before) if own and before else (None, None)
+        yield Change("mean_score", *place, row["mean_score"], row["mean_score_before"], *bounds, better=None)
+
+
+def share(marked: float, count: float) -> Estimate:
+    """A share of so many traces and its 99 % interval by E. B. Wilson (JASA 22, 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(marked), round(count)).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(marked / count, float(interval.low), float(interval.high))
+
+
+def mean_of(count: float, mean: float, variance: float) -> Estimate | None:
+    """A mean and its 99 % interval by Student's t; None where the values do not show their spread."""
+    from scipy import stats
+
+    if count < 2 or not variance > 0:
+        return None
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(variance / count)
+    return Estimate(mean, mean - margin, mean + margin)
+
+
+def _mean_score(row: dict[str, Any], suffix: str) -> Estimate | None:
+    count, mean = row[f"scored{suffix}"], row[f"mean_score{suffix}"]
+    if row[f"binary{suffix}"] == 1:
+        return share(mean * count, count)
+    return mean_of(count, mean, row[f"score_variance{suffix}"])
+
+
+def _count(row: dict[str, Any]) -> Estimate | None:
+    """Traces that arrive independently make a Poisson count; its interval on the logarithm."""
+    count = float(row["trace_count"])
+    factor = math.exp(_Z / math.sqrt(count))
+    return Estimate(count, count / factor, count * factor)
+
+
+def _p95(row: dict[str, Any]) -> Estimate | None:
+    estimate = Estimate(row["p95_duration_ms"], row["p95_low"], row["p95_high"])
+    return estimate if all(map(_is_known, estimate)) else None
+
+
+def _cost(row: dict[str, Any]) -> Estimate | None:
+    return mean_of(row["costed"], row["cost_mean"], row["cost_variance"])
+
+
+def _difference(value: Estimate, before: Estimate) -> tuple[float, float]:
+    """The interval of a difference from those of its two parts.
+
+    Source: G. Y. Zou and A. Donner, Statistics in Medicine 27, 2008; of two Wilson intervals it is R. G. Newcombe's
+    method 10 (Statistics in Medicine 17, 1998).
+    """
+    middle = value.value - before.value
+    low = middle - math.hypot(value.value - value.low, before.high - before.value)
+    return low, middle + math.hypot(value.high - value.value, before.value - before.low)
+
+
+def _ratio(value: Estimate | None, before: Estimate | None) -> tuple[float, float] | None:
+    """As `_difference`, of logarithms: the interval of value / before."""
+    if value is None or before is None or not (value.low > 0 and before.low > 0):
+        return None
+    low, high = _difference(Estimate(*map(math.log, value)), Estimate(*map(math.log, before)))
+    return math.exp(low), math.exp(high)
+
+
+def _is_known(value: Any) -> bool:
+    return not pd.isna(value) and math.isfinite(value)

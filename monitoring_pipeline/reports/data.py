@@ -1,0 +1,70 @@
+"""What a report is made of: frames that are small however many traces there were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from monitoring_pipeline.reports.period import Period
+from monitoring_pipeline.reports.standouts import Incident
+
+AGREEMENT_DAYS = 28
+KNOWN_ERROR_DAYS = 7
+EXPLAINED_INCIDENTS = 3
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Frames have the columns of the tables they come from, also without rows; times are UTC.
+
+    A column `period` holds the name of a period: the report's own, or an earlier one that it is compared with.
+
+    hours: the period's rows of hourly_performance that total their experiment.
+    trend: the same by `period.slots`, so for a day the same rows; `hour` is the start of the slot.
+    totals: `analysis.summaries.totals` by period; of a period that the archive no longer has, what the hours add up to.
+    quality: the period's rows of hourly_quality, of the scorers' current digests.
+    quality_trend: the same by slot.
+    quality_total: hourly_quality's columns without the hour, one row an experiment and scorer for the whole period.
+    scores: `analysis.summaries.score_moments` by period, of the current digests.
+    coverage: the period's rows of scorer_coverage, of the current digests.
+    errors: `analysis.errors.error_groups` of the period, with the experiment_id of the first of the sample traces.
+    known_errors: the same of the `KNOWN_ERROR_DAYS` days before; None where the archive has no traces of them.
+    error_traces: how many traces `errors` were found in.
+    incidents: the times that stand out, those with the most standouts first.
+    incident_errors: `error_groups` of the first `EXPLAINED_INCIDENTS`; the column `incident` holds its position.
+    stages: `analysis.summaries.stage_sums` by period.
+    stage_hours: the period's rows of span_profile, of the stages with most self time.
+    worst: the worst traces, columns of trace_performance and: kind ("failed", "low_scores", "slowest",
+        "most_expensive"), scores (of low_scores: a list of scorer and score).
+    agreement: the rows of scorer_agreement of `AGREEMENT_DAYS` days up to the period's end, of the current digests.
+    experiment_names: names by experiment id; an id without a name is shown itself.
+    mlflow_ui: the address that links to traces begin with; None: no links.
+    is_complete: whether the period was over when it was read.
+    """
+
+    period: Period
+    hours: pd.DataFrame
+    trend: pd.DataFrame
+    totals: pd.DataFrame
+    quality: pd.DataFrame
+    quality_trend: pd.DataFrame
+    quality_total: pd.DataFrame
+    scores: pd.DataFrame
+    coverage: pd.DataFrame
+    errors: pd.DataFrame
+    known_errors: pd.DataFrame | None
+    error_traces: int
+    incidents: list[Incident]
+    incident_errors: pd.DataFrame
+    stages: pd.DataFrame
+    stage_hours: pd.DataFrame
+    worst: pd.DataFrame
+    agreement: pd.DataFrame
+    experiment_names: dict[str, str]
+    mlflow_ui: str | None = None
+    is_complete: bool = True
+
+    def name_of(self, experiment_id: str | None) -> str:
+        """The experiment's name, else its id."""
+        return self.experiment_names.get(experiment_id or "") or experiment_id or ""

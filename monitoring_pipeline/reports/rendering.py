@@ -1,0 +1,212 @@
+"""A report as a self-contained HTML page, as Markdown and as JSON, all made of the same figures."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monitoring_pipeline.reports import changes, charts, standouts, text
+from monitoring_pipeline.reports.data import ReportData
+from monitoring_pipeline.reports.figures import figures
+from monitoring_pipeline.reports.findings import shown
+from monitoring_pipeline.reports.scorers import KAPPA_EXPLAINED, as_floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jinja2 import Environment
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+CHARTED_EXPERIMENTS = 6
+HTML_DPI = 200
+MARKDOWN_DPI = 100
+MARKDOWN_IMAGE_BYTES = 280_000
+STATES = {"trouble": "Trouble", "watch": "Needs a look", "good": "All well", "empty": "No traces"}
+WORST = {
+    "failed": "Failed, most failed spans first",
+    "low_scores": "Failed by most scorers",
+    "slowest": "Slowest",
+    "most_expensive": "Most expensive",
+}
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class _Chart:
+    title: str
+    subject: str
+    figure: Figure
+
+
+def render_html(data: ReportData) -> str:
+    """The report as one HTML page: no script, nothing loaded from elsewhere, links to MLflow's pages alone."""
+    from markupsafe import Markup
+
+    style = (_HERE / "style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    page = _environment(text.escape_html, autoescape=True).get_template("report.html.j2")
+    # Markup is for what this package wrote itself; all else is escaped
+    return page.render(
+        **_context(data, image=partial(_data_uri, dpi=HTML_DPI)), style=Markup(style), style_digest=Markup(digest)
+    )
+
+
+def render_markdown(data: ReportData, images: bool) -> str:
+    """The report as GitHub-flavoured Markdown.
+
+    With `images` the charts are embedded as data: images, as many as fit into `MARKDOWN_IMAGE_BYTES`; without, the
+    text refers to report.html.
+    """
+    left = MARKDOWN_IMAGE_BYTES if images else 0
+
+    def image(figure: Figure) -> str:
+        nonlocal left
+        if left <= 0:
+            return ""
+        uri = _data_uri(figure, MARKDOWN_DPI)
+        left -= len(uri)
+        return uri if left >= 0 else ""
+
+    page = _environment(text.escape_markdown, autoescape=False).get_template("report.md.j2")
+    return page.render(**_context(data, image))
+
+
+def render_json(data: ReportData) -> str:
+    """`figures` as JSON in ASCII, times in ISO 8601."""
+    return json.dumps(figures(data), default=_as_iso, allow_nan=False, indent=1) + "\n"
+
+
+def _as_iso(moment: date | datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _data_uri(figure: Figure, dpi: int) -> Markup:
+    from markupsafe import Markup
+
+    return Markup("data:image/png;base64," + base64.b64encode(charts.png(figure, dpi)).decode())
+
+
+def _environment(escape: Callable[..., str], autoescape: bool) -> Environment:
+    """Templates in which every value goes through `escape`, so that none has to remember it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(escape(str(value))),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    numbers = {
+        name: _of_number(function)
+        for name, function in {
+            "count": text.count,
+            "millions": text.millions,
+            "percent": text.percent,
+            "duration": text.duration,
+            "cost": text.cost,
+            "score": text.score,
+        }.items()
+    }
+    environment.filters |= numbers | {
+        "sentence": lambda sentence: Markup(escape(sentence, limit=1500)),
+        "interval": lambda row: text.interval(_number(row["ci_low"]), _number(row["ci_high"])),
+        "known": lambda value: text.MISSING if value is None or value == "" else value,
+        "time": lambda moment, kind: f"{moment:%H:%M}" if kind == "day" else f"{moment:%a %H:%M}",
+        # an address is percent-encoded where it is made, and must not be cut
+        "href": lambda url: Markup(html.escape(url)),
+        "amount": _amount,
+        "shown": lambda change, value: shown(change["measure"], _number(value)),
+    }
+    return environment
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _of_number(function: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: function(_number(value))
+
+
+def _amount(change: dict[str, Any]) -> str:
+    """How much changed, with its sign."""
+    amount = _number(change["amount"])
+    if not math.isfinite(amount):
+        return text.MISSING
+    if change["measure"] in changes.RATIOS:
+        return f"{100 * (amount - 1):+z,.0f} %"
+    return f"{amount:+z.2f}" if change["measure"] == "mean_score" else f"{100 * amount:+z.1f} points"
+
+
+def _context(data: ReportData, image: Callable[[Figure], str]) -> dict[str, Any]:
+    """What both templates show; `image` makes the address of a chart, empty where it is left out."""
+    report = figures(data)
+    state = STATES[report["verdict"]["state"]]
+    if not report["total_requests"]:
+        return {"report": report, "period": data.period, "state": state}
+    experiments = report["experiments"]
+    sections = [
+        {
+            "experiment": row["experiment"],
+            "charts": [(c.title, c.subject, image(c.figure)) for c in _charts(data, row["experiment_id"])],
+        }
+        for row in experiments[:CHARTED_EXPERIMENTS]
+    ]
+    own = [change for change in report["changes"] if change["experiment_id"] is None]
+    return {
+        "report": report,
+        "period": data.period,
+        "state": state,
+        "sections": sections,
+        "several": len(experiments) > 1,
+        "changes": {measure: [c for c in own if c["measure"] == measure] for measure in changes.MEASURES},
+        "score_changes": _score_changes(report["changes"]),
+        "earlier": [label for label, _ in data.period.earlier()],
+        "hours": data.hours["hour"].nunique(),
+        "charts_left_out": sum(not address for section in sections for *_, address in section["charts"]),
+        "worst": WORST,
+        "rules": [standouts.RULE, changes.RULE],
+        "kappa_explained": KAPPA_EXPLAINED,
+    }
+
+
+def _score_changes(of_all: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The change of a scorer's pass rate, else mean score, by experiment, scorer and what it is compared with."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for change in of_all:
+        if change["scorer"]:
+            found.setdefault((change["experiment_id"], change["scorer"], change["against_label"]), change)
+    return found
+
+
+def _charts(data: ReportData, experiment_id: str) -> Iterator[_Chart]:
+    slots = data.period.slots
+    step = slots[1] - slots[0]
+    times = [(i.start, i.end) for i in data.incidents if i.experiment_id == experiment_id]
+    shaded = {slot for slot in slots if any(start < slot + step and slot < end for start, end in times)}
+    rows = _of(as_floats(data.trend), experiment_id)
+    yield _Chart("Traces", "", charts.volume_chart(rows, slots, shaded))
+    yield _Chart("Error rate", "", charts.error_rate_chart(rows, slots, shaded))
+    yield _Chart("Latency", "", charts.latency_chart(rows, slots, shaded))
+    if rows["cost_usd"].notna().any():
+        yield _Chart("Cost", "", charts.cost_chart(rows, slots, shaded))
+    quality = as_floats(data.quality_trend)
+    scored = quality[(quality["experiment_id"] == experiment_id) & quality["mean_score"].notna()]
+    for scorer, of_scorer in scored.groupby("scorer"):
+        yield _Chart("Mean score", str(scorer), charts.quality_chart(of_scorer.set_index("hour"), slots, shaded))
+
+
+def _of(trend: pd.DataFrame, experiment_id: str) -> pd.DataFrame:
+    return trend[trend["experiment_id"].fillna("") == experiment_id].set_index("hour")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitoring_pipeline.reports.scorers import as_floats
+from monitoring_pipeline.reports.standouts import Incident, Standout, incidents, standouts
+from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY
+from monitoring_pipeline_tests.reports.frames import frame, moment, performance_row, quality_row
+
+NO_QUALITY = frame(HOURLY_QUALITY, [])
+STEADY = {"traces": 100, "errors": 3, "p95": 2000.0}
+
+
+def at(hour: int) -> pd.Timestamp:
+    return pd.Timestamp(moment(hour))
+
+
+def steady_day(**odd_hour: float) -> pd.DataFrame:
+    """100 traces an hour with 3 errors and a p95 of 2 s; at 14:00 as `odd_hour` says."""
+    rows = []
+    for hour in range(24):
+        values = STEADY | odd_hour if hour == 14 else STEADY
+        rows.append(performance_row(hour, "1", int(values["traces"]), int(values["errors"]), values["p95"]))
+    return as_floats(frame(HOURLY_PERFORMANCE, rows))
+
+
+def test_error_rate_stands_out() -> None:
+    assert standouts(steady_day(errors=41), NO_QUALITY) == [Standout("1", at(14), "error rate", 0.41, 0.03)]
+
+
+# by Wilson's formula the 95 % interval begins at 0.0776 for 13 errors in 100 and at 0.0853 for 14
+@pytest.mark.parametrize(("errors", "stands_out"), [(13, False), (14, True)])
+def test_error_rate_needs_its_whole_interval_above_the_margin(errors: int, stands_out: bool) -> None:
+    assert bool(standouts(steady_day(errors=errors), NO_QUALITY)) is stands_out
+
+
+def test_what_is_usual_of_errors_is_the_rate_of_the_other_hours_together() -> None:
+    # 20 traces an hour, with an error in every other hour: the median alone would be 0, and 3 of 20 stand out
+    rows = [performance_row(hour, "1", 20, 3 if hour == 14 else 2 * (hour % 2), 2000.0) for hour in range(24)]
+    assert standouts(as_floats(frame(HOURLY_PERFORMANCE, rows)), NO_QUALITY) == []
+
+
+@pytest.mark.parametrize(("p95", "stands_out"), [(3999.0, False), (4000.0, True)])
+def test_latency_stands_out_from_twice_the_median(p95: float, stands_out: bool) -> None:
+    expected = [Standout("1", at(14), "p95", 4000.0, 2000.0)] if stands_out else []
+    assert standouts(steady_day(p95=p95), NO_QUALITY) == expected
+
+
+def test_an_hour_is_no_part_of_its_own_median() -> None:
+    rows = [performance_row(hour, "1", 50, 1, p95) for hour, p95 in enumerate([1000.0, 1200.0, 1100.0, 2250.0])]
+    performance = as_floats(frame(HOURLY_PERFORMANCE, rows))
+    assert standouts(performance, NO_QUALITY) == [Standout("1", at(3), "p95", 2250.0, 1100.0)]
+
+
+def test_few_traces_never_stand_out() -> None:
+    assert standouts(steady_day(traces=19, errors=19, p95=90_000), NO_QUALITY) == []
+    assert len(standouts(steady_day(traces=20, errors=20, p95=90_000), NO_QUALITY)) == 2
+
+
+def test_three_other_hours_are_needed() -> None:
+    day = steady_day(errors=90)
+    three = day[day["hour"] >= moment(12)].head(3)
+    four = day[day["hour"] >= moment(12)].head(4)
+    assert standouts(pd.DataFrame(three), NO_QUALITY) == []
+    assert len(standouts(pd.DataFrame(four), NO_QUALITY)) == 1
+
+
+@pytest.mark.parametrize(
+    ("usual", "scored", "mean", "stands_out"),
+    [(0.9, 50, 0.5, True), (0.9, 19, 0.1, False), (0.9, 50, 0.8, False), (0.1, 50, 0.6, True)],
+)
+def test_quality_stands_out_when_its_interval_lies_apart(
+    usual: float, scored: int, mean: float, stands_out: bool
+) -> None:
+    rows = [quality_row(hour, "1", "polite", 50, usual) for hour in range(24) if hour != 14]
+    quality = as_floats(frame(HOURLY_QUALITY, [*rows, quality_row(14, "1", "polite", scored, mean)]))
+    expected = [Standout("1", at(14), "score", mean, usual, "polite")] if stands_out else []
+    assert standouts(steady_day(), quality) == expected
+
+
+def test_incidents_join_consecutive_hours_and_keep_the_worst() -> None:
+    early, late = Standout("1", at(13), "p95", 5000, 2000), Standout("1", at(14), "p95", 9000, 2000)
+    score = Standout("1", at(14), "score", 0.5, 0.9, "polite")
+    apart, other = Standout("1", at(16), "p95", 5000, 2000), Standout("2", at(15), "p95", 5000, 2000)
+    assert incidents([score, apart, late, other, early]) == [
+        Incident("1", at(13), at(15), [late, score]),
+        Incident("1", at(16), at(17), [apart]),
+        Incident("2", at(15), at(16), [other]),
+    ]
+
+
+def test_an_incident_goes_on_over_midnight() -> None:
+    found = [Standout("1", at(23), "p95", 5000, 2000), Standout("1", at(24), "p95", 6000, 2000)]
+    [incident] = incidents(found)
+    assert (incident.start, incident.end) == (at(23), at(25))
+
+
+@given(st.lists(st.tuples(st.sampled_from("12"), st.integers(0, 40)), unique=True))
+def test_incidents_hold_every_standout_once_and_never_touch(hours: list[tuple[str, int]]) -> None:
+    found = incidents([Standout(experiment, at(hour), "p95", 5000, 2000) for experiment, hour in hours])
+    covered = [
+        (incident.experiment_id, hour)
+        for incident in found
+        for hour in pd.date_range(incident.start, incident.end, freq="h", inclusive="left")
+    ]
+    assert sorted(covered) == sorted((experiment, at(hour)) for experiment, hour in hours)
+    ends = {(incident.experiment_id, incident.end) for incident in found}
+    assert not ends & {(incident.experiment_id, incident.start) for incident in found}
