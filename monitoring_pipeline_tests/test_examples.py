@@ -1,0 +1,44 @@
+"""The examples, run as they stand."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
+from monitoring_pipeline_tests.made_project import MadeProject
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def test_a_multi_agent_application_is_scored_stage_by_stage(made: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made.folder)
+    monkeypatch.setenv("MLFLOW_GENAI_EVAL_SCORER_RATE_LIMIT", "0")
+    # MLflow keeps the active experiment for the whole process.
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
+    example = runpy.run_path(str(EXAMPLES / "multi_agent.py"))
+    with _global_tracking_uri(made.settings.mlflow.tracking_uri):
+        result = example["run"]().result_df
+    questions = [entry["inputs"]["question"] for entry in example["DATASET"]]
+    by_question = {row["request"]["question"]: row for row in result.to_dict("records")}
+
+    def values(scorer: str) -> list[object]:
+        return [by_question[question].get(f"{scorer}/value") for question in questions]
+
+    # The third question has no keyword, by which the classifier fails, no tool is called, and no filter is used.
+    assert values("classifier_accuracy") == [True, True, False, True]
+    assert values("tool_selection_accuracy") == [1.0, 1.0, 0.0, 1.0]
+    assert values("filters_used")[:3] == [True, True, False]
+    assert values("stage_latency") == [True, True, True, True]
+    spans = {question: [span["name"] for span in by_question[question]["spans"]] for question in questions}
+    assert spans[questions[1]] == [
+        "assistant",
+        "classifier",
+        "analyst",
+        "account_consumption",
+        "account_growth",
+        "writer",
+    ]
