@@ -23,7 +23,7 @@ ui: $(READY)
 	DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)/data/dagster}" $(BIN)/dagster dev --workspace workspace.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # The embedded engine and a Spark cluster side by side, on 200,000 made-up traces and with a worker lost.
 conformance: $(READY)

@@ -25,6 +25,7 @@ from monitoring_pipeline_tests.servers import running
 if TYPE_CHECKING:
     from mlflow.entities import Trace
 
+    from monitoring_pipeline_tests.cluster import SparkCluster
     from monitoring_pipeline_tests.made_project import MadeProject
     from monitoring_pipeline_tests.scoring.model_double import ModelDouble
 
@@ -40,7 +41,11 @@ LONGEST = ("conformance", "deploy", "ui")  # they wait for other processes, besi
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process is left alone with them at the end."""
+    """Say what runs in one process: the tests of a file, and all that need the cluster. The longest come first."""
+    for item in items:
+        needs_cluster = "cluster" in getattr(item, "fixturenames", ())
+        group = "cluster" if needs_cluster else f"{item.path.parent.name}/{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 
@@ -167,6 +172,15 @@ def recorded_server(recorded_store: str, tmp_path_factory: pytest.TempPathFactor
     """The address of an `mlflow server` on loopback over the store of the recorded conversations."""
     with running(recorded_store, tmp_path_factory.mktemp("server")) as server:
         yield server.uri
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
+    """A Spark cluster with two workers."""
+    from monitoring_pipeline_tests.cluster import running
+
+    with running(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ from monitoring_pipeline_tests.servers import free_port
 from monitoring_pipeline_tests.traces.archived_tables import ARCHIVED_TRACE, archived_rows, write, write_otel_v1
 from monitoring_pipeline_tests.traces.stores import Store, span_json, trace_id
 
-# Half past, so that no hour ends within a test; runs have their real times, which are of the same hour.
+# Half past, so that no hour ends within a test.
 NOW = floor_hour(datetime.now(UTC)) + timedelta(minutes=30)
 CURRENT = floor_hour(NOW)
 MINUTE = timedelta(minutes=1)
@@ -385,7 +385,8 @@ def test_traces_deleted_while_they_are_read_are_not_lacking(
 
 
 def covering(follower: Follower, job: str, status: DagsterRunStatus, **options: Any) -> dg.DagsterRun:
-    """A run record of the job, over the three hours before the current one."""
+    """A run record of the job, over the three hours before the current one, which has just been made by the clock."""
+    follower.at(datetime.now(UTC))
     tags = {RANGE_START: key(CURRENT - 3 * HOUR), RANGE_END: key(CURRENT - HOUR)}
     origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__"), job)
     return follower.instance.create_run_for_job(

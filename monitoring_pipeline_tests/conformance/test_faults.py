@@ -1,6 +1,6 @@
 """A cluster that loses a part of itself in the middle of a backfill.
 
-MONITORING_LONG_TESTS=1 also has it lose a worker.
+MONITORING_LONG_TESTS=1 also has it lose a worker, and the backfills be of 30 days.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from monitoring_pipeline_tests.cluster import SparkCluster
 from monitoring_pipeline_tests.conformance.comparison import compare
 from monitoring_pipeline_tests.conformance.projects import Project, add_made_up_traces, new_project
 
-DAYS = 30
+LONG = "MONITORING_LONG_TESTS" in os.environ
+DAYS = 30 if LONG else 3
 TRACES = 200
 SCORER = """
 [[scorers]]
@@ -50,7 +51,7 @@ def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project.folder
 
 
-@pytest.mark.skipif("MONITORING_LONG_TESTS" not in os.environ, reason="takes minutes; set MONITORING_LONG_TESTS=1")
+@pytest.mark.skipif(not LONG, reason="takes minutes; set MONITORING_LONG_TESTS=1")
 def test_a_backfill_goes_on_without_a_worker_that_is_lost(
     cluster: SparkCluster, store: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.traces.archive import ArchiveCounts
 from monitoring_pipeline.traces.sources import archive_window
 from monitoring_pipeline.windows import HOUR, Window
-from monitoring_pipeline_tests.cluster import running
+from monitoring_pipeline_tests.cluster import SparkCluster
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.traces.archived_tables import ARCHIVED_TRACE, archived_rows, write, write_otel_v1
 
@@ -187,17 +187,15 @@ def test_otel_tables_give_the_same_but_for_the_spelling_of_json(of_otel: Rows, o
 
 
 @pytest.fixture(scope="module")
-def cluster_folder(recorded_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cluster_folder(cluster: SparkCluster, recorded_store: str) -> Path:
     """The folder of a cluster on which the first hours were written to tables, and archived from them to `lake`."""
-    folder = tmp_path_factory.mktemp("cluster")
-    with running(folder) as cluster:
-        script = [sys.executable, "-m", "monitoring_pipeline_tests.traces.archived_tables"]
-        subprocess.run(
-            [*script, cluster.remote, recorded_store, str(CLUSTER_HOURS), str(folder / "lake")],
-            cwd=Path(__file__).parents[2],
-            check=True,
-        )
-        yield folder
+    script = [sys.executable, "-m", "monitoring_pipeline_tests.traces.archived_tables"]
+    subprocess.run(
+        [*script, cluster.remote, recorded_store, str(CLUSTER_HOURS), str(cluster.folder / "lake")],
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    return cluster.folder
 
 
 @pytest.fixture(scope="module")
