@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
+from monitoring_pipeline.analysis.statistics import share_interval
 from monitoring_pipeline.windows import HOUR
 
 MIN_TRACES = 20
@@ -64,7 +65,7 @@ def standouts(performance: pd.DataFrame, quality: pd.DataFrame) -> list[Standout
         counts, failures = hours["trace_count"].sum(), hours["error_count"].sum()
         for hour, value, _ in _other_hours(hours, "error_rate"):
             count, failed = hours.at[hour, "trace_count"], hours.at[hour, "error_count"]
-            low = _wilson_low(int(failed), int(count))
+            low, _ = share_interval(int(failed), int(count))
             usual = float((failures - failed) / (counts - count))
             if low > usual + ERROR_RATE_MARGIN:
                 found.append(Standout(str(experiment_id), hour, "error rate", value, usual))
@@ -79,12 +80,6 @@ def standouts(performance: pd.DataFrame, quality: pd.DataFrame) -> list[Standout
             if hours.at[hour, "ci_high"] < usual - SCORE_MARGIN or hours.at[hour, "ci_low"] > usual + SCORE_MARGIN:
                 found.append(Standout(str(experiment_id), hour, "score", value, usual, str(scorer)))
     return found
-
-
-def _wilson_low(successes: int, trials: int) -> float:
-    from scipy.stats import binomtest
-
-    return float(binomtest(successes, trials).proportion_ci(0.95, method="wilson").low)
 
 
 def _other_hours(hours: pd.DataFrame, column: str) -> Iterator[tuple[pd.Timestamp, float, float]]:
