@@ -58,17 +58,16 @@ def search(
     Raises:
         MonitoringError: MLflow refuses the filter or the order, with its reason.
     """
-    from mlflow.entities import Trace
     from mlflow.tracing.utils.search import traces_to_df
 
     from monitoring_pipeline.definitions import build_resources
-    from monitoring_pipeline.traces.searching import find_traces
+    from monitoring_pipeline.traces.searching import find_traces, stored_trace
 
     settings = settings or load_settings()
     window = window_of(settings, start_time, end_time) if start_time or end_time else None
     found = find_traces(build_resources(settings)["lake"], window, filter_string, order_by, max_results)
     texts = found.select("trace_json").toArrow()["trace_json"].to_pylist()
-    return traces_to_df([Trace.from_json(text) for text in texts])
+    return traces_to_df([stored_trace(text) for text in texts])
 
 
 def analyze_trace_errors(

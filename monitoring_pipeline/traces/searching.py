@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from datetime import date
@@ -14,6 +15,7 @@ from monitoring_pipeline.traces.ordering import ordering
 from monitoring_pipeline.windows import Window, from_milliseconds
 
 if TYPE_CHECKING:
+    from mlflow.entities import Trace
     from pyspark.sql import DataFrame
 
     from monitoring_pipeline.resources.lake import LakeResource
@@ -69,6 +71,18 @@ def find_trace(lake: LakeResource, trace_id: str) -> DataFrame:
     if not hours:
         raise MonitoringError(f"no trace {trace_id} in the archive; archive its hour first, or give the trace itself")
     return having_id(lake.read(AGENT_TRACES, Window.covering(hours)))
+
+
+def stored_trace(trace_json: str) -> Trace:
+    """The trace that MLflow's store gave."""
+    from mlflow.entities import Trace
+
+    body = json.loads(trace_json)
+    trace = Trace.from_dict(body)
+    # MLflow writes of an expectation whether it is valid, and does not read it.
+    for assessment, written in zip(trace.info.assessments, body["info"].get("assessments", []), strict=True):
+        assessment.valid = written.get("valid")
+    return trace
 
 
 def _days(conditions: Sequence[Condition]) -> tuple[date | None, date | None]:
