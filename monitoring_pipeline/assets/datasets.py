@@ -51,10 +51,12 @@ def _dataset_asset(
     days: dg.TimeWindowPartitionsDefinition, scorers: Sequence[ConfiguredScorer], entry: DatasetSettings
 ) -> dg.AssetsDefinition:
     scorer = next((scorer for scorer in scorers if scorer.name == entry.scorer), None)
+    hours = dg.TimeWindowPartitionMapping(start_offset=1 - entry.days)
+    upstream = [dg.AssetKey(ARCHIVE_KEY), *([scorer_key(scorer.name)] if scorer else [])]
 
     @dg.asset(
         key=dataset_key(entry.name),
-        deps=[ARCHIVE_KEY, *([scorer_key(scorer.name)] if scorer else [])],
+        deps=[dg.AssetDep(key, partition_mapping=hours) for key in upstream],
         partitions_def=days,
         group_name=GROUP,
         kinds={*entry.formats, *({"mlflow"} if entry.mlflow else ())},

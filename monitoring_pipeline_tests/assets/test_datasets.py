@@ -106,6 +106,24 @@ def test_failures_of_a_scorer_come_after_its_results(made: MadeProject, instance
     assert {record["metadata"]["scorer_digest"] for record in records} == {scorer.digest}
 
 
+def test_a_dataset_is_made_of_the_hours_of_all_its_days(made: MadeProject) -> None:
+    graph = build_definitions(having(made, dataset(made, "three", "traces", days=3))).resolve_asset_graph()
+    parent, child = graph.get(dg.AssetKey("archived_traces")), graph.get(dataset_key("three"))
+    mapping = graph.get_partition_mapping(child.key, parent.key)
+    days, hours = child.partitions_def, parent.partitions_def
+    assert days is not None
+    assert hours is not None
+
+    def hours_of(day: str) -> list[str]:
+        found = mapping.get_upstream_mapped_partitions_result_for_partitions(
+            days.subset_with_partition_keys([day]), days, hours, current_time=datetime(2026, 1, 9, tzinfo=UTC)
+        )
+        return sorted(found.partitions_subset.get_partition_keys())
+
+    assert (len(hours_of("2026-01-05")), hours_of("2026-01-05")[0]) == (72, "2026-01-03-00:00")
+    assert len(hours_of("2026-01-01")) == 24  # there are none before
+
+
 def test_the_version_changes_with_the_choice_and_with_the_scorer(made: MadeProject) -> None:
     def version(entry: DatasetSettings, project: MadeProject = made) -> str | None:
         graph = build_definitions(having(project, entry)).resolve_asset_graph()
