@@ -84,7 +84,7 @@ def quantile_difference(first: np.ndarray, second: np.ndarray, share: float) -> 
 
     No bounds where one has fewer than 10 values on either side of its quantile; NaN where one has no value. Nothing is
     assumed of the distribution, but that values lie densely around the quantile, and nothing is drawn at random. With
-    the fewest values of a skewed distribution the interval of a 95th percentile is a little wide: 97 % for 200 each.
+    the fewest values of a skewed distribution the interval of a 95th percentile is a little wide: it covers 96 to 97 %.
 
     Source: J. S. Maritz and R. G. Jarrett, JASA 73, 1978, for the variance of a quantile; the difference as normal.
     """
@@ -102,14 +102,16 @@ def quantile_difference(first: np.ndarray, second: np.ndarray, share: float) -> 
 def _quantile_variance(values: np.ndarray, share: float) -> float:
     """Maritz and Jarrett's estimate: of the order statistic at the quantile, each value by its chance to be that."""
     import numpy as np
-    from scipy import stats
+    from scipy.special import betainc
 
     count = len(values)
-    beta = stats.beta(share * (count + 1), (1 - share) * (count + 1))
-    chances = np.diff(beta.cdf(np.arange(count + 1) / count))
-    ordered = np.sort(values)
-    mean = chances @ ordered
-    return float(chances @ (ordered - mean) ** 2)
+    # Ranks farther away have no chance that a floating-point number would show.
+    reach = 8 * math.sqrt(count * share * (1 - share)) + 8
+    first, last = max(0, math.floor(count * share - reach)), min(count, math.ceil(count * share + reach))
+    ranks = np.arange(first, last + 1)
+    chances = np.diff(betainc(share * (count + 1), (1 - share) * (count + 1), ranks / count))
+    near = np.sort(values)[first:last]
+    return float(chances @ (near - chances @ near) ** 2)
 
 
 class Kappa(NamedTuple):
