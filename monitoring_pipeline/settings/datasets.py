@@ -33,7 +33,7 @@ class Choice(Section):
     threshold; `diverse`, a sample over status, latency and the order of tools.
     """
 
-    kind: Kind
+    kind: Kind = Field(description="which traces")
     filter: str | None = Field(default=None, description="MLflow trace filter")
     with_outputs: bool = Field(default=True, description="whether records have outputs; without, to be run again")
     max_records: int | None = Field(default=None, ge=1, description="of more, the newest are taken; none: all")
@@ -62,7 +62,7 @@ class Choice(Section):
 class DatasetSettings(Choice):
     """A dataset that is made by the day: of which traces, and where it goes."""
 
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", description="what folders and commands call it")
     days: int = Field(default=1, ge=1, description="of traces that a day's dataset looks at, up to and with that day")
     formats: list[Format] = Field(default=["jsonl"], min_length=1, description="of the files: jsonl, parquet or both")
     location: Location = Field(default="data/datasets", description="folder of the files")
