@@ -13,7 +13,13 @@ import pyarrow as pa
 
 from monitoring_pipeline.analysis import performance
 from monitoring_pipeline.analysis.agreement import agreement
+from monitoring_pipeline.analysis.breakdown import break_down
+from monitoring_pipeline.analysis.errors import error_groups
+from monitoring_pipeline.analysis.overview import overview
+from monitoring_pipeline.analysis.profiling import profile
 from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.analysis.releases import compare_releases
+from monitoring_pipeline.analysis.signatures import signature_column, telling_line_column
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.reading import report_data
 from monitoring_pipeline.reports.standouts import Incident
@@ -29,11 +35,13 @@ from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAG
 from monitoring_pipeline.traces.filters import matches
 from monitoring_pipeline.traces.in_engine import ARCHIVED, QUARANTINE, redacted_rows
 from monitoring_pipeline.traces.redaction import Redactor
+from monitoring_pipeline.traces.searching import find_traces
 from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests.analysis.test_signatures import SIGNATURES
 from monitoring_pipeline_tests.traces.test_filters import VALID
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 FILTERS_AT_A_TIME = 25
 SQL = Path(__file__).parents[2] / "docs" / "sql"
@@ -49,6 +57,15 @@ def all_transformations(
     yield "trace_errors", lambda: performance.trace_errors(traces).toArrow()
     yield "hourly_performance", lambda: performance.hourly_performance(lake.read(TRACE_PERFORMANCE, window)).toArrow()
     yield "span_profile", lambda: performance.span_profile(traces).toArrow()
+    yield "error groups", lambda: error_groups(performance.trace_errors(traces)).toArrow()
+    yield "error signatures", lambda: signatures(traces.sparkSession)
+    for by in ("trace_name", "status", "tags.env", "metadata.`mlflow.trace.session`"):
+        yield f"by {by}", lambda by=by: break_down(traces, by).toArrow()
+    yield "overview", lambda: one_row(in_order(overview(traces)))
+    yield "releases", lambda: one_row({"data": told(vars(compare_releases(traces, "status", "OK", "ERROR")))})
+    yield "profile of a trace", lambda: one_row(profile(traces.orderBy("trace_id").limit(1)))
+    for order in (["execution_time_ms DESC"], ["tags.env", "status DESC"]):
+        yield f"search by {order}", lambda order=order: numbered(find_traces(lake, window, "status != 'x'", order, 50))
     yield "agreement", lambda: of_pandas(agreement(traces, lake.read(ASSESSMENTS, window), scorers))
     for by_hour in (False, True):
         yield (
@@ -109,6 +126,20 @@ def all_transformations(
         yield f"report of {day}", lambda day=day: pa.table({"data": [repr_of_report(lake, scorers, Period.day(day))]})
 
 
+def signatures(session: SparkSession) -> pa.Table:
+    from pyspark.sql import functions as F
+
+    line = telling_line_column(F.col("message"))
+    messages = session.createDataFrame([(message,) for message in SIGNATURES], "message string")
+    return messages.select("message", line.alias("line"), signature_column(line).alias("signature")).toArrow()
+
+
+def numbered(found: DataFrame) -> pa.Table:
+    """The traces with their place in the order in which they were found."""
+    ids = found.select("trace_id").toArrow()["trace_id"]
+    return pa.table({"place": range(len(ids)), "trace_id": ids})
+
+
 def redacted(traces: DataFrame) -> pa.Table:
     """The archived traces once more through redaction, on the engine's workers."""
     from pyspark.sql import functions as F
@@ -136,8 +167,11 @@ def by_sql(lake: LakeResource, file: Path) -> pa.Table:
 
 
 def repr_of_report(lake: LakeResource, scorers: list[ConfiguredScorer], period: Period) -> str:
-    data = vars(report_data(lake, scorers, period))
-    return "\n".join(f"{name}: {in_order(value)}" for name, value in sorted(data.items()))
+    return told(vars(report_data(lake, scorers, period)))
+
+
+def told(values: dict[str, Any]) -> str:
+    return "\n".join(f"{name}: {in_order(value)}" for name, value in sorted(values.items()))
 
 
 def in_order(value: Any) -> Any:
