@@ -59,12 +59,12 @@ def all_transformations(
     yield "span_profile", lambda: performance.span_profile(traces).toArrow()
     yield "error groups", lambda: error_groups(performance.trace_errors(traces)).toArrow()
     yield "error signatures", lambda: signatures(traces.sparkSession)
-    for by in ("trace_name", "status", "tags.env", "metadata.`mlflow.trace.session`"):
+    for by in ("trace_name", "status", "tags.environment", "metadata.`mlflow.trace.session`"):
         yield f"by {by}", lambda by=by: break_down(traces, by).toArrow()
     yield "overview", lambda: one_row(in_order(overview(traces)))
     yield "releases", lambda: one_row({"data": told(vars(compare_releases(traces, "status", "OK", "ERROR")))})
     yield "profile of a trace", lambda: one_row(profile(traces.orderBy("trace_id").limit(1)))
-    for order in (["execution_time_ms DESC"], ["tags.env", "status DESC"]):
+    for order in (["execution_time_ms DESC"], ["tags.task_id", "status DESC"]):
         yield f"search by {order}", lambda order=order: numbered(find_traces(lake, window, "status != 'x'", order, 50))
     yield "agreement", lambda: of_pandas(agreement(traces, lake.read(ASSESSMENTS, window), scorers))
     for by_hour in (False, True):
