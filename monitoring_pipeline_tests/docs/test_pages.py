@@ -88,7 +88,7 @@ def test_settings_are_taken(page: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @of_pages([page for page in PAGES if any(blocks(page, "python")) and page.name != "reference.md"])
 def test_python_is_python_and_its_imports_are_there(page: Path) -> None:
     for block in blocks(page, "python"):
-        for node in ast.walk(ast.parse(block)):
+        for node in ast.walk(ast.parse(block.replace("…", "..."))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("monitoring_pipeline"):
                 module = importlib.import_module(node.module or "")
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
