@@ -14,12 +14,13 @@ from rich.table import Table
 
 from monitoring_pipeline.alerts.checking import Checked
 from monitoring_pipeline.assessing import Assessed
+from monitoring_pipeline.datasets.files import MANIFEST
 from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.launch import ChainResult, StepEvent
 from monitoring_pipeline.scoring.forecast import Forecast
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.runner import Spent
-from monitoring_pipeline.settings import Settings, without_password
+from monitoring_pipeline.settings import DatasetSettings, Settings, without_password
 from monitoring_pipeline.summary import Summary, summarize
 from monitoring_pipeline.upkeep.deletion import Deletion
 from monitoring_pipeline.upkeep.maintenance import Upkept
@@ -153,8 +154,23 @@ def show_alerts(checked: Checked) -> None:
         console.print(f"[yellow]warning[/] notifier {notifier}: {escape(reason)}", soft_wrap=True)
 
 
+def show_datasets(datasets: Sequence[DatasetSettings]) -> None:
+    """What is configured of each dataset, and how many of it were made."""
+    table = Table()
+    table.add_column("dataset", no_wrap=True)
+    for heading in ("kind", "of", "MLflow", "made", "folder"):
+        table.add_column(heading)
+    for entry in datasets:
+        folder = Path(entry.location) / entry.name
+        made = sum(1 for _ in folder.glob(f"*/{MANIFEST}"))
+        of = entry.scorer or entry.tag or entry.filter or ""
+        there = (entry.mlflow_name or entry.name) if entry.mlflow else ""
+        table.add_row(entry.name, entry.kind, escape(of), escape(there), f"{made:,}", escape(str(folder)))
+    console.print(table)
+
+
 def show_deletion(what: str, deletion: Deletion) -> None:
-    """The rows of each table that were removed or would be, and the reports that were written anew."""
+    """The rows of each table that were removed or would be, and the reports and datasets that were written anew."""
     table = Table(title=f"{deletion.traces:,} traces {what}", title_justify="left")
     table.add_column("table", no_wrap=True)
     table.add_column("rows", justify="right")
@@ -163,6 +179,8 @@ def show_deletion(what: str, deletion: Deletion) -> None:
     console.print(table)
     for report in deletion.reports:
         console.print(f"report written anew: {report}", soft_wrap=True, highlight=False, markup=False)
+    for dataset in deletion.datasets:
+        console.print(f"dataset written anew: {dataset}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_upkeep(done: Upkept) -> None:

@@ -7,7 +7,7 @@ interrupted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from uuid import uuid4
 from monitoring_pipeline.datasets.records import Dataset, Origin, Record, canonical, digest_of
 from monitoring_pipeline.errors import LakeError, MonitoringError, first_line
 from monitoring_pipeline.settings.datasets import Format
+from monitoring_pipeline.traces.tombstones import trace_digest
 
 if TYPE_CHECKING:
     from monitoring_pipeline.datasets.diverse import Embed
@@ -130,10 +131,36 @@ def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) ->
             f"{path}: {len(dataset)} records come out, with another digest than the {manifest['record_count']} of the "
             "manifest; is [lake] location the lake that they were made of?"
         )
-    formats = [format for format in get_args(Format) if _file_of(format) in manifest["files"]]
-    for format in formats:
+    for format in _formats(manifest):
         _replace(path.parent / _file_of(format), _WRITERS[format], dataset)
     return dataset
+
+
+def forget(folder: str | Path, digests: Collection[str]) -> list[Path]:
+    """Write the datasets in the folders of `folder` anew without the records of deleted traces; returns their folders.
+
+    `digests` are those of the traces' ids, as in the table deleted_traces.
+
+    Raises:
+        MonitoringError: a dataset cannot be read or written.
+    """
+    changed = []
+    for path in sorted(Path(folder).glob(f"*/{MANIFEST}")):
+        manifest, dataset = _manifest(path)[0], read_dataset(path)
+        kept = [record for record in dataset if not _is_of(record, digests)]
+        if len(kept) < len(dataset):
+            write_dataset(Dataset(kept, dataset.origin), path.parent, _formats(manifest), manifest["name"])
+            changed.append(path.parent)
+    return changed
+
+
+def _is_of(record: Record, digests: Collection[str]) -> bool:
+    source = record.get("metadata", {}).get("source_trace")
+    return source is not None and trace_digest(source) in digests
+
+
+def _formats(manifest: dict[str, Any]) -> list[Format]:
+    return [format for format in get_args(Format) if _file_of(format) in manifest["files"]]
 
 
 def _manifest(path: str | Path) -> tuple[dict[str, Any], Path]:
@@ -141,7 +168,7 @@ def _manifest(path: str | Path) -> tuple[dict[str, Any], Path]:
     path = path / MANIFEST if path.is_dir() else path
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        _ = manifest["files"][0], manifest["digest"], manifest["record_count"], manifest["origin"]
+        _ = manifest["files"][0], *(manifest[key] for key in ("name", "digest", "record_count", "origin"))
     except OSError as error:
         raise MonitoringError(f"no dataset at {path}: {error.strerror}; name a manifest or its folder") from error
     except (ValueError, LookupError, TypeError) as error:

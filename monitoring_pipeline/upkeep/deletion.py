@@ -35,11 +35,12 @@ Places = set[tuple[str, datetime]]
 
 @dataclass
 class Deletion:
-    """What a deletion did: traces, the rows removed from each table, and the reports that were written anew."""
+    """What a deletion did: traces, the rows removed from each table, and the reports and datasets written anew."""
 
     traces: int = 0
     rows: Counter[str] = field(default_factory=Counter)
     reports: list[Path] = field(default_factory=list)
+    datasets: list[Path] = field(default_factory=list)
 
 
 def find(lake: LakeResource, trace_ids: Collection[str], user_ids: Collection[str]) -> Places:
@@ -126,8 +127,8 @@ def carry_out(
 ) -> Deletion:
     """Delete the traces that are written down and not yet deleted; nothing else may read or write meanwhile.
 
-    Their rows go from every table, figures and reports of their hours and days are made anew, files that still have
-    them are deleted, and then it is looked for them again.
+    Their rows go from every table, figures and reports of their hours and days are made anew, their records go from the
+    configured datasets, files that still have them are deleted, and then it is looked for them again.
 
     Raises:
         LakeError: something cannot be deleted, or is still there; running it again goes on.
@@ -152,6 +153,7 @@ def carry_out(
         recount.agreement(day.window)
     for period in [*days, *dict.fromkeys(Period.week_of(day.first_day) for day in days)]:
         deletion.reports += recount.report(period)
+    deletion.datasets += recount.datasets(frozenset().union(*wanted.values()))
     for table in TABLES:
         lake.purge(table)
     _check_gone(lake, wanted)

@@ -63,7 +63,8 @@ def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
             context.log.info,
         )
         rows = {f"{name}/rows_removed": count for name, count in deletion.rows.items()}
-        context.add_output_metadata({"traces": deletion.traces, "reports": len(deletion.reports), **rows})
+        written = {"reports": len(deletion.reports), "datasets": len(deletion.datasets)}
+        context.add_output_metadata({"traces": deletion.traces, **written, **rows})
 
     @dg.job(name=f"{UPKEEP}_job", description="Retention, compaction and the removal of old files, for every table.")
     def upkeep_job() -> None:

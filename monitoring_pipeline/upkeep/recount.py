@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -109,6 +109,20 @@ class Recount:
         if reports.log_to_experiment:
             log_report(self.tracking, reports.log_to_experiment, data, folder)
         return [folder]
+
+    def datasets(self, digests: Collection[str]) -> list[Path]:
+        """The configured datasets in files, without the records of the deleted traces; returns the folders it changed.
+
+        Raises:
+            MonitoringError: a dataset cannot be read or written.
+        """
+        from monitoring_pipeline.datasets.files import forget
+
+        return [
+            changed
+            for entry in self.settings.datasets
+            for changed in forget(Path(entry.location) / entry.name, digests)
+        ]
 
     def _ledger(self, window: Window) -> None:
         lake = self.lake
