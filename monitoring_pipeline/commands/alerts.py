@@ -9,7 +9,7 @@ import typer
 from monitoring_pipeline.commands.common import Config, settings_of
 from monitoring_pipeline.errors import MonitoringError
 
-app = typer.Typer(no_args_is_help=True, help="Look at the rules of [[alerts]], and try who is told.")
+app = typer.Typer(no_args_is_help=True, help="Look at the rules for alerts, and try who is told.")
 
 
 @app.command()

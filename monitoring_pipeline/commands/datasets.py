@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Datasets for evaluation, made of t
 
 @app.command()
 def build(
-    name: Annotated[str, typer.Argument(help="Name of a [[datasets]].", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of a configured dataset.", show_default=False)],
     start: Annotated[
         str | None, typer.Option("--from", help="Start, such as 2026-01-01T05:00Z; default: 24 h before --to.")
     ] = None,

@@ -6,7 +6,7 @@ from monitoring_pipeline.commands.common import Config, settings_of
 
 
 def upkeep(config: Config = None) -> None:
-    """Remove what is older than [upkeep] keeps, compact all tables, and delete files that are no part of them."""
+    """Remove what is older than the settings keep, compact all tables, and delete files that are no part of them."""
     settings = settings_of(config)
     from monitoring_pipeline.console import show_upkeep
     from monitoring_pipeline.definitions import build_resources

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import typer
 from pydantic import BaseModel
 
 from monitoring_pipeline import api
+from monitoring_pipeline.cli import app
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import TABLES
 from monitoring_pipeline_tests.docs.conftest import documentation
@@ -35,6 +37,23 @@ def test_nothing_is_left_out() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert [name for name, description in described(Settings) if not description] == []
+
+
+def test_help_shows_what_it_says() -> None:
+    """Typer takes what stands in brackets for markup, and shows nothing of it."""
+    texts = [help for command in every_command(typer.main.get_command(app)) for help in helps_of(command)]
+    assert len(texts) > 50
+    assert [text for text in texts if "[" in text] == []
+
+
+def every_command(command: Any) -> Iterator[Any]:
+    yield command
+    for inner in getattr(command, "commands", {}).values():
+        yield from every_command(inner)
+
+
+def helps_of(command: Any) -> list[str]:
+    return [command.help or "", *(getattr(parameter, "help", None) or "" for parameter in command.params)]
 
 
 def described(section: Any, name: str = "") -> Iterator[tuple[str, str | None]]:
