@@ -11,10 +11,10 @@ import pytest
 from dagster._core.test_utils import freeze_time
 
 from monitoring_pipeline.definitions import build_definitions
-from monitoring_pipeline.jobs import DAILY_REPORT
+from monitoring_pipeline.jobs import DAILY_REPORT, WEEKLY_REPORT
 from monitoring_pipeline.launch import QUIET
 from monitoring_pipeline.ops import LATEST_HOUR
-from monitoring_pipeline.schedules import days_without_report, schedules
+from monitoring_pipeline.schedules import days_without_report, schedules, weeks_without_report
 from monitoring_pipeline.settings import ArchiveSettings, AutomationSettings, Settings
 from monitoring_pipeline_tests.made_project import MadeProject
 
@@ -65,6 +65,50 @@ def test_the_schedule_asks_for_a_run_of_each_such_day(dagster_home: Path) -> Non
     assert [(request.partition_key, request.run_key) for request in requests] == [
         ("2020-01-01", "2020-01-01 at 2020-01-03T01:00Z"),
         ("2020-01-02", "2020-01-02 at 2020-01-03T01:00Z"),
+    ]
+
+
+# Saturday the 10th of January: the last week that is over begins on the 29th of December.
+WEEKS = ["2025-12-08", "2025-12-15", "2025-12-22", "2025-12-29"]
+LONG_AGO = datetime(2025, 6, 1, tzinfo=UTC)
+
+
+def test_every_week_of_the_last_four_without_a_report_is_asked_for(instance: dg.DagsterInstance) -> None:
+    assert weeks_without_report(instance, LONG_AGO, ONE_OCLOCK) == WEEKS
+    monday = datetime(2026, 1, 12, 1, 15, tzinfo=UTC)
+    assert weeks_without_report(instance, LONG_AGO, monday) == [*WEEKS[1:], "2026-01-05"]
+
+
+def test_no_week_before_the_archive_is_asked_for_nor_one_that_it_no_longer_keeps(instance: dg.DagsterInstance) -> None:
+    start = datetime(2025, 12, 24, 15, tzinfo=UTC)
+    assert weeks_without_report(instance, start, ONE_OCLOCK) == WEEKS[2:]
+    assert weeks_without_report(instance, datetime(2025, 12, 29, tzinfo=UTC), ONE_OCLOCK) == WEEKS[3:]
+    assert weeks_without_report(instance, LONG_AGO, ONE_OCLOCK, keep_archive_days=20) == WEEKS[2:]
+    assert weeks_without_report(instance, LONG_AGO, ONE_OCLOCK, keep_archive_days=5) == []
+
+
+def test_a_weeks_report_that_was_made_before_it_was_over_is_made_again(instance: dg.DagsterInstance) -> None:
+    for week in WEEKS:
+        with freeze_time(datetime(2026, 1, 4, 23, 59, tzinfo=UTC)):
+            instance.report_runless_asset_event(dg.AssetMaterialization("weekly_report", partition=week))
+    assert weeks_without_report(instance, LONG_AGO, ONE_OCLOCK) == WEEKS[3:]
+    with freeze_time(datetime(2026, 1, 5, 0, 31, tzinfo=UTC)):
+        instance.report_runless_asset_event(dg.AssetMaterialization("weekly_report", partition=WEEKS[3]))
+    assert weeks_without_report(instance, LONG_AGO, ONE_OCLOCK) == []
+
+
+def test_the_weekly_schedule_asks_for_a_run_of_each_such_week(dagster_home: Path) -> None:
+    settings = Settings(archive=ArchiveSettings(start=datetime(2020, 1, 1, tzinfo=UTC)))
+    repository = build_definitions(settings).get_repository_def()
+    schedule = repository.get_schedule_def("weekly_report")
+    assert schedule.job_name == WEEKLY_REPORT
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
+        at = datetime(2020, 1, 13, 1, 15, tzinfo=UTC)
+        context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
+        requests = schedule.evaluate_tick(context).run_requests or []
+    assert [(request.partition_key, request.run_key) for request in requests] == [
+        ("2019-12-30", "week of 2019-12-30 at 2020-01-13T01:15Z"),
+        ("2020-01-06", "week of 2020-01-06 at 2020-01-13T01:15Z"),
     ]
 
 

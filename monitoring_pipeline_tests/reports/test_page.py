@@ -1,0 +1,111 @@
+"""The page in Chromium: nothing is loaded or run, it fits wide and narrow, and who cannot see can read it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from monitoring_pipeline.reports.data import ReportData
+from monitoring_pipeline.reports.rendering import render_html
+from monitoring_pipeline_tests.reports.frames import empty_day, incident_day
+from monitoring_pipeline_tests.reports.hostile import UI, hostile_day
+from monitoring_pipeline_tests.ui.conftest import browser, chromium  # noqa: F401  fixtures
+
+# The contrast that WCAG 2.2 asks for (1.4.3): by its definition of luminance, of each text with the ground it is on.
+CONTRASTS = """() => {
+  const channels = color => color.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const c = channels(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c;
+    }
+    return [255, 255, 255];
+  };
+  const texts = [...document.body.querySelectorAll('*')].filter(
+    e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()));
+  return texts.map(e => {
+    const [one, two] = [luminance(channels(getComputedStyle(e).color)), luminance(ground(e))].sort((a, b) => b - a);
+    return [e.tagName + '.' + e.className, (one + 0.05) / (two + 0.05)];
+  });
+}"""
+
+
+@pytest.fixture
+def opened(browser: Browser, tmp_path: Path) -> Any:  # noqa: F811
+    """Opens a report's page from the disk, at a width; what it asked for and complained of is collected."""
+    contexts = []
+
+    def open_page(data: ReportData, width: int = 1200) -> tuple[Page, list[str], list[str]]:
+        file = tmp_path / "report.html"
+        file.write_text(render_html(data), encoding="utf-8")
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
+        page = contexts[-1].new_page()
+        requests: list[str] = []
+        complaints: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(file.as_uri(), wait_until="networkidle")
+        return page, [url for url in requests if not url.startswith("data:")], complaints
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize(
+    "data", [replace(incident_day(), mlflow_ui=UI), hostile_day(), empty_day()], ids=["incident", "hostile", "empty"]
+)
+def test_nothing_is_asked_for_or_run_and_the_policy_is_kept(opened: Any, data: ReportData) -> None:
+    page, requests, complaints = opened(data)
+    assert requests == [page.url]
+    assert complaints == []
+    assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1160px"  # the style is taken
+    images = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    assert page.evaluate(images)
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_is_no_wider_than_the_screen(opened: Any, width: int) -> None:
+    page, _, _ = opened(hostile_day(), width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page, _, _ = opened(incident_day(), width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_verdict_is_seen_first(opened: Any) -> None:
+    page, _, _ = opened(incident_day(), 390)
+    box = page.locator(".headline").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < 450
+    assert page.locator(".verdict .state").inner_text().lower() == "trouble"
+
+
+def test_headings_images_and_language_are_there_for_who_cannot_see(opened: Any) -> None:
+    page, _, _ = opened(replace(incident_day(), mlflow_ui=UI))
+    levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map(h => Number(h.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert page.get_attribute("html", "lang") == "en"
+    assert page.locator("main").count() == 1
+    assert all(page.eval_on_selector_all("img", "all => all.map(image => image.alt)"))
+    assert all(page.eval_on_selector_all("a", "all => all.map(link => link.innerText.trim())"))
+    assert page.locator("table").count() == page.locator("table:has(thead th)").count() > 5
+
+
+@pytest.mark.parametrize("data", [replace(incident_day(), mlflow_ui=UI), empty_day()], ids=["incident", "empty"])
+def test_every_text_stands_out_from_its_ground(opened: Any, data: ReportData) -> None:
+    page, _, _ = opened(data)
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 3
+    assert [(where, round(ratio, 2)) for where, ratio in contrasts if ratio < 4.5] == []
