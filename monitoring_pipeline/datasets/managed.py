@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow.utils.uri import is_databricks_uri
+
 from monitoring_pipeline.datasets.records import Record
 from monitoring_pipeline.datasets.schema import ready_for_evaluate
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.settings import in_catalog
 
 if TYPE_CHECKING:
     from mlflow.genai.datasets import EvaluationDataset
@@ -35,17 +38,23 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
     """Add the records whose inputs the MLflow dataset of that name does not have; it is made if need be.
 
     MLflow tells records by their inputs alone. What is there stays as it is, whatever its outputs and expectations, as
-    people correct them there. Metadata become the record's tags, as text, and source_trace its source.
+    people correct them there. Metadata become the record's tags, as text, and source_trace its source. At Databricks
+    the name is that of a table of Unity Catalog, catalog.schema.table, and records have no outputs.
 
     Raises:
         TrackingError: the store cannot be used, or does not take a record.
-        MonitoringError: several datasets have the name, or it has a quotation mark.
+        MonitoringError: several datasets have the name, or it has a quotation mark; or Databricks refuses.
     """
     if set(name) & set("'\"\\"):
         raise MonitoringError(f"dataset name {name!r}: a name must have no quotation marks; choose another")
+    is_databricks = is_databricks_uri(tracking.tracking_uri)
+    if is_databricks and not (in_catalog(name) and name.count(".") == 2):
+        raise MonitoringError(
+            f"dataset name {name!r}: at Databricks a name is a table's, such as catalog.schema.{name}"
+        )
     experiment_ids = list(tracking.experiment_names())
     with _at(tracking):
-        found = _named(name)
+        found = _at_databricks(name) if is_databricks else _named(name)
     if len(found) > 1:
         ids = ", ".join(dataset.dataset_id for dataset in found)
         raise MonitoringError(f"more than one MLflow dataset is named {name!r} ({ids}); delete or rename all but one")
@@ -53,12 +62,12 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
         from mlflow.genai.datasets import create_dataset
 
         dataset = found[0] if found else create_dataset(name=name, experiment_id=experiment_ids)
-        there = {_identity(inputs) for inputs in dataset.to_df()["inputs"]}
+        there = {_identity(row["inputs"]) for row in dataset.to_df().to_dict("records")}
         new: dict[str, Record] = {}
         for record in records:
             identity = _identity(record["inputs"])
             if identity not in there:
-                new.setdefault(identity, _as_mlflow_has_it(record))
+                new.setdefault(identity, _as_mlflow_has_it(record, is_databricks))
         if new:
             dataset.merge_records(list(new.values()))
         return Merged(dataset.dataset_id, name, len(new), len(there) + len(new))
@@ -67,10 +76,15 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
 @contextmanager
 def _at(tracking: TrackingResource) -> Iterator[None]:
     """Within the block, MLflow's functions for datasets, which know no client, are of the store."""
+    from monitoring_pipeline.databricks.agents import at_databricks
     from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
 
-    with tracking.calls(), _global_tracking_uri(tracking.tracking_uri):
-        yield
+    if is_databricks_uri(tracking.tracking_uri):
+        with at_databricks():
+            yield
+    else:
+        with tracking.calls(), _global_tracking_uri(tracking.tracking_uri):
+            yield
 
 
 def _named(name: str) -> list[EvaluationDataset]:
@@ -80,17 +94,31 @@ def _named(name: str) -> list[EvaluationDataset]:
     return search_datasets(filter_string=f"name = '{name}'")
 
 
+def _at_databricks(name: str) -> list[EvaluationDataset]:
+    """The dataset that the table of that name is, if there is one."""
+    from databricks.sdk.errors import NotFound
+    from mlflow.genai.datasets import get_dataset
+
+    try:
+        return [get_dataset(name=name)]
+    except NotFound:
+        return []
+
+
 def _identity(inputs: Any) -> str:
     """What MLflow tells records by."""
     return json.dumps(inputs, sort_keys=True)
 
 
-def _as_mlflow_has_it(record: Record) -> Record:
+def _as_mlflow_has_it(record: Record, is_databricks: bool) -> Record:
     metadata = record.get("metadata") or {}
-    kept = {part: value for part, value in ready_for_evaluate(record).items() if part != "metadata"}
+    left_out = ("metadata", "outputs") if is_databricks else ("metadata",)
+    kept = {part: value for part, value in ready_for_evaluate(record).items() if part not in left_out}
     kept["tags"] = {name: _text(value) for name, value in metadata.items() if value is not None}
     trace_id = metadata.get("source_trace")
-    if trace_id and len(trace_id) <= SOURCE_ID_CHARACTERS:
+    if trace_id and is_databricks:
+        kept["source"] = {"trace": {"trace_id": trace_id}}
+    elif trace_id and len(trace_id) <= SOURCE_ID_CHARACTERS:
         session = {"session_id": metadata["session_id"]} if metadata.get("session_id") else {}
         kept["source"] = {"source_type": "TRACE", "source_data": {"trace_id": trace_id, **session}}
     return kept
