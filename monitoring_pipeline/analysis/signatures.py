@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 NO_MESSAGE = "(no message)"
 TRACEBACK = "Traceback (most recent call last):"
 # Masked first and cut then, so that where a long value is cut off makes no difference.
-MASKED_CHARACTERS, SIGNATURE_CHARACTERS = 2000, 300
+MASKED_CHARACTERS, SIGNATURE_CHARACTERS = 1000, 300
 
 # What is written in place of what. Read by Python, Java (Spark) and Rust (Sail) alike, so without look-around and with
 # ASCII classes spelled out. Group 1 is what stands before, and stays: where a word must begin, no part of a word.
@@ -52,7 +52,7 @@ def error_signature(message: str | None) -> str:
 
 
 def telling_line(message: str | None) -> str:
-    """The first line of the message, or the last of a Python traceback, at most 2,000 characters; "" without any."""
+    """The first line of the message, or the last of a Python traceback, at most 1,000 characters; "" without any."""
     text = (message or "").strip(" \t\r\n")
     line = text.rpartition("\n")[2] if text.startswith(TRACEBACK) else text.partition("\n")[0]
     return line.strip(" \t\r")[:MASKED_CHARACTERS]

@@ -52,8 +52,9 @@ def search(
 ) -> pd.DataFrame:
     """What mlflow.search_traces returns, from the archive: the same traces in the same order, with the same columns.
 
-    Without times the whole archive is searched, as far as conditions on timestamp_ms allow; give either, as the cost
-    grows with the days that are read. What differs from MLflow is told in traces/filters.py.
+    Without times the whole archive is searched, but for the days that conditions on timestamp_ms leave out; the cost
+    grows with the days that are read. With `end_time` alone these are the 24 hours before it. What differs from MLflow
+    is told in traces/filters.py.
 
     Raises:
         MonitoringError: MLflow refuses the filter or the order, with its reason.
