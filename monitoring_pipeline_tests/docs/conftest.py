@@ -67,13 +67,14 @@ def recorded_project(recorded_store: str, tmp_path_factory: pytest.TempPathFacto
         lake=LakeSettings(location=str(folder / "lake")),
         reports=ReportSettings(location=str(folder / "reports")),
     )
-    for min_characters, window in ((40, RECORDED_WINDOW), (200, CHANGED)):
+    changed = [dg.AssetKey(key) for key in (["assessments", "response_quality"], "scorer_coverage", "hourly_quality")]
+    for min_characters, window, hourly in ((40, RECORDED_WINDOW, None), (200, CHANGED, changed)):
         settings = settings.model_copy(update={"scorers": scorers(min_characters)})
         definitions, days = build_definitions(settings), window.days()
         hours = (partition_key(window.start), partition_key(window.end - HOUR))
         by_day = [dg.AssetKey("scorer_agreement")]
         for job, selection, keys in (
-            (MONITORING, None, hours),
+            (MONITORING, hourly, hours),
             (DAILY_REPORT, by_day, (f"{days[0]}", f"{days[-1]}")),
         ):
             result = execute(definitions, job, selection, keys, instance, lambda event: None)

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import mlflow
 import pandas as pd
 import pyarrow as pa
@@ -24,14 +25,20 @@ from mlflow.genai import evaluate
 from mlflow.genai.datasets import get_dataset
 from mlflow.genai.scorers import scorer
 from mlflow.tracking import MlflowClient, fluent
+from typer.testing import CliRunner
 
 from monitoring_pipeline import api, scoring
+from monitoring_pipeline.assets.common import partition_key
+from monitoring_pipeline.cli import app
+from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.jobs import MONITORING
+from monitoring_pipeline.launch import execute
 from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
 from monitoring_pipeline.scoring.scorers import response_quality, tool_selection_accuracy
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE
-from monitoring_pipeline.windows import HOUR
+from monitoring_pipeline.windows import HOUR, floor_hour, from_milliseconds
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.docs.conftest import RecordedProject, documentation
 
@@ -174,6 +181,20 @@ def test_production_traces_are_evaluated_into_an_experiment(own: Settings) -> No
 def searched(settings: Settings, **search: Any) -> Any:
     """The data frame that MLflow's own search gives of the recorded experiment."""
     return mlflow.search_traces(locations=[experiment_id(settings)], **search)
+
+
+def test_production_and_development_are_held_against_a_threshold(own: Settings, tmp_path: Path) -> None:
+    """The gate of CI: exit code 1 where a scorer's mean is under it."""
+    config = tmp_path / "monitoring.toml"
+    config.write_text(
+        f'[mlflow]\ntracking_uri = "{own.mlflow.tracking_uri}"\nexperiments = ["airline"]\n'
+        f'[lake]\nlocation = "{own.lake.location}"\n'
+        '[[scorers]]\nname = "response_quality"\nscorer = "monitoring_pipeline.scoring.scorers:response_quality"\n'
+    )
+    hours = ["--from", f"{START:%Y-%m-%dT%H:%MZ}", "--to", f"{START + 2 * HOUR:%Y-%m-%dT%H:%MZ}"]
+    for gate, code in (("0.5", 0), ("1.0", 1)):
+        command = ["assess", *hours, "--config", str(config), "--fail-under", f"response_quality={gate}"]
+        assert CliRunner().invoke(app, command).exit_code == code
 
 
 def experiment_id(settings: Settings) -> str:
@@ -519,6 +540,17 @@ def test_tagged_traces_become_records(settings: Settings, recorded_traces: list[
     tagged = {trace.info.trace_id for trace in recorded_traces if value in (None, trace.info.tags.get("task_id"))}
     assert sources(records) == tagged
     assert {record["metadata"]["tag_value"] for record in records} >= {value or "12"}
+
+
+def test_a_trace_that_is_tagged_later_becomes_a_record(own: Settings, recorded_traces: list[Trace]) -> None:
+    chosen = recorded_traces[100].info.trace_id
+    MlflowClient(own.mlflow.tracking_uri).set_trace_tag(chosen, "eval_candidate", "error_case")
+    hour = floor_hour(from_milliseconds(recorded_traces[100].info.timestamp_ms))
+    instance, archive = dg.DagsterInstance.ephemeral(), [dg.AssetKey("archived_traces")]
+    keys = (partition_key(hour), partition_key(hour))
+    assert execute(build_definitions(own), MONITORING, archive, keys, instance, lambda event: None).success
+    records = api.build_dataset_from_tagged_traces("eval_candidate", "error_case", **ALL, settings=own)
+    assert sources(records) == {chosen}
 
 
 def test_logged_expectations_are_ground_truth(settings: Settings, recorded_traces: list[Trace]) -> None:
