@@ -40,4 +40,4 @@ SELECT
     THEN (agreement - by_chance) / (1 - by_chance)
   END AS kappa
 FROM shares
-ORDER BY experiment_id, scorer, scorer_digest, reference_name
+ORDER BY experiment_id NULLS FIRST, scorer, scorer_digest, reference_name

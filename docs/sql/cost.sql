@@ -17,4 +17,4 @@ SELECT
   sum(agent_cost_usd) / nullif(sum(trace_count), 0) AS agent_cost_usd_per_trace
 FROM spent
 GROUP BY date, experiment_id
-ORDER BY date, experiment_id
+ORDER BY date, experiment_id NULLS FIRST

@@ -22,4 +22,4 @@ SELECT
   archived = eligible + filtered_out + unsampled
     AND eligible = scored + failed + over_budget + pending AS adds_up
 FROM days
-ORDER BY date, experiment_id, scorer, scorer_digest
+ORDER BY date, experiment_id NULLS FIRST, scorer, scorer_digest

@@ -12,4 +12,4 @@ SELECT
   sum(pass_rate * scored) / nullif(sum(CASE WHEN pass_rate IS NOT NULL THEN scored END), 0) AS pass_rate
 FROM hourly_quality
 GROUP BY experiment_id, scorer, scorer_digest
-ORDER BY experiment_id, scorer, first_hour, scorer_digest
+ORDER BY experiment_id NULLS FIRST, scorer, first_hour, scorer_digest

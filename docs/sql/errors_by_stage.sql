@@ -12,4 +12,4 @@ FROM span_profile
 WHERE span_name IS NOT NULL
 GROUP BY experiment_id, span_type, span_name
 HAVING sum(span_profile.error_count) > 0
-ORDER BY error_count DESC, experiment_id, span_type, span_name
+ORDER BY error_count DESC, experiment_id NULLS FIRST, span_type NULLS FIRST, span_name

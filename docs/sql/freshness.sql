@@ -19,4 +19,4 @@ SELECT
   last_written,
   latest_hour < current_timestamp - INTERVAL '3' HOUR AS is_old
 FROM latest
-ORDER BY experiment_id, what
+ORDER BY experiment_id NULLS FIRST, what

@@ -12,4 +12,4 @@ SELECT
   max(duration_ms) AS max_duration_ms
 FROM trace_performance
 GROUP BY date, experiment_id, trace_name
-ORDER BY date, experiment_id, trace_name NULLS FIRST
+ORDER BY date, experiment_id NULLS FIRST, trace_name NULLS FIRST

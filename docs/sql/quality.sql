@@ -32,7 +32,7 @@ known AS (
   FROM scores
   JOIN populations
     ON populations.date = scores.date
-    AND populations.experiment_id = scores.experiment_id
+    AND populations.experiment_id IS NOT DISTINCT FROM scores.experiment_id
     AND populations.scorer = scores.scorer
     AND populations.scorer_digest = scores.scorer_digest
 ),
@@ -63,4 +63,4 @@ SELECT
     ELSE mean_score + z * standard_error
   END AS ci_high
 FROM shaped
-ORDER BY date, experiment_id, scorer, scorer_digest
+ORDER BY date, experiment_id NULLS FIRST, scorer, scorer_digest

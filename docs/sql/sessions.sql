@@ -25,4 +25,4 @@ SELECT
   avg(cost_usd) AS cost_usd_per_session
 FROM sessions
 GROUP BY date, experiment_id
-ORDER BY date, experiment_id
+ORDER BY date, experiment_id NULLS FIRST

@@ -12,4 +12,4 @@ SELECT
 FROM span_profile
 WHERE span_name IS NOT NULL
 GROUP BY date, experiment_id, span_type, span_name
-ORDER BY date, experiment_id, self_time_ms DESC, span_type NULLS FIRST, span_name
+ORDER BY date, experiment_id NULLS FIRST, self_time_ms DESC, span_type NULLS FIRST, span_name

@@ -11,4 +11,4 @@ SELECT
 FROM hourly_performance
 WHERE trace_name IS NOT NULL
 GROUP BY date, experiment_id, trace_name
-ORDER BY date, experiment_id, trace_name
+ORDER BY date, experiment_id NULLS FIRST, trace_name

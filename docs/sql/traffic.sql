@@ -10,4 +10,4 @@ SELECT
   p99_duration_ms
 FROM hourly_performance
 WHERE trace_name IS NULL -- all names of the experiment together
-ORDER BY hour, experiment_id
+ORDER BY hour, experiment_id NULLS FIRST

@@ -12,5 +12,5 @@ SELECT
 FROM agent_traces
 WHERE user_id IS NOT NULL
 GROUP BY experiment_id, user_id
-ORDER BY trace_count DESC, experiment_id, user_id
+ORDER BY trace_count DESC, experiment_id NULLS FIRST, user_id
 LIMIT 100
