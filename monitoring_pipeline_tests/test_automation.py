@@ -185,6 +185,34 @@ def test_a_report_waits_while_an_hour_of_its_day_is_being_made(make: Callable[..
     assert world.tick() == {LATE_DAY: OF_A_DAY}
 
 
+def test_a_late_hour_of_a_past_week_makes_the_weeks_report_after_that_of_the_day(make: Callable[..., World]) -> None:
+    world = make(QUALITY)
+    world.archive("2026-01-04-03:00")  # a Sunday
+    world.settle()
+    world.wait_until(12, 30)
+    assert world.settle() == [{"2026-01-04": OF_A_DAY}]
+    world.wait_until(12, 45)
+    assert world.settle() == [{"2025-12-29": {"weekly_report"}}]
+    for hour in (13, 14):
+        world.wait_until(hour, 30)
+        assert world.tick() == {}
+        world.wait_until(hour, 45)
+        assert world.tick() == {}
+
+
+def test_a_week_is_reported_on_when_it_is_over(make: Callable[..., World]) -> None:
+    world = make(QUALITY)
+    world.now = datetime(2026, 1, 11, 23, 40, tzinfo=UTC)
+    world.archive("2026-01-11-23:00")
+    world.settle()
+    world.wait_until(23, 45)
+    assert world.tick() == {}
+    world.wait_until(0, 30)
+    assert world.settle() == [{"2026-01-11": OF_A_DAY}]
+    world.wait_until(0, 45)
+    assert world.settle() == [{"2026-01-05": {"weekly_report"}}]
+
+
 def test_the_current_hour_is_made_each_time_and_its_report_when_the_day_is_over(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     for _ in range(2):
