@@ -10,9 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 
 from monitoring_pipeline.definitions import build_definitions, build_resources
 from monitoring_pipeline.errors import LakeError, MonitoringError
+from monitoring_pipeline.reports.files import write_report
+from monitoring_pipeline.reports.in_mlflow import log_report
+from monitoring_pipeline.reports.period import Period
+from monitoring_pipeline.reports.reading import report_data
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.coverage import ledger_problems
@@ -79,6 +84,24 @@ def test_no_byte_of_the_user_is_left_in_lake_or_reports(run: MadeProject) -> Non
         "assessments": 6,
     }
     assert [report.name for report in done.reports] == ["2026-01-01"]
+
+
+def test_the_weeks_report_and_the_copies_in_mlflow_are_made_anew(run: MadeProject, tmp_path: Path) -> None:
+    client = MlflowClient(run.settings.mlflow.tracking_uri)
+    client.create_experiment("reports", artifact_location=str(tmp_path / "artifacts"))
+    reports = run.settings.reports.model_copy(update={"log_to_experiment": "reports"})
+    logged = MadeProject(run.folder, run.settings.model_copy(update={"reports": reports}))
+    tracking = build_resources(logged.settings)["tracking"]
+    for period in (Period.day(START.date()), Period.week_of(START.date())):
+        data = report_data(logged.lake, load_scorers(logged.settings.scorers), period)
+        log_report(tracking, "reports", data, write_report(data, run.folder / "reports"))
+    assert len(holding(tmp_path / "artifacts", *ANNS)) == len(holding(run.folder / "reports", *ANNS)) == 6
+
+    done = delete(logged, user=ANN)
+
+    assert [report.name for report in done.reports] == ["2026-01-01", "2026-W01"]
+    assert holding(run.folder / "reports", MARK, *ANNS) == []
+    assert holding(tmp_path / "artifacts", MARK, *ANNS) == []
 
 
 def test_every_figure_is_that_of_the_traces_that_are_left(run: MadeProject) -> None:
