@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
+from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline_tests.made_project import MadeProject
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -20,7 +20,7 @@ def test_a_multi_agent_application_is_scored_stage_by_stage(made: MadeProject, m
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
     example = runpy.run_path(str(EXAMPLES / "multi_agent.py"))
-    with _global_tracking_uri(made.settings.mlflow.tracking_uri):
+    with global_tracking_uri(made.settings.mlflow.tracking_uri):
         result = example["run"]().result_df
     questions = [entry["inputs"]["question"] for entry in example["DATASET"]]
     by_question = {row["request"]["question"]: row for row in result.to_dict("records")}

@@ -38,14 +38,14 @@ def at_databricks() -> Iterator[None]:
         MonitoringError: databricks-agents is not installed; and, in a line without credentials, instead of all that is
             raised within the block.
     """
-    from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
+    from monitoring_pipeline.resources.tracking import global_tracking_uri
 
     require_agents()
     without_request_logs()
     try:
         # It prints what it does.
         with (
-            _global_tracking_uri(DATABRICKS),
+            global_tracking_uri(DATABRICKS),
             _same_registry(),
             contextlib.redirect_stdout(io.StringIO()),
         ):

@@ -77,13 +77,13 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
 def _at(tracking: TrackingResource) -> Iterator[None]:
     """Within the block, MLflow's functions for datasets, which know no client, are of the store."""
     from monitoring_pipeline.databricks.agents import at_databricks
-    from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
+    from monitoring_pipeline.resources.tracking import global_tracking_uri
 
     if is_databricks_uri(tracking.tracking_uri):
         with at_databricks():
             yield
     else:
-        with tracking.calls(), _global_tracking_uri(tracking.tracking_uri):
+        with tracking.calls(), global_tracking_uri(tracking.tracking_uri):
             yield
 
 

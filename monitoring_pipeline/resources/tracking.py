@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,23 @@ def impatience() -> Iterator[None]:
     finally:
         for variable, value in before.items():
             variable.unset() if value is None else variable.set(value)
+
+
+@contextmanager
+def global_tracking_uri(uri: str) -> Iterator[None]:
+    """MLflow's global tracking URI is `uri` within the block; its own way forgets what the environment said."""
+    from mlflow.environment_variables import MLFLOW_TRACKING_URI
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    variable = MLFLOW_TRACKING_URI.name
+    earlier = os.environ.get(variable)
+    try:
+        with _use_tracking_uri(uri):
+            yield
+    finally:
+        os.environ.pop(variable, None)
+        if earlier is not None:
+            os.environ[variable] = earlier
 
 
 def _check_reachable(tracking_uri: str) -> None:

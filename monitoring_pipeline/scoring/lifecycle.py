@@ -6,18 +6,13 @@ A handle is a value: what it does gives another handle, and the old one is of no
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-
-from mlflow.environment_variables import MLFLOW_TRACKING_URI
-from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
 from monitoring_pipeline.databricks import managed
 from monitoring_pipeline.databricks.agents import DATABRICKS
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.states import (
     Change,
@@ -329,23 +324,9 @@ def _register_in_mlflow(code: ConfiguredScorer, tracking_uri: str, experiment_id
     if isinstance(getattr(code.scorer, "_original_func", None), functools.partial):
         return None, "MLflow keeps a function's source alone, and not the params that it is called with"
     try:
-        with _global_tracking_uri(tracking_uri):
+        with global_tracking_uri(tracking_uri):
             registered = code.scorer.register(name=code.name, experiment_id=experiment_id)
     except Exception as error:  # noqa: BLE001 - it runs from here all the same; a dead store fails the log's own write
         reason = " ".join(str(error).split("\n\n")[0].split())[:REASON_CHARACTERS]
         return None, without_password(f"{type(error).__name__}: {reason}")
     return registered._scorer_version, None  # MLflow tells it nowhere else
-
-
-@contextmanager
-def _global_tracking_uri(uri: str) -> Iterator[None]:
-    """MLflow's global tracking URI as `uri`; its own context manager forgets what the environment said."""
-    variable = MLFLOW_TRACKING_URI.name
-    earlier = os.environ.get(variable)
-    try:
-        with _use_tracking_uri(uri):
-            yield
-    finally:
-        os.environ.pop(variable, None)
-        if earlier is not None:
-            os.environ[variable] = earlier

@@ -19,7 +19,7 @@ from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.jobs import DATASETS, MONITORING
 from monitoring_pipeline.launch import QUIET, RANGE_END, RANGE_START
-from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
+from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.scoring import score_window
 from monitoring_pipeline.settings import ArchiveSettings, DatasetSettings, Settings
@@ -69,7 +69,7 @@ def test_a_day_is_in_files_and_in_mlflow_and_once_there(made: MadeProject, insta
     assert {record["metadata"]["source_trace"] for record in records} == set(IDS[::2])
     assert figures["source_traces"].split(", ") == [record["metadata"]["source_trace"] for record in records[:5]]
     assert figures["manifest"] == str(folder / "manifest.json")
-    with _global_tracking_uri(settings.mlflow.tracking_uri):
+    with global_tracking_uri(settings.mlflow.tracking_uri):
         there = get_dataset("prod")
         assert there.dataset_id == figures["mlflow_dataset_id"]
         assert len(there.to_df()) == 20

@@ -23,7 +23,7 @@ from monitoring_pipeline.api import (
 )
 from monitoring_pipeline.errors import MonitoringError, TrackingError
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
+from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.scorers import tool_selection_accuracy
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline_tests.datasets.recorded import TIMES, settings_of, turns_of
@@ -46,7 +46,7 @@ def settings(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "airline")
     monkeypatch.setenv("MLFLOW_GENAI_EVAL_SCORER_RATE_LIMIT", "0")
-    with _global_tracking_uri(uri):
+    with global_tracking_uri(uri):
         yield settings_of(archived_lake, uri)
 
 

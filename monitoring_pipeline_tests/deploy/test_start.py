@@ -1,17 +1,20 @@
-"""What deploy/start starts, on a PostgreSQL server of the test's own, left alone while traces arrive.
+"""A deployment left alone while traces arrive: what deploy/start starts, on a PostgreSQL server of the test's own.
 
-MONITORING_SCENARIO_SECONDS sets for how long they do.
+MONITORING_SCENARIO_SECONDS sets for how long they do. With MONITORING_LONG_TESTS=1 also what `make ui` starts, beside
+an `mlflow server`, both on SQLite.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,13 +27,16 @@ from mlflow.entities import TraceState
 from mlflow.tracing.client import TracingClient
 
 from monitoring_pipeline.windows import HOUR, floor_hour
-from monitoring_pipeline_tests import postgres
+from monitoring_pipeline_tests import postgres, servers
 from monitoring_pipeline_tests.servers import free_port, wait_until_up
 from monitoring_pipeline_tests.traces.stores import Store
 
 ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
 SECONDS = float(os.environ.get("MONITORING_SCENARIO_SECONDS", "20"))
 PATIENCE_SECONDS = 400
+LONG = "MONITORING_LONG_TESTS" in os.environ
+WHY_NOT = "takes minutes; set MONITORING_LONG_TESTS=1"
 CONFIG = """
 [archive]
 start = "{start:%Y-%m-%dT%H:%MZ}"
@@ -86,7 +92,8 @@ class Deployment:
                 told, environment = ((entry / name).read_bytes().decode() for name in ("cmdline", "environ"))
             except (OSError, UnicodeDecodeError):
                 continue
-            if command in told.replace("\0", " ") and f"DEPLOY_HOME={self.folder}\0" in environment:
+            own = f"MONITORING_CONFIG={self.folder / 'monitoring.toml'}\0"
+            if command in told.replace("\0", " ") and own in environment:
                 os.kill(int(entry.name), signal.SIGKILL)
                 killed += 1
         assert killed, f"no process of {command}"
@@ -99,31 +106,67 @@ class Deployment:
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
-    config, log = tmp_path / "monitoring.toml", tmp_path / "log"
-    start = floor_hour(datetime.now(UTC)) - 5 * HOUR
-    config.write_text(CONFIG.format(start=start, folder=tmp_path), encoding="utf-8")
+def production(folder: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
+    """What deploy/start starts."""
+    log = folder / "log"
     with postgres.running() as server:
         ports = {name: str(free_port()) for name in ("MLFLOW_PORT", "DAGSTER_PORT", "CODE_PORT")}
         own = {
             "POSTGRES_URL": server.address("").rstrip("/"),
-            "DEPLOY_HOME": str(tmp_path),
-            "DEPLOY_BIN": str(Path(sys.executable).parent),
-            "MONITORING_CONFIG": str(config),
+            "DEPLOY_HOME": str(folder),
+            "DEPLOY_BIN": str(BIN),
         }
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [ROOT / "deploy" / "start"], env={**os.environ, **own, **ports}, stdout=output, stderr=output
-            )
-        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
         monkeypatch.setenv("DAGSTER_POSTGRES_URL", server.address("dagster"))
-        try:
+        with started([ROOT / "deploy" / "start"], {**environment, **own, **ports}, log) as process:
             mlflow = f"http://127.0.0.1:{ports['MLFLOW_PORT']}"
             wait_until_up("mlflow", f"{mlflow}/health", process, log)
             wait_until_up("dagster", f"http://127.0.0.1:{ports['DAGSTER_PORT']}/server_info", process, log)
-            yield Deployment(tmp_path, mlflow)
+            yield Deployment(folder, mlflow)
+
+
+@pytest.fixture
+def laptop(folder: Path, environment: dict[str, str]) -> Iterator[Deployment]:
+    """What `make ui` starts, and starts again where it has ended, as a person would; and an `mlflow server`."""
+    log, port = folder / "log", str(free_port())
+    shutil.copy(ROOT / "dagster.yaml", folder / "dagster")
+    dagster = f"{BIN}/dagster dev --workspace {ROOT}/workspace.yaml --port {port}"
+    with servers.running(f"sqlite:///{folder / 'mlflow.db'}", folder) as mlflow:
+        own = {"MLFLOW_TRACKING_URI": mlflow.uri}
+        again = ["bash", "-c", f"while true; do {dagster}; done"]
+        with started(again, {**environment, **own}, log) as process:
+            wait_until_up("dagster", f"http://127.0.0.1:{port}/server_info", process, log)
+            yield Deployment(folder, mlflow.uri)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the deployment, with its configuration and its DAGSTER_HOME, which is this process's too."""
+    start = floor_hour(datetime.now(UTC)) - 5 * HOUR
+    (tmp_path / "monitoring.toml").write_text(CONFIG.format(start=start, folder=tmp_path), encoding="utf-8")
+    (tmp_path / "dagster").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    return tmp_path
+
+
+@pytest.fixture
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "MONITORING_CONFIG": str(folder / "monitoring.toml")}
+
+
+@pytest.fixture(params=["production", pytest.param("laptop", marks=pytest.mark.skipif(not LONG, reason=WHY_NOT))])
+def deployment(request: pytest.FixtureRequest) -> Deployment:
+    return request.getfixturevalue(request.param)
+
+
+@contextmanager
+def started(command: Sequence[str | Path], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The program, until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        try:
+            yield process
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=120)
 
 
@@ -142,7 +185,7 @@ def test_left_alone_the_archive_follows_the_store_though_daemon_and_code_are_kil
         else:
             expected[store.log(number, started=started)] = "OK"
         if not killed and time.monotonic() > half:
-            deployment.kill("dagster-daemon")
+            deployment.kill("daemon run")
             deployment.kill("code-server")
             killed = True
         time.sleep(0.5)

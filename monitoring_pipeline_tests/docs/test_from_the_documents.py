@@ -34,7 +34,7 @@ from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.jobs import MONITORING
 from monitoring_pipeline.launch import execute
-from monitoring_pipeline.scoring.lifecycle import _global_tracking_uri
+from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.scorers import response_quality, tool_selection_accuracy
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE
@@ -68,7 +68,7 @@ def development(own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """`own`, with MLflow's evaluations logged to an experiment of its store."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fluent, "_active_experiment_id", None)
-    with _global_tracking_uri(own.mlflow.tracking_uri):
+    with global_tracking_uri(own.mlflow.tracking_uri):
         mlflow.set_experiment("development")
         yield own
 
@@ -159,7 +159,7 @@ def test_all_scorers_are_registered_at_once(own: Settings) -> None:
 
 
 def test_assess_takes_the_traces_of_a_search(own: Settings) -> None:
-    with _global_tracking_uri(own.mlflow.tracking_uri):
+    with global_tracking_uri(own.mlflow.tracking_uri):
         found = searched(own, max_results=20)
         results = api.assess(found, scorers=[response_quality, "even"], settings=own)
     assert Counter(results["scorer"]) == {"response_quality": 20, "even": 20}
@@ -327,7 +327,7 @@ SEARCHES = {
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_finds_what_mlflow_finds(settings: Settings, name: str) -> None:
-    with _global_tracking_uri(settings.mlflow.tracking_uri):
+    with global_tracking_uri(settings.mlflow.tracking_uri):
         expected = searched(settings, filter_string=SEARCHES[name])
     found = api.search(SEARCHES[name], settings=settings)
     assert list(found.columns) == list(expected.columns)
