@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
 from monitoring_pipeline.analysis.summaries import CONFIDENCE
 from monitoring_pipeline.reports.data import ReportData
+from monitoring_pipeline.reports.estimates import Estimate, mean_of, mean_score, share
 
 Measure = Literal["trace_count", "error_rate", "p95_duration_ms", "cost_per_trace_usd", "pass_rate", "mean_score"]
 MEASURES = get_args(Measure)
@@ -28,14 +29,6 @@ RULE = (
     f"A change is within noise where the {100 * CONFIDENCE:g} % interval of the difference, or of the ratio, takes in "
     "that there is none; traces count as independent. It is worse or better where it is known which way is good."
 )
-
-
-class Estimate(NamedTuple):
-    """A value and the bounds of its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -132,34 +125,9 @@ def _of_scores(row: dict[str, Any], against: str, label: str) -> Iterator[Change
         bounds = _difference(share(rate * judged, judged), share(before * judged_before, judged_before))
         yield Change("pass_rate", *place, rate, before, *bounds, better=rate > before)
     if _is_known(row["mean_score"]) and _is_known(row["mean_score_before"]):
-        own, before = _mean_score(row, ""), _mean_score(row, "_before")
+        own, before = mean_score(row), mean_score(row, "_before")
         bounds = _difference(own, before) if own and before else (None, None)
         yield Change("mean_score", *place, row["mean_score"], row["mean_score_before"], *bounds, better=None)
-
-
-def share(marked: float, count: float) -> Estimate:
-    """A share of so many traces and its 99 % interval by E. B. Wilson (JASA 22, 1927)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(marked), round(count)).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(marked / count, float(interval.low), float(interval.high))
-
-
-def mean_of(count: float, mean: float, variance: float) -> Estimate | None:
-    """A mean and its 99 % interval by Student's t; None where the values do not show their spread."""
-    from scipy import stats
-
-    if count < 2 or not variance > 0:
-        return None
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(variance / count)
-    return Estimate(mean, mean - margin, mean + margin)
-
-
-def _mean_score(row: dict[str, Any], suffix: str) -> Estimate | None:
-    count, mean = row[f"scored{suffix}"], row[f"mean_score{suffix}"]
-    if row[f"binary{suffix}"] == 1:
-        return share(mean * count, count)
-    return mean_of(count, mean, row[f"score_variance{suffix}"])
 
 
 def _count(row: dict[str, Any]) -> Estimate | None:

@@ -23,8 +23,7 @@ class ReportData:
     hours: the period's rows of hourly_performance that total their experiment.
     trend: the same by `period.slots`, so for a day the same rows; `hour` is the start of the slot.
     totals: `analysis.summaries.totals` by period; of a period that the archive no longer has, what the hours add up to.
-    quality: the period's rows of hourly_quality, of the scorers' current digests.
-    quality_trend: the same by slot.
+    quality_trend: hourly_quality by slot, of the scorers' current digests.
     quality_total: hourly_quality's columns without the hour, one row an experiment and scorer for the whole period.
     scores: `analysis.summaries.score_moments` by period, of the current digests.
     coverage: the period's rows of scorer_coverage, of the current digests.
@@ -47,7 +46,6 @@ class ReportData:
     hours: pd.DataFrame
     trend: pd.DataFrame
     totals: pd.DataFrame
-    quality: pd.DataFrame
     quality_trend: pd.DataFrame
     quality_total: pd.DataFrame
     scores: pd.DataFrame

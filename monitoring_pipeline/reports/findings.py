@@ -19,6 +19,7 @@ Severity = Literal["critical", "warning", "info"]
 State = Literal["trouble", "watch", "good", "empty"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
 
+TELLING_SHARE = 0.05  # of the traces of a time that stands out, which its main error must have
 CRITICAL_FAILURES = 5  # failed traces in a time that stands out
 NEW_ERROR_TRACES, NEW_ERROR_SHARE = 5, 0.01  # from where on a new error is a warning
 FAILING_SCORER_SHARE = 0.05
@@ -109,7 +110,8 @@ def _incident(data: ReportData, position: int, incident: Incident) -> Finding:
     several = len(hours) > 1
     first, *others = [_stands_out(standout, hours, several) for standout in incident.worst]
     errors = data.incident_errors[data.incident_errors["incident"] == position]
-    main = errors.iloc[0] if len(errors) else None
+    is_telling = len(errors) > 0 and errors.iloc[0]["trace_count"] >= TELLING_SHARE * hours["trace_count"].sum()
+    main = errors.iloc[0] if is_telling else None
     name = text.plain(data.name_of(incident.experiment_id), NAME_CHARACTERS)
     return Finding(
         "incident",
@@ -132,6 +134,8 @@ def _stands_out(standout: Standout, hours: pd.DataFrame, several_hours: bool) ->
     if standout.measure == "p95":
         return f"p95 latency {direction}{text.duration(standout.value)} (usually {text.duration(standout.baseline)})"
     scorer = text.plain(standout.scorer, NAME_CHARACTERS)
+    if standout.measure == "pass rate":
+        return f"{scorer} passed by {text.percent(standout.value)} (usually {text.percent(standout.baseline)})"
     return f"{scorer} {text.score(standout.value)} (usually {text.score(standout.baseline)})"
 
 
@@ -141,7 +145,7 @@ def _where(data: ReportData, incident: Incident, main: pd.Series | None) -> Iter
         is_new = fresh is not None and main["signature"] in set(fresh["signature"])
         yield f"Main error{', new' if is_new else ''}: {_error(main)} ({_traces(main['trace_count'])})."
     stage = slow_stage(data.stage_hours, incident)
-    if stage:
+    if stage and incident.has("p95"):
         name = text.plain(stage.span_name, NAME_CHARACTERS)
         took, usual = text.duration(stage.self_ms), text.duration(stage.usual_self_ms)
         yield f"Slow stage: {name}, {took} a call (usually {usual})."

@@ -58,15 +58,16 @@ def report_data(
 
     assessments, coverage = current(lake.read(ASSESSMENTS, window)), current(lake.read(SCORER_COVERAGE, window))
     hours = _frame(lake.read(HOURLY_PERFORMANCE, window).where(F.col("trace_name").isNull()), "hour")
-    hourly_quality = _frame(current(lake.read(HOURLY_QUALITY, window)), "hour")
-    trend, quality_trend = hours, hourly_quality
-    if period.slot_kind == "day":
+    if period.slot_kind == "hour":
+        trend, quality_trend = hours, _frame(current(lake.read(HOURLY_QUALITY, window)), "hour")
+    else:
         by_day = hourly_performance(by_slot(lake.read(TRACE_PERFORMANCE, window), "trace_hour"))
         trend = _frame(by_day.where(F.col("trace_name").isNull()), "hour")
         days = quality(by_slot(assessments, "trace_hour"), by_slot(coverage, "hour"), rules, by_hour=True)
         quality_trend = _with_utc(days, "hour")
     errors = lake.read(TRACE_ERRORS, window)
-    found = incidents(standouts(hours, hourly_quality))
+    by_hour = score_moments(assessments, rules, "trace_hour").withColumnRenamed("trace_hour", "hour")
+    found = incidents(standouts(hours, _frame(by_hour, "hour")))
     stages = stage_sums(_of_periods(lake, SPAN_PROFILE, period), "period").toPandas()
     names = lake.read(AGENT_TRACES, window).select("experiment_id", "experiment_name").distinct().toPandas()
     return ReportData(
@@ -74,7 +75,6 @@ def report_data(
         hours=hours,
         trend=trend,
         totals=_totals(lake, period),
-        quality=hourly_quality,
         quality_trend=quality_trend,
         quality_total=quality(assessments, coverage, rules, by_hour=False),
         scores=score_moments(current(_of_periods(lake, ASSESSMENTS, period)), rules, "period").toPandas(),

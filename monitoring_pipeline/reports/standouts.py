@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 import pandas as pd
 
 from monitoring_pipeline.analysis.statistics import share_interval
+from monitoring_pipeline.analysis.summaries import CONFIDENCE
+from monitoring_pipeline.reports.estimates import mean_score, share
 from monitoring_pipeline.windows import HOUR
 
 MIN_TRACES = 20
@@ -20,11 +21,12 @@ LATENCY_FACTOR = 2.0
 SCORE_MARGIN = 0.15
 
 RULE = (
-    f"An hour stands out against the other hours of its experiment (at least {MIN_OTHER_HOURS}). Error rate: its whole "
-    f"95 % Wilson interval is more than {100 * ERROR_RATE_MARGIN:g} percentage points above the others' together. "
-    f"Latency: its p95 is at least {LATENCY_FACTOR:g} times their median. Quality: the whole 95 % interval of its mean "
-    f"score is more than {SCORE_MARGIN:g} away from their median, on either side. Only hours with at least "
-    f"{MIN_TRACES} traces, or {MIN_SCORED} scored traces, are compared."
+    f"An hour with at least {MIN_TRACES} traces, or {MIN_SCORED} scores, stands out against the other hours of its "
+    f"experiment (at least {MIN_OTHER_HOURS}). Error rate: its whole 95 % Wilson interval is more than "
+    f"{100 * ERROR_RATE_MARGIN:g} percentage points above the others' together. Latency: its p95 is at least "
+    f"{LATENCY_FACTOR:g} times their median. Scores: the whole {100 * CONFIDENCE:g} % interval of its pass rate is "
+    f"more than {SCORE_MARGIN:g} below the others' together; of a scorer that does not say what passes that of its "
+    "mean score, on either side."
 )
 
 
@@ -32,12 +34,13 @@ RULE = (
 class Standout:
     """One measure of one hour (its start, UTC) that stands out from `baseline`, what the other hours have.
 
-    The value is a share of traces for "error rate", milliseconds for "p95", the mean score of `scorer` for "score".
+    The value is a share of traces for "error rate" and "pass rate", milliseconds for "p95", the mean of "score"; the
+    last and the pass rate are those of `scorer`.
     """
 
     experiment_id: str
     hour: pd.Timestamp
-    measure: Literal["error rate", "p95", "score"]
+    measure: Literal["error rate", "p95", "pass rate", "score"]
     value: float
     baseline: float
     scorer: str = ""
@@ -57,37 +60,52 @@ class Incident:
         return any(standout.measure in measures for standout in self.worst)
 
 
-def standouts(performance: pd.DataFrame, quality: pd.DataFrame) -> list[Standout]:
-    """The hours that `RULE` picks, from the experiments' hourly totals and the hourly quality, with float columns."""
+def standouts(performance: pd.DataFrame, scores: pd.DataFrame) -> list[Standout]:
+    """The hours that `RULE` picks, from the experiments' hourly totals and the `score_moments` of each hour."""
     found: list[Standout] = []
-    for experiment_id, rows in performance.loc[performance["trace_count"] >= MIN_TRACES].groupby("experiment_id"):
-        hours = rows.set_index("hour")
-        counts, failures = hours["trace_count"].sum(), hours["error_count"].sum()
-        for hour, value, _ in _other_hours(hours, "error_rate"):
-            count, failed = hours.at[hour, "trace_count"], hours.at[hour, "error_count"]
-            low, _ = share_interval(int(failed), int(count))
-            usual = float((failures - failed) / (counts - count))
-            if low > usual + ERROR_RATE_MARGIN:
-                found.append(Standout(str(experiment_id), hour, "error rate", value, usual))
-        for hour, value, usual in _other_hours(hours, "p95_duration_ms"):
-            if usual > 0 and value >= LATENCY_FACTOR * usual:
-                found.append(Standout(str(experiment_id), hour, "p95", value, usual))
-    for keys, rows in quality.loc[quality["scored"] >= MIN_SCORED].groupby(["experiment_id", "scorer"]):
+    for experiment_id, hours in performance.groupby("experiment_id"):
+        found += _of_traces(str(experiment_id), hours.set_index("hour").astype({"trace_count": float}))
+    for keys, hours in scores.groupby(["experiment_id", "scorer"]):
         experiment_id, scorer = keys if isinstance(keys, tuple) else (keys, "")
-        hours = rows.set_index("hour")
-        for hour, value, usual in _other_hours(hours, "mean_score"):
-            # Whether high or low is good is the scorer's affair, so either side counts.
-            if hours.at[hour, "ci_high"] < usual - SCORE_MARGIN or hours.at[hour, "ci_low"] > usual + SCORE_MARGIN:
-                found.append(Standout(str(experiment_id), hour, "score", value, usual, str(scorer)))
+        found += _of_scores(str(experiment_id), str(scorer), hours.set_index("hour"))
     return found
 
 
-def _other_hours(hours: pd.DataFrame, column: str) -> Iterator[tuple[pd.Timestamp, float, float]]:
-    """(hour, value, median of the other hours) for the hours in which `column` is known."""
-    known = {hour: float(value) for hour, value in hours[column].items() if pd.notna(value)}
-    if len(known) > MIN_OTHER_HOURS:
-        for hour, value in known.items():
-            yield hour, value, median(other for at, other in known.items() if at != hour)  # type: ignore[misc]
+def _of_traces(experiment_id: str, hours: pd.DataFrame) -> Iterator[Standout]:
+    if len(hours) <= MIN_OTHER_HOURS:
+        return
+    counts, failures = hours["trace_count"], hours["error_count"].astype(float)
+    latencies = hours["p95_duration_ms"].astype(float).dropna()
+    for hour in hours.index[counts >= MIN_TRACES]:
+        count, failed = counts[hour], failures[hour]
+        usual = float((failures.sum() - failed) / (counts.sum() - count))
+        low, _ = share_interval(int(failed), int(count))
+        if low > usual + ERROR_RATE_MARGIN:
+            yield Standout(experiment_id, hour, "error rate", float(failed / count), usual)
+        others = latencies.drop(hour, errors="ignore")
+        usual = float(others.median())
+        if hour in latencies.index and len(others) >= MIN_OTHER_HOURS and latencies[hour] >= LATENCY_FACTOR * usual > 0:
+            yield Standout(experiment_id, hour, "p95", float(latencies[hour]), usual)
+
+
+def _of_scores(experiment_id: str, scorer: str, hours: pd.DataFrame) -> Iterator[Standout]:
+    """By its pass rate a scorer is good or bad; of a mean alone whether high or low is good is the scorer's affair."""
+    if len(hours) <= MIN_OTHER_HOURS:
+        return
+    says_what_passes = (hours["judged"] > 0).all()
+    counted, column = ("judged", "pass_rate") if says_what_passes else ("scored", "mean_score")
+    counts = hours[counted].astype(float)
+    sums = hours[column].astype(float) * counts
+    for hour, row in zip(hours.index, hours.to_dict("records"), strict=True):
+        if row[counted] < MIN_SCORED or counts.sum() == counts[hour]:
+            continue
+        usual = float((sums.sum() - sums[hour]) / (counts.sum() - counts[hour]))
+        estimate = share(sums[hour], counts[hour]) if says_what_passes else mean_score(row)
+        if estimate is None:
+            continue
+        if estimate.high < usual - SCORE_MARGIN or (not says_what_passes and estimate.low > usual + SCORE_MARGIN):
+            measure = "pass rate" if says_what_passes else "score"
+            yield Standout(experiment_id, hour, measure, float(row[column]), usual, scorer)
 
 
 def incidents(found: list[Standout]) -> list[Incident]:

@@ -13,7 +13,6 @@ import pyarrow as pa
 from monitoring_pipeline.analysis.signatures import error_signature
 from monitoring_pipeline.reports.data import ReportData
 from monitoring_pipeline.reports.period import Period
-from monitoring_pipeline.reports.scorers import as_floats
 from monitoring_pipeline.reports.standouts import incidents, standouts
 from monitoring_pipeline.tables import (
     HOURLY_PERFORMANCE,
@@ -71,7 +70,6 @@ def empty_day() -> ReportData:
         hours=frame(HOURLY_PERFORMANCE, []),
         trend=frame(HOURLY_PERFORMANCE, []),
         totals=columns([], TOTAL_COLUMNS),
-        quality=frame(HOURLY_QUALITY, []),
         quality_trend=frame(HOURLY_QUALITY, []),
         quality_total=frame(HOURLY_QUALITY, []).drop(columns="hour"),
         scores=columns([], SCORE_COLUMNS),
@@ -91,17 +89,27 @@ def empty_day() -> ReportData:
 
 def day_of(performance: list[dict[str, Any]], quality: list[dict[str, Any]] | None = None, **frames: Any) -> ReportData:
     """A report's data of hourly rows: trend, totals and incidents are made of them."""
-    hours, by_hour = frame(HOURLY_PERFORMANCE, performance), frame(HOURLY_QUALITY, quality or [])
+    hours = frame(HOURLY_PERFORMANCE, performance)
     made = {
         "hours": hours,
         "trend": hours,
         "totals": columns(total_rows(performance), TOTAL_COLUMNS),
-        "quality": by_hour,
-        "quality_trend": by_hour,
+        "quality_trend": frame(HOURLY_QUALITY, quality or []),
         "quality_total": quality_total(quality or []),
-        "incidents": incidents(standouts(as_floats(hours), as_floats(by_hour))),
+        "incidents": incidents(standouts(hours, scores_by_hour(quality or []))),
     }
     return replace(empty_day(), **{**made, **frames})
+
+
+def scores_by_hour(quality: list[dict[str, Any]]) -> pd.DataFrame:
+    """The moments of each hour's scores, of scorers that do not say what passes."""
+    rows = [
+        {name: row[name] for name in ("hour", "experiment_id", "scorer", "scored", "mean_score")}
+        | {"score_variance": row["mean_score"] * (1 - row["mean_score"]), "binary": 0, "judged": 0, "pass_rate": None}
+        for row in quality
+    ]
+    names = ["hour", *(name for name in SCORE_COLUMNS if name not in ("period", "scorer_digest"))]
+    return columns(rows, names).astype({"hour": "datetime64[us, UTC]"})
 
 
 def total_rows(performance: list[dict[str, Any]], period: str = PERIOD.name) -> list[dict[str, Any]]:

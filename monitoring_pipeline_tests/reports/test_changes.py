@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring_pipeline.reports.changes import Change, Estimate, changes, mean_of, share
+from monitoring_pipeline.reports.changes import Change, changes
 from monitoring_pipeline.reports.changes import _difference as difference
+from monitoring_pipeline.reports.estimates import Estimate, mean_of, share
 from monitoring_pipeline_tests.reports.frames import (
     DAY_BEFORE,
     PERIOD,

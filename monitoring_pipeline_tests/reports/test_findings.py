@@ -51,7 +51,7 @@ def test_the_incident_comes_first_with_what_how_bad_since_when_and_where() -> No
     assert (first.start, first.end, first.trace_id) == (moment(14), moment(15), "tr-14-000")
     assert first.what == "14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed (41 %, usually 2.8 %)."
     assert first.details == [
-        "Also p95 latency 9.1 s (usually 2.2 s), has_sources 0.52 (usually 0.94).",
+        "Also p95 latency 9.1 s (usually 2.2 s), has_sources 0.52 (usually 0.95).",
         "Main error, new: retrieve: TimeoutError: vector index did not answer within 8 s (70 traces).",
         "Slow stage: retrieve, 8.0 s a call (usually 150 ms).",
     ]

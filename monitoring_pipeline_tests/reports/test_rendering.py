@@ -119,7 +119,7 @@ def test_markdown_has_the_same_figures() -> None:
 def test_verdict_findings_and_tables_are_on_the_page(incident_page: Page) -> None:
     assert "14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed" in incident_page.text
     assert "has_sources (support-agent): pass rate worse" in incident_page.text
-    assert "An hour stands out against the other hours" in incident_page.text
+    assert "stands out against the other hours of its experiment" in incident_page.text
     assert incident_page.row("70", 3) == ["70", "retrieve", "newTimeoutError: vector index did not answer within 8 s"]
     assert incident_page.row("retrieve", 1) == ["retrieve"]
     assert "new" not in incident_page.row("26", 3)[2]
@@ -170,7 +170,7 @@ def test_agreement_is_that_of_the_days_added_up(incident_page: Page) -> None:
     rows = markdown_rows(render_markdown(incident_day(), images=False))
     assert [row for row in rows if len(row) == 11][1:] == expected
     assert "Kappa is agreement beyond chance" in incident_page.text
-    assert "Agreement with people last 28 days" in incident_page.text
+    assert "Agreement with people's feedback and earlier digests, last 28 days" in incident_page.text
 
 
 @EITHER

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring_pipeline.reports.scorers import as_floats
 from monitoring_pipeline.reports.standouts import Incident, Standout, incidents, standouts
-from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY
-from monitoring_pipeline_tests.reports.frames import frame, moment, performance_row, quality_row
+from monitoring_pipeline.tables import HOURLY_PERFORMANCE
+from monitoring_pipeline_tests.reports.frames import frame, moment, performance_row, quality_row, scores_by_hour
 
-NO_QUALITY = frame(HOURLY_QUALITY, [])
+NO_SCORES = scores_by_hour([])
 STEADY = {"traces": 100, "errors": 3, "p95": 2000.0}
 
 
@@ -24,48 +24,48 @@ def steady_day(**odd_hour: float) -> pd.DataFrame:
     for hour in range(24):
         values = STEADY | odd_hour if hour == 14 else STEADY
         rows.append(performance_row(hour, "1", int(values["traces"]), int(values["errors"]), values["p95"]))
-    return as_floats(frame(HOURLY_PERFORMANCE, rows))
+    return frame(HOURLY_PERFORMANCE, rows)
 
 
 def test_error_rate_stands_out() -> None:
-    assert standouts(steady_day(errors=41), NO_QUALITY) == [Standout("1", at(14), "error rate", 0.41, 0.03)]
+    assert standouts(steady_day(errors=41), NO_SCORES) == [Standout("1", at(14), "error rate", 0.41, 0.03)]
 
 
 # by Wilson's formula the 95 % interval begins at 0.0776 for 13 errors in 100 and at 0.0853 for 14
 @pytest.mark.parametrize(("errors", "stands_out"), [(13, False), (14, True)])
 def test_error_rate_needs_its_whole_interval_above_the_margin(errors: int, stands_out: bool) -> None:
-    assert bool(standouts(steady_day(errors=errors), NO_QUALITY)) is stands_out
+    assert bool(standouts(steady_day(errors=errors), NO_SCORES)) is stands_out
 
 
 def test_what_is_usual_of_errors_is_the_rate_of_the_other_hours_together() -> None:
     # 20 traces an hour, with an error in every other hour: the median alone would be 0, and 3 of 20 stand out
     rows = [performance_row(hour, "1", 20, 3 if hour == 14 else 2 * (hour % 2), 2000.0) for hour in range(24)]
-    assert standouts(as_floats(frame(HOURLY_PERFORMANCE, rows)), NO_QUALITY) == []
+    assert standouts(frame(HOURLY_PERFORMANCE, rows), NO_SCORES) == []
 
 
 @pytest.mark.parametrize(("p95", "stands_out"), [(3999.0, False), (4000.0, True)])
 def test_latency_stands_out_from_twice_the_median(p95: float, stands_out: bool) -> None:
     expected = [Standout("1", at(14), "p95", 4000.0, 2000.0)] if stands_out else []
-    assert standouts(steady_day(p95=p95), NO_QUALITY) == expected
+    assert standouts(steady_day(p95=p95), NO_SCORES) == expected
 
 
 def test_an_hour_is_no_part_of_its_own_median() -> None:
     rows = [performance_row(hour, "1", 50, 1, p95) for hour, p95 in enumerate([1000.0, 1200.0, 1100.0, 2250.0])]
-    performance = as_floats(frame(HOURLY_PERFORMANCE, rows))
-    assert standouts(performance, NO_QUALITY) == [Standout("1", at(3), "p95", 2250.0, 1100.0)]
+    performance = frame(HOURLY_PERFORMANCE, rows)
+    assert standouts(performance, NO_SCORES) == [Standout("1", at(3), "p95", 2250.0, 1100.0)]
 
 
 def test_few_traces_never_stand_out() -> None:
-    assert standouts(steady_day(traces=19, errors=19, p95=90_000), NO_QUALITY) == []
-    assert len(standouts(steady_day(traces=20, errors=20, p95=90_000), NO_QUALITY)) == 2
+    assert standouts(steady_day(traces=19, errors=19, p95=90_000), NO_SCORES) == []
+    assert len(standouts(steady_day(traces=20, errors=20, p95=90_000), NO_SCORES)) == 2
 
 
 def test_three_other_hours_are_needed() -> None:
     day = steady_day(errors=90)
     three = day[day["hour"] >= moment(12)].head(3)
     four = day[day["hour"] >= moment(12)].head(4)
-    assert standouts(pd.DataFrame(three), NO_QUALITY) == []
-    assert len(standouts(pd.DataFrame(four), NO_QUALITY)) == 1
+    assert standouts(pd.DataFrame(three), NO_SCORES) == []
+    assert len(standouts(pd.DataFrame(four), NO_SCORES)) == 1
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,32 @@ def test_quality_stands_out_when_its_interval_lies_apart(
     usual: float, scored: int, mean: float, stands_out: bool
 ) -> None:
     rows = [quality_row(hour, "1", "polite", 50, usual) for hour in range(24) if hour != 14]
-    quality = as_floats(frame(HOURLY_QUALITY, [*rows, quality_row(14, "1", "polite", scored, mean)]))
-    expected = [Standout("1", at(14), "score", mean, usual, "polite")] if stands_out else []
-    assert standouts(steady_day(), quality) == expected
+    scores = scores_by_hour([*rows, quality_row(14, "1", "polite", scored, mean)])
+    found = standouts(steady_day(), scores)
+    assert [(s.hour, s.measure, s.value, s.scorer) for s in found] == [(at(14), "score", mean, "polite")] * stands_out
+    assert all(standout.baseline == pytest.approx(usual) for standout in found)
+
+
+@pytest.mark.parametrize(("usual", "mean", "stands_out"), [(0.9, 0.5, True), (0.9, 0.7, False), (0.1, 0.6, False)])
+def test_of_a_pass_rate_only_a_fall_stands_out(usual: float, mean: float, stands_out: bool) -> None:
+    rows = [quality_row(hour, "1", "polite", 50, mean if hour == 14 else usual) for hour in range(24)]
+    scores = scores_by_hour(rows).assign(judged=50)
+    found = standouts(steady_day(), scores.assign(pass_rate=scores["mean_score"]))
+    assert [(s.hour, s.measure, s.value) for s in found] == [(at(14), "pass rate", mean)] * stands_out
+
+
+def test_hours_of_scores_that_vary_by_chance_do_not_stand_out() -> None:
+    """Two days of a pass rate of 77 %, 25 scores an hour: its means go from 0.5 to 1."""
+    random = np.random.default_rng(2)
+    for _ in range(20):
+        means = random.binomial(25, 0.77, 48) / 25
+        scores = scores_by_hour([quality_row(hour, "1", "polite", 25, float(mean)) for hour, mean in enumerate(means)])
+        assert standouts(steady_day(), scores.assign(judged=25, pass_rate=scores["mean_score"])) == []
+
+
+def test_quiet_hours_are_part_of_what_is_usual() -> None:
+    rows = [performance_row(hour, "1", 20 if hour == 14 else 10, 5 if hour == 14 else 2, 2000.0) for hour in range(24)]
+    assert standouts(frame(HOURLY_PERFORMANCE, rows), NO_SCORES) == []
 
 
 def test_incidents_join_consecutive_hours_and_keep_the_worst() -> None:
