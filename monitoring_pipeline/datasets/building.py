@@ -54,9 +54,9 @@ def dataset_of_rows(
     """The dataset that `query` describes, of rows of `agent_traces` and, where results are asked for, `assessments`.
 
     Records stand newest first, a sample's in the order of drawing. Expectations that are logged on a trace are the
-    record's. Each has in its metadata: test_id (made of the
-    trace's id, so always the same), source_trace, trace_hour, session_id, and of the kinds failures and regression
-    scorer, scorer_digest, original_score and failure_reason, of tagged tag and tag_value, as far as there are any.
+    record's. Each has in its metadata test_id (made of the trace's id, so always the same), source_trace, trace_hour,
+    session_id, and of the kinds failures and regression scorer, scorer_digest, original_score and failure_reason, of
+    tagged tag and tag_value, as far as there are any.
 
     Raises:
         MonitoringError: the filter is none of MLflow's.
@@ -106,7 +106,8 @@ def _chosen(traces: DataFrame, assessments: DataFrame | None, query: Query) -> D
 
 
 def _collected(rows: DataFrame, *more: str) -> list[dict[str, Any]]:
-    return [row.asDict(recursive=True) for row in rows.select(*COLUMNS, *more).collect()]
+    # By Arrow, where times keep their zone: Spark's own rows have them in that of this machine, and without it.
+    return rows.select(*COLUMNS, *more).toArrow().to_pylist()
 
 
 def _drawn(rows: DataFrame, query: Query, embed: Embed | None) -> list[str]:
@@ -148,11 +149,11 @@ def _lineage(row: dict[str, Any], query: Query) -> dict[str, Any]:
     lineage = {
         "test_id": f"test-{hashlib.sha256(trace_id.encode()).hexdigest()[:16]}",
         "source_trace": trace_id,
-        "trace_hour": f"{row['trace_hour'].replace(tzinfo=UTC):%Y-%m-%dT%H:%MZ}",  # Spark gives it without its zone
+        "trace_hour": f"{row['trace_hour'].astimezone(UTC):%Y-%m-%dT%H:%MZ}",
         "session_id": row["session_id"],
     }
     if query.kind == "tagged":
-        lineage |= {"tag": query.tag, "tag_value": row["tags"][query.tag]}
+        lineage |= {"tag": query.tag, "tag_value": dict(row["tags"])[query.tag]}
     if "score" in row:
         lineage |= {
             "scorer": query.scorer,

@@ -7,6 +7,7 @@ interrupted.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -41,8 +42,8 @@ def write_dataset(
     """Write the records to records.jsonl, records.parquet or both in `folder`, in place of those there.
 
     The Parquet file has the columns inputs, outputs, expectations and metadata, as JSON text; null is what a record
-    lacks. The manifest has name, files, record_count, digest (SHA-256 of the
-    JSONL lines), created_at, and the records' origin where they have one.
+    lacks. The manifest has name, files, record_count, digest (SHA-256 of the JSONL lines), created_at, and the records'
+    origin where they have one.
 
     Raises:
         MonitoringError: a format is unknown, a record has no form in JSON, or the folder cannot be written.
@@ -185,6 +186,8 @@ def _replace(target: Path, write: Callable[[Path, Any], None], content: Any) -> 
     beside = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         write(beside, content)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)

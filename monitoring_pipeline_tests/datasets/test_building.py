@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -249,6 +250,18 @@ def test_of_several_expectations_the_latest_counts_and_feedback_is_none(project:
     put(project, made_trace(1, assessments=entries), made_trace(2, assessments=[recorded_as("length", 7)]))
     records = build_dataset_with_expectations(**MADE, settings=project)
     assert [record["expectations"] for record in records] == [{"facts": ["new"], "tone": {"polite": True}}]
+
+
+def test_hours_are_utc_wherever_this_runs(project: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(project, made_trace(1))
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        (record,) = build_dataset_from_traces(**MADE, settings=project)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert record["metadata"]["trace_hour"] == "2026-01-01T05:00Z"
 
 
 def test_an_experiment(project: Settings) -> None:
