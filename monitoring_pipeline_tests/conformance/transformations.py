@@ -20,6 +20,9 @@ from monitoring_pipeline.analysis.profiling import profile
 from monitoring_pipeline.analysis.quality import quality
 from monitoring_pipeline.analysis.releases import compare_releases
 from monitoring_pipeline.analysis.signatures import signature_column, telling_line_column
+from monitoring_pipeline.datasets.building import dataset_of_lake
+from monitoring_pipeline.datasets.query import Query, query_of
+from monitoring_pipeline.datasets.records import canonical
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.reading import report_data
 from monitoring_pipeline.reports.standouts import Incident
@@ -46,6 +49,14 @@ if TYPE_CHECKING:
 FILTERS_AT_A_TIME = 25
 SQL = Path(__file__).parents[2] / "docs" / "sql"
 FILTER = "attributes.status = 'ERROR' AND attributes.execution_time_ms > 1000"
+DATASETS: list[dict[str, Any]] = [
+    {"kind": "traces", "max_records": 100, "filter": FILTER},
+    {"kind": "expectations"},
+    {"kind": "tagged", "tag": "environment"},
+    {"kind": "failures", "scorer": "response_quality"},
+    {"kind": "regression", "scorer": "task_success"},
+    {"kind": "diverse", "sample_size": 100},
+]
 
 
 def all_transformations(
@@ -109,6 +120,9 @@ def all_transformations(
         "traces on demand",
         lambda: pa.table({"trace_id": [t.info.trace_id for t in archived_traces(lake, window, FILTER, None)]}),
     )
+    for choice in DATASETS:
+        query = query_of(window, scorers, **choice)
+        yield f"dataset, {choice['kind']}", lambda query=query: records(lake, query)
     yield "redaction", lambda: redacted(traces)
     for first in range(0, len(VALID), FILTERS_AT_A_TIME):
         some = VALID[first : first + FILTERS_AT_A_TIME]
@@ -124,6 +138,12 @@ def all_transformations(
         yield f"sql, {file.stem}", lambda file=file: by_sql(lake, file)
     for day in window.days():
         yield f"report of {day}", lambda day=day: pa.table({"data": [repr_of_report(lake, scorers, Period.day(day))]})
+
+
+def records(lake: LakeResource, query: Query) -> pa.Table:
+    """The records of a dataset in their order."""
+    made = [canonical(record) for record in dataset_of_lake(lake, query)]
+    return pa.table({"place": range(len(made)), "record": pa.array(made, pa.string())})
 
 
 def signatures(session: SparkSession) -> pa.Table:
