@@ -40,6 +40,13 @@ MEASURES = {
     "pass_rate": "pass rate",
     "mean_score": "mean score",
 }
+# The measures of an hour that stands out by which a change of the whole day is told.
+TOLD_BY = {
+    "error_rate": ("error rate",),
+    "p95_duration_ms": ("p95",),
+    "pass_rate": ("pass rate", "score"),
+    "mean_score": ("pass rate", "score"),
+}
 NAME_CHARACTERS = 80
 
 
@@ -195,11 +202,13 @@ def _changes(data: ReportData, changes: Sequence[Change]) -> Iterator[Finding]:
         if change.scorer or (change.experiment_id is None) != several:
             groups.setdefault((change.measure, change.experiment_id, change.scorer), []).append(change)
     with_pass_rate = {(scorer, experiment) for measure, experiment, scorer in groups if measure == "pass_rate"}
-    told = {(i.experiment_id, m) for i in data.incidents for m in ("error rate", "p95") if i.has(m)}
+    told = {(i.experiment_id, standout.measure, standout.scorer) for i in data.incidents for standout in i.worst}
     for (measure, experiment, scorer), group in groups.items():
         worth = [change for change in group if change.beyond_noise and _is_worth_a_line(change)]
-        explained = {"error_rate": "error rate", "p95_duration_ms": "p95"}.get(measure)
-        by_incident = any(m == explained and experiment in (None, where) for where, m in told)
+        by_incident = any(
+            what in TOLD_BY.get(measure, ()) and scorer == of and experiment in (None, where)
+            for where, what, of in told
+        )
         if not worth or by_incident or (measure == "mean_score" and (scorer, experiment) in with_pass_rate):
             continue
         yield Finding(

@@ -63,7 +63,7 @@ def test_the_verdict_is_the_first_finding_and_the_whole_day() -> None:
     assert verdict["headline"].startswith("14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed")
     assert verdict["sentences"][-2:] == [
         "Over the whole day: 4,057 traces, of which 4.7 % failed.",
-        "3 more things need a look: see below.",
+        "2 more things need a look: see below.",
     ]
 
 
@@ -109,7 +109,7 @@ def test_without_days_before_no_error_is_new() -> None:
 
 
 def test_a_new_error_that_an_incident_tells_of_is_not_told_twice() -> None:
-    assert [finding.kind for finding in found(incident_day())] == ["incident", "change", "unscored", "unscored"]
+    assert [finding.kind for finding in found(incident_day())] == ["incident", "unscored", "unscored"]
 
 
 def test_a_change_is_told_where_it_is_beyond_noise_and_large_enough() -> None:

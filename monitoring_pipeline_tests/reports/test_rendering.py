@@ -118,7 +118,7 @@ def test_markdown_has_the_same_figures() -> None:
 
 def test_verdict_findings_and_tables_are_on_the_page(incident_page: Page) -> None:
     assert "14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed" in incident_page.text
-    assert "has_sources (support-agent): pass rate worse" in incident_page.text
+    assert "correctness (support-agent) failed on 22 of the 296 traces" in incident_page.text
     assert "stands out against the other hours of its experiment" in incident_page.text
     assert incident_page.row("70", 3) == ["70", "retrieve", "newTimeoutError: vector index did not answer within 8 s"]
     assert incident_page.row("retrieve", 1) == ["retrieve"]

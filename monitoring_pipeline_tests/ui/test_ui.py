@@ -16,7 +16,7 @@ from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.settings import load_settings
 from monitoring_pipeline_tests.ui.conftest import BIN, SCORERS, MonitoredDay, monitor_yesterday, serving
 
-CHARTS = 6  # traces, error rate, latency, and the mean score of each of three scorers
+CHARTS = 7  # traces, error rate, latency, cost, and the mean score of each of three scorers
 # The heights, in pixels, of a plotted line of 24 points; null while none is drawn. Of what Dagster draws on a plot's
 # canvas only the line has a hue; grid, axes and labels are grey. A point is a ring of 3 pixels around its place.
 HEIGHTS = """canvas => {
