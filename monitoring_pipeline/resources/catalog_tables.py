@@ -153,8 +153,9 @@ class CatalogTables:
 
     def purge(self, table: Table) -> None:
         name, session = self._open(table), self.spark.session
-        # Rows may have been taken out of a file without writing it anew.
-        self._retried(table, lambda: session.sql(f"REORG TABLE {name} APPLY (PURGE)").collect())
+        (detail,) = session.sql(f"DESCRIBE DETAIL {name}").select("tableFeatures").collect()
+        if "deletionVectors" in detail["tableFeatures"]:  # rows may be out of a file that was not written anew
+            self._retried(table, lambda: session.sql(f"REORG TABLE {name} APPLY (PURGE)").collect())
         session.conf.set(RETENTION_CHECK, "false")
         try:
             self._retried(table, lambda: session.sql(f"VACUUM {name} RETAIN 0 HOURS").collect())
