@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import Trace
 from playwright.sync_api import Browser, Page
 
 from monitoring_pipeline.reports.data import ReportData
+from monitoring_pipeline.reports.links import trace_url
 from monitoring_pipeline.reports.rendering import render_html
 from monitoring_pipeline_tests.reports.frames import empty_day, incident_day
 from monitoring_pipeline_tests.reports.hostile import UI, hostile_day
@@ -109,3 +111,19 @@ def test_every_text_stands_out_from_its_ground(opened: Any, data: ReportData) ->
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 3
     assert [(where, round(ratio, 2)) for where, ratio in contrasts if ratio < 4.5] == []
+
+
+def test_a_link_opens_the_trace_in_mlflow(browser: Browser, recorded_server: str, recorded_traces: list[Trace]) -> None:  # noqa: F811
+    trace = next(trace for trace in recorded_traces if trace.info.state == "ERROR")
+    url = trace_url(recorded_server, trace.info.experiment_id, trace.info.trace_id)
+    assert url is not None
+    failed = next(span for span in trace.data.spans if span.status.status_code.value == "ERROR" and span.parent_id)
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    try:
+        page.goto(url)
+        spans = page.get_by_text(failed.name, exact=True)
+        spans.first.wait_for(timeout=60_000)
+        assert spans.count() >= 1
+        assert page.get_by_text("Inputs / Outputs").first.is_visible()
+    finally:
+        page.close()

@@ -74,8 +74,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def incident_page() -> Page:
-    return Page(render_html(incident_day()))
+def incident_html() -> str:
+    return render_html(incident_day())
+
+
+@pytest.fixture(scope="module")
+def incident_page(incident_html: str) -> Page:
+    return Page(incident_html)
 
 
 def markdown_rows(markdown: str) -> list[list[str]]:
@@ -224,14 +229,13 @@ def test_a_period_that_is_not_over_says_so(render: Render) -> None:
 # --- nothing from elsewhere, nothing from the data ---
 
 
-def test_the_page_needs_nothing_from_elsewhere(incident_page: Page) -> None:
-    html = render_html(incident_day())
+def test_the_page_needs_nothing_from_elsewhere(incident_page: Page, incident_html: str) -> None:
     assert {tag for tag, _ in incident_page.elements}.isdisjoint({"script", "a", "link", "iframe", "object", "form"})
     for tag, attributes in incident_page.elements:
         assert attributes.keys().isdisjoint({"style", "href", "srcset", "background"}), tag
         assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
-    assert "url(" not in html
-    assert "@import" not in html
+    assert "url(" not in incident_html
+    assert "@import" not in incident_html
 
 
 def test_traces_are_linked_to_mlflow_where_its_address_is_known() -> None:
@@ -247,10 +251,10 @@ def test_traces_are_linked_to_mlflow_where_its_address_is_known() -> None:
     assert all((url or "").startswith(f"{UI}/#/experiments/1/traces?") for url in urls)
 
 
-def test_the_security_policy_allows_only_this_style(incident_page: Page) -> None:
+def test_the_security_policy_allows_only_this_style(incident_page: Page, incident_html: str) -> None:
     metas = [attributes for tag, attributes in incident_page.elements if tag == "meta"]
     policy = next(meta["content"] or "" for meta in metas if meta.get("http-equiv") == "Content-Security-Policy")
-    style = render_html(incident_day()).split("<style>")[1].split("</style>")[0]
+    style = incident_html.split("<style>")[1].split("</style>")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert policy.split("; ") == [
         *(
