@@ -160,15 +160,15 @@ def ledger_problems(lake: LakeResource, scorers: list[ConfiguredScorer], window:
     """Where the ledger of `window` does not add up, or not with the archive and the assessments; empty when it does."""
     from pyspark.sql import functions as F
 
-    lines = lake.read(SCORER_COVERAGE, window).collect()
+    lines = lake.read(SCORER_COVERAGE, window).toArrow().to_pylist()
     problems = [_line(line) for line in lines if not _adds_up(line)]
     archived = _counts(lake.read(AGENT_TRACES, window), F.count("*"))
     failed = F.col("error_code").isNotNull().cast("long")
     for scorer in scorers:
         told = {
-            (line.hour, line.experiment_id): (line.archived, line.scored, line.failed)
+            (line["hour"], line["experiment_id"]): (line["archived"], line["scored"], line["failed"])
             for line in lines
-            if (line.scorer, line.scorer_digest) == (scorer.name, scorer.digest)
+            if (line["scorer"], line["scorer_digest"]) == (scorer.name, scorer.digest)
         }
         results = _counts(lake.read(ASSESSMENTS, window).where(is_of(scorer)), F.sum(1 - failed), F.sum(failed))
         for hour, experiment_id in sorted({*told, *archived, *results}, key=str):
@@ -191,19 +191,20 @@ def is_of(scorer: ConfiguredScorer) -> Column:
 
 def _counts(rows: DataFrame, *counts: Column) -> dict[tuple[datetime, str | None], tuple[int, ...]]:
     """The counts of each hour and experiment."""
-    return {
-        (row[0], row[1]): tuple(row[2:]) for row in rows.groupBy("trace_hour", "experiment_id").agg(*counts).collect()
-    }
+    found = rows.groupBy("trace_hour", "experiment_id").agg(*counts).toArrow()  # with the zone of its times
+    values = (tuple(row.values()) for row in found.to_pylist())
+    return {(hour, experiment_id): tuple(numbers) for hour, experiment_id, *numbers in values}
 
 
-def _adds_up(line: Any) -> bool:
+def _adds_up(line: dict[str, Any]) -> bool:
     return (
-        line.archived == line.eligible + line.filtered_out + line.unsampled
-        and line.eligible == line.scored + line.failed + line.over_budget + line.pending
+        line["archived"] == line["eligible"] + line["filtered_out"] + line["unsampled"]
+        and line["eligible"] == line["scored"] + line["failed"] + line["over_budget"] + line["pending"]
     )
 
 
-def _line(line: Any) -> str:
+def _line(line: dict[str, Any]) -> str:
     parts = ("eligible", "filtered_out", "unsampled", "scored", "failed", "over_budget", "pending")
-    counts = ", ".join(f"{name} {getattr(line, name)}" for name in parts)
-    return f"{line.hour:%Y-%m-%d %H:%M} {line.scorer} {line.scorer_digest}: archived {line.archived}, but {counts}"
+    counts = ", ".join(f"{name} {line[name]}" for name in parts)
+    of = f"{line['hour']:%Y-%m-%d %H:%M} {line['scorer']} {line['scorer_digest']}"
+    return f"{of}: archived {line['archived']}, but {counts}"

@@ -10,7 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Iterator
-from datetime import UTC
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.runner import assess
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.tables import ASSESSMENTS
+from monitoring_pipeline.windows import EPOCH
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row
@@ -56,6 +57,7 @@ def run_in_engine(
         EngineError: the workers cannot load the scorer, or have other code of it.
     """
     from pyspark.errors import PySparkException
+    from pyspark.sql import functions as F
     from pyspark.sql.pandas.types import from_arrow_schema
 
     if scorer.settings is None:
@@ -73,7 +75,10 @@ def run_in_engine(
             continue
         spread = rows.repartition(math.ceil(count / TASK_TRACES))
         try:
-            for row in spread.mapInArrow(work, from_arrow_schema(RESULTS)).toLocalIterator():
+            results = spread.mapInArrow(work, from_arrow_schema(RESULTS))
+            # Times would arrive in the zone of this machine, and without it.
+            counted = results.withColumns({name: F.unix_micros(name) for name in TIMES})
+            for row in counted.toLocalIterator():
                 yield _result(row)
         except PySparkException as error:
             raise EngineError(f"scorer {scorer.name!r} cannot run on the engine's workers: {_reason(error)}") from error
@@ -105,7 +110,7 @@ def _work(
 def _result(row: Row) -> tuple[dict[str, Any], bool]:
     values = row.asDict()
     applies = values.pop("applies")
-    times = {name: values[name].replace(tzinfo=UTC) for name in TIMES}  # they arrive without their zone
+    times = {name: EPOCH + timedelta(microseconds=values[name]) for name in TIMES}
     return {**values, **times}, applies
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +41,17 @@ def by_trace(results: Any) -> dict[str, tuple[dict[str, Any], bool]]:
     }
 
 
+@pytest.fixture(params=["UTC", "Asia/Tokyo"])
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The zone of this machine, in which pyspark gives times."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("zone")
 @pytest.mark.parametrize("reference", ["even", "nothing", "word", "length"])
 def test_workers_give_what_this_process_gives(archived_lake: LakeResource, reference: str) -> None:
     scorer = replace(loaded(scorer=f"{ODD}:{reference}"), sample_rate=0.5, version=7)
@@ -51,6 +64,7 @@ def test_workers_give_what_this_process_gives(archived_lake: LakeResource, refer
 
     assert len(found) > 40
     assert found == expected
+    assert {row["trace_hour"] for row, _ in found.values()} <= set(RECORDED_WINDOW.hours())
 
 
 def test_other_code_on_the_workers_is_refused(archived_lake: LakeResource) -> None:
