@@ -29,6 +29,7 @@ class ReportData:
     coverage: the period's rows of scorer_coverage, of the current digests.
     errors: `analysis.errors.error_groups` of the period, with the experiment_id of the first of the sample traces.
     known_errors: the same of the `KNOWN_ERROR_DAYS` days before; None where the archive has no traces of them.
+    known_error_days: of how many of these days it has.
     error_traces: how many traces `errors` were found in.
     incidents: the times that stand out, those with the most standouts first.
     incident_errors: `error_groups` of the first `EXPLAINED_INCIDENTS`; the column `incident` holds its position.
@@ -52,6 +53,7 @@ class ReportData:
     coverage: pd.DataFrame
     errors: pd.DataFrame
     known_errors: pd.DataFrame | None
+    known_error_days: int
     error_traces: int
     incidents: list[Incident]
     incident_errors: pd.DataFrame

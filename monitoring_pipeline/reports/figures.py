@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from monitoring_pipeline.reports.changes import Change, changes
-from monitoring_pipeline.reports.data import AGREEMENT_DAYS, KNOWN_ERROR_DAYS, ReportData
+from monitoring_pipeline.reports.data import AGREEMENT_DAYS, ReportData
 from monitoring_pipeline.reports.findings import findings, new_errors, verdict
 from monitoring_pipeline.reports.links import trace_url
 from monitoring_pipeline.reports.scorers import LEDGER, agreement_rows, as_floats, scorer_rows
@@ -41,7 +41,8 @@ def figures(data: ReportData) -> dict[str, Any]:
       interval), beyond_noise, better
     - trend: a row for each hour of a day or day of a week, and experiment; scorer_trend: the same of each scorer; of a
       week also days (over all experiments) and worst_days (dates of those with incidents)
-    - experiments, scorers, errors (with is_new; None where there are no days before), stages, agreement
+    - experiments, scorers, stages, agreement, and errors: is_new says that none of the seven days before had one;
+      compared_error_days is how many of these have traces (without any is_new is None)
     - worst_traces: failed, low_scores, slowest, most_expensive; each trace with the url of its page in MLflow, if known
     """
     total = _total(data)
@@ -81,7 +82,7 @@ def figures(data: ReportData) -> dict[str, Any]:
         "scorers": [{"experiment": data.name_of(row["experiment_id"]), **row} for row in scorers.to_dict("records")],
         "errors": _errors(data),
         "error_traces": data.error_traces,
-        "compared_error_days": None if data.known_errors is None else KNOWN_ERROR_DAYS,
+        "compared_error_days": data.known_error_days,
         "stages": _stages(data),
         "worst_traces": _worst(data),
         "agreement": [

@@ -46,7 +46,7 @@ def report_data(
     from pyspark.sql import functions as F
 
     window = period.window
-    before = Window(window.start - timedelta(days=KNOWN_ERROR_DAYS), window.start)
+    days_before = _days_with_traces(lake, period)
     trailing = Window(window.end - timedelta(days=AGREEMENT_DAYS), window.end)
     rules = pass_rules(scorers)
 
@@ -80,7 +80,8 @@ def report_data(
         scores=score_moments(current(_of_periods(lake, ASSESSMENTS, period)), rules, "period").toPandas(),
         coverage=_frame(coverage, "hour"),
         errors=_groups(errors),
-        known_errors=_groups(lake.read(TRACE_ERRORS, before)) if _has_traces(lake, before) else None,
+        known_errors=_groups(lake.read(TRACE_ERRORS, _known(period))) if days_before else None,
+        known_error_days=days_before,
         error_traces=errors.count(),
         incidents=found,
         incident_errors=_of_incidents(errors, found[:EXPLAINED_INCIDENTS]),
@@ -146,8 +147,14 @@ def _of_incidents(errors: DataFrame, found: list[Incident]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else _groups(errors.limit(0)).assign(incident=0)
 
 
-def _has_traces(lake: LakeResource, window: Window) -> bool:
-    return lake.read_columns(HOURLY_PERFORMANCE, window, "hour").num_rows > 0
+def _known(period: Period) -> Window:
+    return Window(period.window.start - timedelta(days=KNOWN_ERROR_DAYS), period.window.start)
+
+
+def _days_with_traces(lake: LakeResource, period: Period) -> int:
+    """Of the days that errors are known of, those with traces that the archive still keeps."""
+    hours = lake.read_columns(HOURLY_PERFORMANCE, _known(period), "hour")["hour"].to_pylist()
+    return len({hour.date() for hour in hours if lake.kept_since is None or hour >= lake.kept_since})
 
 
 def _stage_hours(lake: LakeResource, period: Period, stages: pd.DataFrame) -> pd.DataFrame:

@@ -172,7 +172,7 @@ def test_errors_are_counted_by_signature_and_new_ones_are_those_of_no_day_before
     assert {
         (e["signature"], e["span_name"]) for e in reports[1]["errors"] if e["is_new"]
     } == second.keys() - first.keys()
-    assert reports[1]["compared_error_days"] == 7
+    assert [report["compared_error_days"] for report in reports] == [0, 1]
 
 
 def test_a_day_is_compared_with_the_day_before(recorded: Recorded, traces: pd.DataFrame) -> None:
@@ -276,6 +276,7 @@ def test_an_earlier_day_that_is_no_longer_kept_is_compared_by_its_hours(recorded
     assert before["trace_count"].tolist() == [370, 370]
     assert before["experiment_id"].isna().tolist() == [True, False]
     assert before["p95_duration_ms"].isna().all()
+    assert (data.known_errors, data.known_error_days) == (None, 0)  # else every error would be new
 
 
 # --- in MLflow ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 from mlflow.entities import Trace
 from playwright.sync_api import Browser, Page
 
-from monitoring_pipeline.reports.data import ReportData
 from monitoring_pipeline.reports.links import trace_url
 from monitoring_pipeline.reports.rendering import render_html
 from monitoring_pipeline_tests.reports.frames import empty_day, incident_day
@@ -40,14 +40,23 @@ CONTRASTS = """() => {
 }"""
 
 
+DAYS = {"incident": lambda: replace(incident_day(), mlflow_ui=UI), "hostile": hostile_day, "empty": empty_day}
+
+
+@cache
+def html_of(day: str) -> str:
+    """The page of one of `DAYS`."""
+    return render_html(DAYS[day]())
+
+
 @pytest.fixture
 def opened(browser: Browser, tmp_path: Path) -> Any:  # noqa: F811
     """Opens a report's page from the disk, at a width; what it asked for and complained of is collected."""
     contexts = []
 
-    def open_page(data: ReportData, width: int = 1200) -> tuple[Page, list[str], list[str]]:
+    def open_page(day: str, width: int = 1200) -> tuple[Page, list[str], list[str]]:
         file = tmp_path / "report.html"
-        file.write_text(render_html(data), encoding="utf-8")
+        file.write_text(html_of(day), encoding="utf-8")
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
         page = contexts[-1].new_page()
         requests: list[str] = []
@@ -64,11 +73,9 @@ def opened(browser: Browser, tmp_path: Path) -> Any:  # noqa: F811
         context.close()
 
 
-@pytest.mark.parametrize(
-    "data", [replace(incident_day(), mlflow_ui=UI), hostile_day(), empty_day()], ids=["incident", "hostile", "empty"]
-)
-def test_nothing_is_asked_for_or_run_and_the_policy_is_kept(opened: Any, data: ReportData) -> None:
-    page, requests, complaints = opened(data)
+@pytest.mark.parametrize("day", DAYS)
+def test_nothing_is_asked_for_or_run_and_the_policy_is_kept(opened: Any, day: str) -> None:
+    page, requests, complaints = opened(day)
     assert requests == [page.url]
     assert complaints == []
     assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1160px"  # the style is taken
@@ -78,14 +85,14 @@ def test_nothing_is_asked_for_or_run_and_the_policy_is_kept(opened: Any, data: R
 
 @pytest.mark.parametrize("width", [1200, 390])
 def test_the_page_is_no_wider_than_the_screen(opened: Any, width: int) -> None:
-    page, _, _ = opened(hostile_day(), width)
+    page, _, _ = opened("hostile", width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page, _, _ = opened(incident_day(), width)
+    page, _, _ = opened("incident", width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_the_verdict_is_seen_first(opened: Any) -> None:
-    page, _, _ = opened(incident_day(), 390)
+    page, _, _ = opened("incident", 390)
     box = page.locator(".headline").bounding_box()
     assert box is not None
     assert box["y"] + box["height"] < 450
@@ -93,7 +100,7 @@ def test_the_verdict_is_seen_first(opened: Any) -> None:
 
 
 def test_headings_images_and_language_are_there_for_who_cannot_see(opened: Any) -> None:
-    page, _, _ = opened(replace(incident_day(), mlflow_ui=UI))
+    page, _, _ = opened("incident")
     levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map(h => Number(h.tagName[1]))")
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -105,9 +112,9 @@ def test_headings_images_and_language_are_there_for_who_cannot_see(opened: Any) 
     assert page.locator("table").count() == page.locator("table:has(thead th)").count() > 5
 
 
-@pytest.mark.parametrize("data", [replace(incident_day(), mlflow_ui=UI), empty_day()], ids=["incident", "empty"])
-def test_every_text_stands_out_from_its_ground(opened: Any, data: ReportData) -> None:
-    page, _, _ = opened(data)
+@pytest.mark.parametrize("day", ["incident", "empty"])
+def test_every_text_stands_out_from_its_ground(opened: Any, day: str) -> None:
+    page, _, _ = opened(day)
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 3
     assert [(where, round(ratio, 2)) for where, ratio in contrasts if ratio < 4.5] == []
