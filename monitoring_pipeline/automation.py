@@ -115,23 +115,27 @@ def with_the_ledger() -> Condition:
     return (changed() & at_rest()).with_label("with_the_ledger")
 
 
-def when_a_past_day_settles(at: str = REMAKE_REPORTS) -> Condition:
+def when_a_past_day_settles() -> Condition:
     """For what is made of a day: at the half hour after the day is over and one of its hours has changed, at rest.
 
     An hour has changed when its quality was made, the last of its tables. Today is left to a person: it would be made
     anew every few minutes. The half hour must come after the latest change, so that late traces of several hours, and
     the last ones before midnight, make one report together.
     """
-    last = dg.AssetSelection.assets(HOURLY_QUALITY.name, SCORER_AGREEMENT.name)
-    hours_changed = _until_requested(C.any_deps_updated().allow(last), "hours_changed")
-    is_today = C.in_latest_time_window()
-    half_hour = C.cron_tick_passed(at).since(is_today | _parents_made()).with_label("half_hour_since")
-    return (((hours_changed & half_hour) | failed_once()) & ~is_today & at_rest()).with_label("when_a_past_day_settles")
+    return _when_past_and_settled(REMAKE_REPORTS, "when_a_past_day_settles")
 
 
 def when_a_past_week_settles() -> Condition:
     """As `when_a_past_day_settles`, for what is made of a week: later, as it is also made of what its days are."""
-    return when_a_past_day_settles(REMAKE_WEEKS).with_label("when_a_past_week_settles")
+    return _when_past_and_settled(REMAKE_WEEKS, "when_a_past_week_settles")
+
+
+def _when_past_and_settled(at: str, label: str) -> Condition:
+    last = dg.AssetSelection.assets(HOURLY_QUALITY.name, SCORER_AGREEMENT.name)
+    hours_changed = _until_requested(C.any_deps_updated().allow(last), "hours_changed")
+    is_today = C.in_latest_time_window()
+    half_hour = C.cron_tick_passed(at).since(is_today | _parents_made()).with_label("half_hour_since")
+    return (((hours_changed & half_hour) | failed_once()) & ~is_today & at_rest()).with_label(label)
 
 
 def _until_requested(event: Condition, label: str) -> Condition:
