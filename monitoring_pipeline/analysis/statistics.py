@@ -56,6 +56,25 @@ def _wilson(share: float, count: float) -> tuple[float, float]:
     return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
+class Estimate(NamedTuple):
+    """A value and the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def difference_bounds(value: Estimate, before: Estimate) -> tuple[float, float]:
+    """The interval of value - before, at the confidence of their own intervals; the two are independent.
+
+    Source: G. Y. Zou and A. Donner, Statistics in Medicine 27, 2008; of two Wilson intervals it is R. G. Newcombe's
+    method 10 (Statistics in Medicine 17, 1998, p. 873).
+    """
+    middle = value.value - before.value
+    low = middle - math.hypot(value.value - value.low, before.high - before.value)
+    return low, middle + math.hypot(value.high - value.value, before.value - before.low)
+
+
 class Difference(NamedTuple):
     """How much more the second is than the first, and the bounds of its 95 % interval; None where there is none."""
 
@@ -67,16 +86,10 @@ class Difference(NamedTuple):
 def share_difference(first: tuple[int, int], second: tuple[int, int]) -> Difference:
     """The difference of two probabilities, each given as successes of independent trials (at least one).
 
-    Source: R. G. Newcombe, Statistics in Medicine 17, 1998, p. 873, method 10: the bounds of Wilson's intervals.
+    Source: R. G. Newcombe's method 10, see `difference_bounds`.
     """
-    share, before = second[0] / second[1], first[0] / first[1]
-    (low, high), (low_before, high_before) = share_interval(*second), share_interval(*first)
-    value = share - before
-    return Difference(
-        value,
-        value - math.hypot(share - low, high_before - before),
-        value + math.hypot(high - share, before - low_before),
-    )
+    before, value = (Estimate(marked / trials, *share_interval(marked, trials)) for marked, trials in (first, second))
+    return Difference(value.value - before.value, *difference_bounds(value, before))
 
 
 def quantile_difference(first: np.ndarray, second: np.ndarray, share: float) -> Difference:

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from monitoring_pipeline.analysis.statistics import Estimate, difference_bounds
 from monitoring_pipeline.analysis.summaries import CONFIDENCE
 from monitoring_pipeline.reports.data import ReportData
-from monitoring_pipeline.reports.estimates import Estimate, mean_of, mean_score, share
+from monitoring_pipeline.reports.estimates import mean_of, mean_score, share
 
 Measure = Literal["trace_count", "error_rate", "p95_duration_ms", "cost_per_trace_usd", "pass_rate", "mean_score"]
 MEASURES = get_args(Measure)
@@ -93,7 +94,7 @@ def _of_traces(
         "error_rate": (
             row["error_count"] / row["trace_count"],
             before["error_count"] / before["trace_count"],
-            _difference(
+            difference_bounds(
                 share(row["error_count"], row["trace_count"]), share(before["error_count"], before["trace_count"])
             ),
         ),
@@ -122,11 +123,11 @@ def _of_scores(row: dict[str, Any], against: str, label: str) -> Iterator[Change
     judged, judged_before = row["judged"], row["judged_before"]
     if judged and judged_before:
         rate, before = row["pass_rate"], row["pass_rate_before"]
-        bounds = _difference(share(rate * judged, judged), share(before * judged_before, judged_before))
+        bounds = difference_bounds(share(rate * judged, judged), share(before * judged_before, judged_before))
         yield Change("pass_rate", *place, rate, before, *bounds, better=rate > before)
     if _is_known(row["mean_score"]) and _is_known(row["mean_score_before"]):
         own, before = mean_score(row), mean_score(row, "_before")
-        bounds = _difference(own, before) if own and before else (None, None)
+        bounds = difference_bounds(own, before) if own and before else (None, None)
         yield Change("mean_score", *place, row["mean_score"], row["mean_score_before"], *bounds, better=None)
 
 
@@ -146,22 +147,11 @@ def _cost(row: dict[str, Any]) -> Estimate | None:
     return mean_of(row["costed"], row["cost_mean"], row["cost_variance"])
 
 
-def _difference(value: Estimate, before: Estimate) -> tuple[float, float]:
-    """The interval of a difference from those of its two parts.
-
-    Source: G. Y. Zou and A. Donner, Statistics in Medicine 27, 2008; of two Wilson intervals it is R. G. Newcombe's
-    method 10 (Statistics in Medicine 17, 1998).
-    """
-    middle = value.value - before.value
-    low = middle - math.hypot(value.value - value.low, before.high - before.value)
-    return low, middle + math.hypot(value.high - value.value, before.value - before.low)
-
-
 def _ratio(value: Estimate | None, before: Estimate | None) -> tuple[float, float] | None:
-    """As `_difference`, of logarithms: the interval of value / before."""
+    """The interval of value / before: that of the difference of their logarithms."""
     if value is None or before is None or not (value.low > 0 and before.low > 0):
         return None
-    low, high = _difference(Estimate(*map(math.log, value)), Estimate(*map(math.log, before)))
+    low, high = difference_bounds(Estimate(*map(math.log, value)), Estimate(*map(math.log, before)))
     return math.exp(low), math.exp(high)
 
 

@@ -7,17 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from monitoring_pipeline.analysis.statistics import Estimate
 from monitoring_pipeline.analysis.summaries import CONFIDENCE
-
-
-class Estimate(NamedTuple):
-    """A value and the bounds of its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def share(marked: float, count: float) -> Estimate:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitoring_pipeline.analysis.statistics import Estimate, difference_bounds
 from monitoring_pipeline.reports.changes import Change, changes
-from monitoring_pipeline.reports.changes import _difference as difference
-from monitoring_pipeline.reports.estimates import Estimate, mean_of, share
+from monitoring_pipeline.reports.estimates import mean_of, share
 from monitoring_pipeline_tests.reports.frames import (
     DAY_BEFORE,
     PERIOD,
@@ -56,7 +56,7 @@ def test_a_difference_of_chance_is_within_noise() -> None:
 # R. G. Newcombe, Statistics in Medicine 17, 1998, table II, method 10: 56/70 against 48/80, at 95 %
 def test_the_interval_of_a_difference_of_shares_is_newcombes() -> None:
     first, second = Estimate(0.8, 0.6919, 0.8777), Estimate(0.6, 0.4904, 0.7004)
-    assert difference(first, second) == pytest.approx((0.0524, 0.3339), abs=2e-3)
+    assert difference_bounds(first, second) == pytest.approx((0.0524, 0.3339), abs=2e-3)
 
 
 def test_latency_and_cost_are_compared_by_their_ratio() -> None:
@@ -138,5 +138,5 @@ def test_two_days_alike_are_told_apart_about_once_in_a_hundred() -> None:
 
 
 def _leaves_out_0(one: Estimate, other: Estimate) -> bool:
-    low, high = difference(one, other)
+    low, high = difference_bounds(one, other)
     return not low <= 0 <= high
