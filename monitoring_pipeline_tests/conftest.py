@@ -96,6 +96,13 @@ def dagster_home(_dagster_home: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     return folder
 
 
+@pytest.fixture
+def no_active_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's active experiment, which is of the whole process and of those it starts: none, and none afterwards."""
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
+
+
 @pytest.fixture(scope="session")
 def recorded_conversations() -> list[dict]:
     """The recorded conversations, as they stand in their file."""

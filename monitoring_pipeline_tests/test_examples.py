@@ -13,12 +13,10 @@ from monitoring_pipeline_tests.made_project import MadeProject
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.mark.usefixtures("no_active_experiment")
 def test_a_multi_agent_application_is_scored_stage_by_stage(made: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made.folder)
     monkeypatch.setenv("MLFLOW_GENAI_EVAL_SCORER_RATE_LIMIT", "0")
-    # MLflow keeps the active experiment for the whole process.
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
     example = runpy.run_path(str(EXAMPLES / "multi_agent.py"))
     with global_tracking_uri(made.settings.mlflow.tracking_uri):
         result = example["run"]().result_df

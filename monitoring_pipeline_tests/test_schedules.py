@@ -60,8 +60,8 @@ def test_the_schedule_asks_for_a_run_of_each_such_day(dagster_home: Path) -> Non
     schedule = repository.get_schedule_def("daily_report")
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
         at = datetime(2020, 1, 3, 1, 0, tzinfo=UTC)
-        context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
-        requests = schedule.evaluate_tick(context).run_requests or []
+        with dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository) as context:
+            requests = schedule.evaluate_tick(context).run_requests or []
     assert [(request.partition_key, request.run_key) for request in requests] == [
         ("2020-01-01", "2020-01-01 at 2020-01-03T01:00Z"),
         ("2020-01-02", "2020-01-02 at 2020-01-03T01:00Z"),
@@ -104,8 +104,8 @@ def test_the_weekly_schedule_asks_for_a_run_of_each_such_week(dagster_home: Path
     assert schedule.job_name == WEEKLY_REPORT
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
         at = datetime(2020, 1, 13, 1, 15, tzinfo=UTC)
-        context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
-        requests = schedule.evaluate_tick(context).run_requests or []
+        with dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository) as context:
+            requests = schedule.evaluate_tick(context).run_requests or []
     assert [(request.partition_key, request.run_key) for request in requests] == [
         ("2019-12-30", "week of 2019-12-30 at 2020-01-13T01:15Z"),
         ("2020-01-06", "week of 2020-01-06 at 2020-01-13T01:15Z"),

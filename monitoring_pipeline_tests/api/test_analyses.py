@@ -22,6 +22,7 @@ from monitoring_pipeline.analysis.errors import NO_FAILED_SPAN
 from monitoring_pipeline.analysis.signatures import error_signature
 from monitoring_pipeline.analysis.statistics import share_difference, share_interval
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.settings import ArchiveSettings, LakeSettings, Settings, UpkeepSettings
 from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
@@ -40,14 +41,10 @@ def settings(archived: Path) -> Settings:
 @pytest.fixture(scope="module")
 def table(recorded_store: str) -> pd.DataFrame:
     """What MLflow's search gives."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(recorded_store)
-    try:
+    with global_tracking_uri(recorded_store):
         experiment = mlflow.get_experiment_by_name("airline")
         assert experiment is not None
         return mlflow.search_traces(locations=[experiment.experiment_id])  # type: ignore[return-value]
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 def sources(recorded_traces: list[Trace], table: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:

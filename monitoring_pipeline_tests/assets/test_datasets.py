@@ -165,8 +165,8 @@ def test_the_schedule_asks_for_what_was_not_made_since_the_day_was_over(made: Ma
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
 
         def asked() -> list[tuple[str | None, list[str], str | None]]:
-            context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
-            requests = schedule.evaluate_tick(context).run_requests or []
+            with dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository) as context:
+                requests = schedule.evaluate_tick(context).run_requests or []
             return [
                 (request.partition_key, [key.path[-1] for key in request.asset_selection or []], request.run_key)
                 for request in requests

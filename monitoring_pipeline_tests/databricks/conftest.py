@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from mlflow.tracking import fluent
 
 from monitoring_pipeline.databricks import jobs
 from monitoring_pipeline.definitions import build_definitions, build_resources
@@ -128,8 +126,5 @@ def remote(finished: Project, workspace: WorkspaceDouble) -> Project:
 
 
 @pytest.fixture(autouse=True)
-def _no_active_experiment() -> Iterator[None]:
-    """What makes an experiment MLflow's active one does so for this process, and the environment of others."""
-    yield
-    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
-    fluent._active_experiment_id = None
+def _no_active_experiment(no_active_experiment: None) -> None:
+    """What sets archival up makes its experiment the active one."""

@@ -44,8 +44,6 @@ def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceDouble]:
     """A workspace of the test's own."""
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     with serving(tmp_path, monkeypatch) as double:
         yield double
 

@@ -24,7 +24,7 @@ from mlflow.entities import Expectation, Feedback, Span, Trace
 from mlflow.genai import evaluate
 from mlflow.genai.datasets import get_dataset
 from mlflow.genai.scorers import scorer
-from mlflow.tracking import MlflowClient, fluent
+from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from monitoring_pipeline import api, scoring
@@ -64,10 +64,11 @@ def own(settings: Settings, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def development(own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def development(
+    own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_active_experiment: None
+) -> Iterator[Settings]:
     """`own`, with MLflow's evaluations logged to an experiment of its store."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fluent, "_active_experiment_id", None)
     with global_tracking_uri(own.mlflow.tracking_uri):
         mlflow.set_experiment("development")
         yield own

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow.entities import Trace
 from mlflow.genai import evaluate
 from mlflow.genai.utils.trace_utils import extract_inputs_from_trace, extract_outputs_from_trace
 
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.on_demand import assess_traces
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
@@ -24,10 +24,8 @@ def test_a_scorer_gives_the_same_scores_while_developing_and_in_production(
         name="response_quality", scorer=f"{SHIPPED_SCORERS}:response_quality", params={"min_characters": 200}
     )
     (scorer,) = load_scorers([entry])
-    before = mlflow.get_tracking_uri()
     monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'development.db'}")
-    try:
+    with global_tracking_uri(f"sqlite:///{tmp_path / 'development.db'}"):
         developed = evaluate(
             data=[
                 {"inputs": extract_inputs_from_trace(trace), "outputs": extract_outputs_from_trace(trace)}
@@ -35,8 +33,6 @@ def test_a_scorer_gives_the_same_scores_while_developing_and_in_production(
             ],
             scorers=[scorer.scorer],
         )
-    finally:
-        mlflow.set_tracking_uri(before)
     produced = assess_traces(lake, [scorer], traces)
     assert developed.result_df is not None
     scores = sorted(developed.result_df["response_quality/value"].astype(float))

@@ -62,7 +62,7 @@ def test_a_backfill_launched_from_the_dialog_scores_24_hours(
     expect(dialog).to_be_hidden()
 
     page.goto(f"{cockpit}/runs")
-    backfill = page.get_by_role("row").filter(has_text="24 partitions")
+    backfill = page.locator("tr, [class*=Row]").filter(has_text="24 partitions").first
     expect(backfill).to_contain_text("Success", timeout=PATIENCE_MS)
     save_screenshot("backfill")
     with_tools = {
