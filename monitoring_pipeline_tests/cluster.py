@@ -23,7 +23,8 @@ JARS = Path.home() / ".cache" / "monitoring-pipeline" / "spark-jars"
 ROOT = Path(__file__).parents[1]
 LEAST_JAVA = 17
 START_SECONDS = 90
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+# A cache too small for the code of so many queries costs more than they do.
+JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m -XX:+UseSerialGC"
 
 
 class SparkCluster:

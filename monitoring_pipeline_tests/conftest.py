@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from monitoring_pipeline_tests.cluster import SparkCluster
     from monitoring_pipeline_tests.made_project import MadeProject
     from monitoring_pipeline_tests.scoring.model_double import ModelDouble
+    from monitoring_pipeline_tests.traces.stores import Store
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 for variable in ("MLFLOW_TRACKING_URI", "SPARK_REMOTE", "MONITORING_CONFIG", "DAGSTER_HOME"):
@@ -94,6 +95,21 @@ def dagster_home(_dagster_home: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.copytree(_dagster_home, folder)
     monkeypatch.setenv("DAGSTER_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A SQLite MLflow store for the tests of a file; each has an experiment of its own in it."""
+    from monitoring_pipeline_tests.traces.stores import Store
+
+    return Store.create(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an `mlflow server` over the store."""
+    with running(store.uri, tmp_path_factory.mktemp("server")) as server:
+        yield server.uri
 
 
 @pytest.fixture

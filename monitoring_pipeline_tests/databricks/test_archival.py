@@ -21,24 +21,10 @@ from monitoring_pipeline.errors import MonitoringError, TrackingError
 from monitoring_pipeline.settings import MlflowSettings, Settings
 from monitoring_pipeline_tests.databricks.managed_double import EVALS, ManagedDouble
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, WorkspaceDouble, error, serving
-from monitoring_pipeline_tests.servers import running
 from monitoring_pipeline_tests.traces.stores import Store
 
 TABLE = "production.monitoring.agent_traces"
 PARTS = ("production", "monitoring", "agent_traces")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A SQLite store; each test has an experiment of its own in it."""
-    return Store.create(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` over the store."""
-    with running(store.uri, tmp_path_factory.mktemp("server")) as server:
-        yield server.uri
 
 
 @pytest.fixture

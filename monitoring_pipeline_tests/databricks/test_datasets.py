@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings import MlflowSettings, Settings
 from monitoring_pipeline_tests.databricks.managed_double import EVALS, ManagedDouble
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, Answer, Request, WorkspaceDouble, error
-from monitoring_pipeline_tests.servers import running
 from monitoring_pipeline_tests.traces.stores import Store
 
 TABLE = "main.evaluation.regression"
@@ -69,18 +67,6 @@ class DatasetsDouble:
         for asked in request.json["requests"]:
             there.append({**asked["dataset_record"], "dataset_record_id": f"r-{len(there)}"})
         return Answer()
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store.create(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` over the store."""
-    with running(store.uri, tmp_path_factory.mktemp("server")) as server:
-        yield server.uri
 
 
 @pytest.fixture

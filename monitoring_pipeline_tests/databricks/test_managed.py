@@ -53,7 +53,6 @@ from monitoring_pipeline_tests.databricks.managed_double import SCORERS, Backfil
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, Answer, WorkspaceDouble, error, serving
 from monitoring_pipeline_tests.made_project import FIRST, LAST, WINDOW, MadeProject, traces
 from monitoring_pipeline_tests.scoring.made import made_trace
-from monitoring_pipeline_tests.servers import running
 from monitoring_pipeline_tests.traces.stores import START, Store, trace_id
 
 HERE = __name__
@@ -62,19 +61,6 @@ EVEN = ScorerSettings(
     name="is_even", scorer="monitoring_pipeline_tests.odd_scorers:even", sample_rate=1.0, managed="databricks"
 )
 PROD = "tags.env = 'prod'"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A SQLite store; each test has an experiment of its own in it."""
-    return Store.create(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` over the store."""
-    with running(store.uri, tmp_path_factory.mktemp("server")) as server:
-        yield server.uri
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +24,6 @@ from monitoring_pipeline.scoring.lifecycle import UnknownScorerError, effective,
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.states import Change, LifecycleError, ScorerLog, StaleHandleError
 from monitoring_pipeline.settings import MlflowSettings, ScorerSettings, ScoringSettings, Settings
-from monitoring_pipeline_tests.servers import running
 from monitoring_pipeline_tests.traces.stores import Store
 
 SCORERS = "monitoring_pipeline_tests.scoring.sample_scorers"
@@ -32,19 +31,6 @@ CODE = ScorerSettings(name="long", scorer=f"{SCORERS}:characters", sample_rate=0
 CHANGED_CODE = ScorerSettings(name="long", scorer=f"{SCORERS}:at_least_10", sample_rate=0.25)
 BUILTIN = ScorerSettings(name="order_number", builtin="RegexMatch", params={"pattern": "#W[0-9]+"})
 CHANGED_BUILTIN = ScorerSettings(name="order_number", builtin="RegexMatch", params={"pattern": "#X[0-9]+"})
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A SQLite store; each test has an experiment of its own in it."""
-    return Store.create(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` over the store."""
-    with running(store.uri, tmp_path_factory.mktemp("server")) as server:
-        yield server.uri
 
 
 @pytest.fixture

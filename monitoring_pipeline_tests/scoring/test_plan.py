@@ -22,12 +22,6 @@ ORDER = ScorerSettings(name="order_number", builtin="RegexMatch", params={"patte
 SettingsOf = Callable[..., Settings]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A SQLite store; each test has an experiment of its own in it."""
-    return Store.create(tmp_path_factory.mktemp("store"))
-
-
 @pytest.fixture
 def settings_of(store: Store, request: pytest.FixtureRequest) -> SettingsOf:
     """Settings with the scorers given, whose states are in the test's own experiment."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -142,7 +142,11 @@ def serving(monitored: MonitoredDay, *command: str | Path) -> Iterator[str]:
             yield address
         finally:
             os.killpg(server.pid, signal.SIGTERM)
-            server.wait(timeout=60)
+            with suppress(subprocess.TimeoutExpired):  # on a busy machine it waits for its own processes for minutes
+                server.wait(timeout=20)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait(timeout=30)
 
 
 # Not for the session: while Playwright runs, the thread has an event loop, in which no other test could start its own.
