@@ -25,12 +25,8 @@ class Shell:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("MONITORING_")},
-            "COLUMNS": "200",
-            "DAGSTER_HOME": "",
-        }
-        del self.environment["DAGSTER_HOME"]
+        others = {name: value for name, value in os.environ.items() if not name.startswith(("MONITORING_", "DAGSTER_"))}
+        self.environment = {**others, "COLUMNS": "200"}
 
     def configure(self, text: str) -> None:
         (self.folder / "monitoring.toml").write_text(text, encoding="utf-8")
@@ -42,7 +38,7 @@ class Shell:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,  # a busy machine takes minutes for what a quiet one does in seconds
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -522,7 +523,7 @@ def test_a_look_that_takes_too_long_asks_for_what_it_found(
     follower.log(1, CURRENT)
     follower.log(2, CURRENT - 47 * HOUR)
     monkeypatch.setattr(sensors, "BUDGET_S", 0.0)
-    monkeypatch.setattr(sensors.time, "monotonic", iter([0.0, 0.0, 1.0]).__next__)
+    monkeypatch.setattr(sensors, "time", SimpleNamespace(monotonic=iter([0.0, 0.0, 1.0]).__next__))
     data = follower.tick()
     assert [request.tags[RANGE_END] for request in data.run_requests] == [key(CURRENT)]
     assert data.cursor is None

@@ -52,9 +52,14 @@ def test_both_engines_give_the_same(
     embedded = new_project(tmp_path / "embedded", store, str(tmp_path / "lake"), None, SCORERS)
     remote = new_project(tmp_path / "cluster", store, "spark_catalog.conformance", cluster.remote, SCORERS)
 
-    for project in (embedded, remote):
-        done = project.start("-m", "monitoring_pipeline_tests.conformance.work", project.config, project.folder).wait()
-        assert done == 0, project.log.read_text()[-5000:]
+    work = "monitoring_pipeline_tests.conformance.work"
+    both = [(project, project.start("-m", work, project.config, project.folder)) for project in (embedded, remote)]
+    try:
+        for project, process in both:
+            assert process.wait() == 0, project.log.read_text()[-5000:]
+    finally:
+        for _, process in both:
+            process.kill()
     found = {kind: compare(embedded.folder, remote.folder, kind) for kind in KINDS}
 
     with capsys.disabled():
