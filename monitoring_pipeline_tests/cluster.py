@@ -22,7 +22,7 @@ from monitoring_pipeline_tests.servers import free_port
 JARS = Path.home() / ".cache" / "monitoring-pipeline" / "spark-jars"
 ROOT = Path(__file__).parents[1]
 LEAST_JAVA = 17
-START_SECONDS = 90
+START_SECONDS = 240
 # A cache too small for the code of so many queries costs more than they do.
 JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m -XX:+UseSerialGC"
 

@@ -18,7 +18,7 @@ import pytest
 
 def wait_until_up(name: str, address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return when the address answers; fail with the end of the log where the process does not come so far."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240  # of a busy machine
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(address, timeout=2):
