@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install run ui test conformance lint lock
+.PHONY: install run ui test conformance scenario lint lock
 
 install: $(READY)
 
@@ -29,6 +29,11 @@ test: $(READY)
 conformance: $(READY)
 	scripts/install-spark
 	MONITORING_LONG_TESTS=1 MONITORING_CONFORMANCE_TRACES=200000 $(BIN)/python -m pytest monitoring_pipeline_tests/conformance
+
+# Ten minutes of traffic, with daemon and code server killed midway: the production profile, and what `make ui` starts.
+scenario: $(READY)
+	scripts/install-postgresql
+	MONITORING_LONG_TESTS=1 MONITORING_SCENARIO_SECONDS=600 $(BIN)/python -m pytest monitoring_pipeline_tests/deploy
 
 lint: $(READY)
 	$(BIN)/ruff check .
