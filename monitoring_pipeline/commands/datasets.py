@@ -39,7 +39,11 @@ def build(
     built = build(resources["lake"], resources["tracking"], scorers, entry, window, period)
     typer.echo(f"{len(built.dataset):,} records: {built.manifest}")
     if built.merged:
-        typer.echo(f"MLflow dataset {built.merged.name}: {built.merged.added:,} added, {built.merged.records:,} now")
+        known = len(built.dataset) - built.merged.added
+        typer.echo(
+            f"MLflow dataset {built.merged.name}: {built.merged.added:,} added, {known:,} left out as it has their "
+            f"inputs, {built.merged.records:,} now"
+        )
 
 
 @app.command("list")

@@ -44,8 +44,13 @@ def test_a_dataset_is_built_listed_and_made_again(call: Call, made: MadeProject)
     folder = made.folder / "data" / "datasets" / "prod" / "2026-01-01T05--2026-01-01T09"
     assert (built.code, built.out.splitlines()) == (
         0,
-        [f"20 records: {folder / 'manifest.json'}", "MLflow dataset prod: 20 added, 20 now"],
+        [
+            f"20 records: {folder / 'manifest.json'}",
+            "MLflow dataset prod: 20 added, 0 left out as it has their inputs, 20 now",
+        ],
     )
+    repeated = call("build", "prod", "--from", FROM, "--to", TO).out.splitlines()[1]
+    assert repeated == "MLflow dataset prod: 0 added, 20 left out as it has their inputs, 20 now"
     assert len(read_dataset(folder)) == 20
     varied = call("build", "varied", "--from", FROM, "--to", TO)
     assert varied.out.startswith(f"5 records: {made.folder / 'elsewhere' / 'varied'}")
