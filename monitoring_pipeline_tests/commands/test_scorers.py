@@ -43,12 +43,6 @@ class Called:
 Call = Callable[..., Called]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A SQLite store; each test has an experiment of its own in it."""
-    return Store.create(tmp_path_factory.mktemp("store"))
-
-
 @pytest.fixture
 def config(store: Store, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration of the working folder, with two scorers."""

@@ -15,26 +15,12 @@ from monitoring_pipeline_tests.commands.calling import Call, calling
 from monitoring_pipeline_tests.databricks.managed_double import ManagedDouble
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, error, serving
 from monitoring_pipeline_tests.made_project import MadeProject
-from monitoring_pipeline_tests.servers import running
 from monitoring_pipeline_tests.traces.stores import Store
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     return calling(monkeypatch, capsys, "setup")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A SQLite store; each test has an experiment of its own in it."""
-    return Store.create(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` over the store."""
-    with running(store.uri, tmp_path_factory.mktemp("server")) as server:
-        yield server.uri
 
 
 @pytest.fixture

@@ -87,11 +87,6 @@ def forget(lake: LakeResource) -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store.create(tmp_path_factory.mktemp("write_back"))
-
-
-@pytest.fixture(scope="module")
 def server(store: Store) -> Iterator[MlflowServer]:
     with running(store.uri, store.file.parent) as server:
         yield server
