@@ -1,11 +1,11 @@
 """How much faster two workers of a Spark cluster score than one.
 
-    python benchmarks/scorers_on_workers.py sqlite:///mlflow.db
+    python -m benchmarks.scorers_on_workers sqlite:///mlflow.db
 
 Starts a cluster on loopback (scripts/install-spark has fetched its parts), archives the store into its catalog, and
-runs one code scorer over everything: with one worker, with two, and so on in turn, each time as another scorer, so that
-all is scored again. Each worker has one core. Prints one JSON line a run (workers, traces, seconds, traces a second),
-and the ratio of the medians.
+runs a code scorer over everything: with one worker, with two, and so on in turn, each time as another scorer, so that
+all is scored again. Each worker has one core. Prints one JSON line a run (scorer, workers, traces, seconds, traces a
+second), and for each scorer the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -28,35 +28,38 @@ from monitoring_pipeline.traces.sources import archive_window
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.cluster import SparkCluster, running
 
-SHIPPED = "monitoring_pipeline.scoring.scorers:response_quality"
+# One that reads a trace and little more, and one that works on its text for milliseconds.
+SCORERS = {
+    "response_quality": "monitoring_pipeline.scoring.scorers:response_quality",
+    "verbatim_share": "benchmarks.scorers:verbatim_share",
+}
 
 
-def scored(lake: LakeResource, window: Window, name: str) -> tuple[int, float]:
+def scored(lake: LakeResource, window: Window, name: str, scorer: str) -> tuple[int, float]:
     """How many traces a new scorer has scored, and in how many seconds."""
-    (scorer,) = load_scorers([ScorerSettings(name=name, scorer=SHIPPED)])
+    (loaded,) = load_scorers([ScorerSettings(name=name, scorer=SCORERS[scorer])])
     began = time.perf_counter()
-    counts = score_window(lake, scorer, window, "benchmark")
+    counts = score_window(lake, loaded, window, "benchmark")
     return counts.seen, time.perf_counter() - began
 
 
-def measure(cluster: SparkCluster, store: str, window: Window, rounds: int) -> None:
-    """Print it all."""
-    lake = LakeResource(location="spark_catalog.benchmark", spark=SparkResource(remote=cluster.remote))
-    archive_window(ArchiveSettings(source="mlflow-sql"), TrackingResource(tracking_uri=store), lake, window)
-    scored(lake, Window(window.start, window.start + timedelta(hours=1)), "warm_up")
+def measure(cluster: SparkCluster, lake: LakeResource, window: Window, rounds: int, scorer: str) -> None:
+    """Print it all of one scorer."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(rounds):
         for workers in (1, 2):
             if workers == 2:
                 cluster.start_worker(1)
-                scored(lake, Window(window.start, window.start + timedelta(hours=1)), f"warm_up_{turn}")
-            traces, seconds = scored(lake, window, f"of_{workers}_{turn}")
+            # All workers have started Python and loaded MLflow by then.
+            first_day = Window(window.start, window.start + timedelta(days=1))
+            scored(lake, first_day, f"{scorer}_warm_{workers}_{turn}", "response_quality")
+            traces, seconds = scored(lake, window, f"{scorer}_{workers}_{turn}", scorer)
             rates[workers].append(traces / seconds)
-            result = {"workers": workers, "traces": traces, "seconds": round(seconds, 2)}
+            result = {"scorer": scorer, "workers": workers, "traces": traces, "seconds": round(seconds, 2)}
             print(json.dumps({**result, "per_second": round(traces / seconds)}), flush=True)
         cluster.kill("worker-1")
     medians = {workers: statistics.median(found) for workers, found in rates.items()}
-    print(json.dumps({"two_workers_to_one": round(medians[2] / medians[1], 2)}))
+    print(json.dumps({"scorer": scorer, "two_workers_to_one": round(medians[2] / medians[1], 2)}), flush=True)
 
 
 def main() -> None:
@@ -65,10 +68,16 @@ def main() -> None:
     parser.add_argument("--start", default="2026-01-01", help="first day, UTC")
     parser.add_argument("--days", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scorer", choices=SCORERS, action="append", help="only this one")
     arguments = parser.parse_args()
     start = datetime.fromisoformat(arguments.start).replace(tzinfo=UTC)
+    window = Window(start, start + timedelta(days=arguments.days))
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), workers=1) as cluster:
-        measure(cluster, arguments.store, Window(start, start + timedelta(days=arguments.days)), arguments.rounds)
+        lake = LakeResource(location="spark_catalog.benchmark", spark=SparkResource(remote=cluster.remote))
+        tracking = TrackingResource(tracking_uri=arguments.store)
+        archive_window(ArchiveSettings(source="mlflow-sql"), tracking, lake, window)
+        for scorer in arguments.scorer or SCORERS:
+            measure(cluster, lake, window, arguments.rounds, scorer)
 
 
 if __name__ == "__main__":

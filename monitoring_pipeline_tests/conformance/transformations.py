@@ -197,16 +197,22 @@ def told(values: dict[str, Any]) -> str:
 
 def in_order(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: round(item, 9) if isinstance(item, float) else item for name, item in sorted(value.items())}
+        return {name: ten_digits(item) for name, item in sorted(value.items())}
     if isinstance(value, list):
         return [in_order(item) for item in value]
     if isinstance(value, Incident):
-        worst = [(s.measure, s.scorer, s.hour, round(s.value, 9), round(s.baseline, 9)) for s in value.worst]
+        worst = [(s.measure, s.scorer, s.hour, ten_digits(s.value), ten_digits(s.baseline)) for s in value.worst]
         return value.experiment_id, value.start, value.end, worst
     if not isinstance(value, pd.DataFrame):
         return value
     rows = value.drop(columns=[name for name in ("assessed_at", "dagster_run_id") if name in value])
-    return rows.sort_values(list(rows.columns[:5]), key=lambda c: c.astype(str)).round(9).to_csv(index=False)
+    rows = rows.sort_values(list(rows.columns[:5]), key=lambda c: c.astype(str)).round(9)
+    return rows.to_csv(index=False, float_format="%.10g")
+
+
+def ten_digits(value: Any) -> Any:
+    """A number as far as engines agree on it, which add up in different orders: also in what is next to zero."""
+    return float(f"{round(value, 9):.10g}") if isinstance(value, float) else value
 
 
 def of_pandas(frame: pd.DataFrame) -> pa.Table:
