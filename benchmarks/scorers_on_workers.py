@@ -45,13 +45,13 @@ def scored(lake: LakeResource, window: Window, name: str, scorer: str) -> tuple[
 
 def measure(cluster: SparkCluster, lake: LakeResource, window: Window, rounds: int, scorer: str) -> None:
     """Print it all of one scorer."""
+    first_day = Window(window.start, window.start + timedelta(days=1))
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(rounds):
         for workers in (1, 2):
             if workers == 2:
                 cluster.start_worker(1)
             # All workers have started Python and loaded MLflow by then.
-            first_day = Window(window.start, window.start + timedelta(days=1))
             scored(lake, first_day, f"{scorer}_warm_{workers}_{turn}", "response_quality")
             traces, seconds = scored(lake, window, f"{scorer}_{workers}_{turn}", scorer)
             rates[workers].append(traces / seconds)
