@@ -42,12 +42,11 @@ def search(address: str, experiment: str) -> dict[str, Any]:
 
 def archive(address: str, experiment: str) -> dict[str, Any]:
     """Archive all traces from the database into a lake of its own."""
+    from monitoring_pipeline.archive.window import archive_window
     from monitoring_pipeline.resources.lake import LakeResource
     from monitoring_pipeline.resources.spark import SparkResource
     from monitoring_pipeline.resources.tracking import TrackingResource
     from monitoring_pipeline.settings import ArchiveSettings
-    from monitoring_pipeline.traces import mlflow_sql_source  # noqa: F401 - as for search_traces, imports are not timed
-    from monitoring_pipeline.traces.sources import archive_window
 
     source = ArchiveSettings(source="mlflow-sql")
     tracking = TrackingResource(tracking_uri=address, experiments=[experiment])

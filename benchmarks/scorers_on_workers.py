@@ -18,13 +18,13 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from monitoring_pipeline.archive.window import archive_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.registry import load_scorers
-from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.settings import ArchiveSettings, ScorerSettings
-from monitoring_pipeline.traces.sources import archive_window
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.cluster import SparkCluster, running
 

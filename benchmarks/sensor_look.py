@@ -26,10 +26,10 @@ from mlflow.entities import Feedback, TraceInfo, TraceState
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.tracing.client import TracingClient
 
+from monitoring_pipeline.orchestration.new_traces import look
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
-from monitoring_pipeline.sensors import look
 from monitoring_pipeline.settings import ArchiveSettings, SensorSettings
 
 YEAR = timedelta(days=365)

@@ -11,6 +11,7 @@ import pandas as pd
 from mlflow.entities import Trace
 from mlflow.genai.scorers import Scorer
 
+from monitoring_pipeline.archive.given import MlflowTraces, mlflow_traces
 from monitoring_pipeline.errors import MonitoringError, SettingsError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -18,7 +19,6 @@ from monitoring_pipeline.scoring.on_demand import Outcome, archived_traces, asse
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, configured, load_scorers
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.traces.filters import parse_filter
-from monitoring_pipeline.traces.given import MlflowTraces, mlflow_traces
 from monitoring_pipeline.windows import Window
 
 RESULTS_FILE = "assessments.json"

@@ -14,30 +14,30 @@ import dagster as dg
 warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", message="Asset job .* with varying BackfillPolicies", category=UserWarning)
 
-from monitoring_pipeline.alerts.job import alert_definitions  # noqa: E402
-from monitoring_pipeline.assets.agreement import agreement_assets  # noqa: E402
-from monitoring_pipeline.assets.archive import archive_assets  # noqa: E402
-from monitoring_pipeline.assets.assessments import assessment_assets  # noqa: E402
-from monitoring_pipeline.assets.datasets import dataset_assets  # noqa: E402
-from monitoring_pipeline.assets.performance import performance_assets  # noqa: E402
-from monitoring_pipeline.assets.quality import quality_assets  # noqa: E402
-from monitoring_pipeline.assets.reports import report_assets  # noqa: E402
-from monitoring_pipeline.assets.write_back import write_back_assets  # noqa: E402
-from monitoring_pipeline.automation import automated, automation_sensor  # noqa: E402
-from monitoring_pipeline.databricks.jobs import on_databricks  # noqa: E402
 from monitoring_pipeline.databricks.managed import is_managed  # noqa: E402
-from monitoring_pipeline.jobs import dataset_jobs, jobs  # noqa: E402
-from monitoring_pipeline.lost_runs import lost_runs_sensor  # noqa: E402
-from monitoring_pipeline.ops import assess_job, latest_hour_job  # noqa: E402
-from monitoring_pipeline.partitions import daily, hourly, weekly  # noqa: E402
+from monitoring_pipeline.orchestration.alerts import alert_definitions  # noqa: E402
+from monitoring_pipeline.orchestration.assets.agreement import agreement_assets  # noqa: E402
+from monitoring_pipeline.orchestration.assets.archive import archive_assets  # noqa: E402
+from monitoring_pipeline.orchestration.assets.assessments import assessment_assets  # noqa: E402
+from monitoring_pipeline.orchestration.assets.datasets import dataset_assets  # noqa: E402
+from monitoring_pipeline.orchestration.assets.performance import performance_assets  # noqa: E402
+from monitoring_pipeline.orchestration.assets.quality import quality_assets  # noqa: E402
+from monitoring_pipeline.orchestration.assets.reports import report_assets  # noqa: E402
+from monitoring_pipeline.orchestration.assets.write_back import write_back_assets  # noqa: E402
+from monitoring_pipeline.orchestration.automation import automated, automation_sensor  # noqa: E402
+from monitoring_pipeline.orchestration.databricks_jobs import on_databricks  # noqa: E402
+from monitoring_pipeline.orchestration.jobs import dataset_jobs, jobs  # noqa: E402
+from monitoring_pipeline.orchestration.lost_runs import lost_runs_sensor  # noqa: E402
+from monitoring_pipeline.orchestration.new_traces import new_traces_sensor  # noqa: E402
+from monitoring_pipeline.orchestration.ops import assess_job, latest_hour_job  # noqa: E402
+from monitoring_pipeline.orchestration.partitions import daily, hourly, weekly  # noqa: E402
+from monitoring_pipeline.orchestration.schedules import schedules  # noqa: E402
+from monitoring_pipeline.orchestration.upkeep_jobs import upkeep_jobs  # noqa: E402
 from monitoring_pipeline.resources.lake import LakeResource  # noqa: E402
 from monitoring_pipeline.resources.spark import SparkResource  # noqa: E402
 from monitoring_pipeline.resources.tracking import TrackingResource  # noqa: E402
-from monitoring_pipeline.schedules import schedules  # noqa: E402
 from monitoring_pipeline.scoring.registry import load_scorers  # noqa: E402
-from monitoring_pipeline.sensors import new_traces_sensor  # noqa: E402
 from monitoring_pipeline.settings import Settings, load_settings  # noqa: E402
-from monitoring_pipeline.upkeep.ops import upkeep_jobs  # noqa: E402
 
 
 def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:

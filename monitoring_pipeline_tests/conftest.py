@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from monitoring_pipeline_tests.cluster import SparkCluster
     from monitoring_pipeline_tests.made_project import MadeProject
     from monitoring_pipeline_tests.scoring.model_double import ModelDouble
-    from monitoring_pipeline_tests.traces.stores import Store
+    from monitoring_pipeline_tests.sources.stores import Store
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # Seven processes of each `mlflow server`, for jobs that no test asks for, take half a minute of CPU to start.
@@ -102,7 +102,7 @@ def dagster_home(_dagster_home: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A SQLite MLflow store for the tests of a file; each has an experiment of its own in it."""
-    from monitoring_pipeline_tests.traces.stores import Store
+    from monitoring_pipeline_tests.sources.stores import Store
 
     return Store.create(tmp_path_factory.mktemp("store"))
 
@@ -178,7 +178,7 @@ def recorded_traces(recorded_store: str) -> list[Trace]:
 @pytest.fixture(scope="session")
 def archived(recorded_traces: list[Trace], spark: SparkResource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a lake that holds the recorded conversations and nothing else, to read only."""
-    from monitoring_pipeline.traces.archive import archive
+    from monitoring_pipeline.archive.merging import archive
 
     folder = tmp_path_factory.mktemp("archived") / "lake"
     archive(LakeResource(location=str(folder), spark=spark), RECORDED_WINDOW, [[*recorded_traces]], {})

@@ -29,7 +29,7 @@ from monitoring_pipeline.settings import (
 from monitoring_pipeline.tables import ASSESSMENTS, TABLES, Table
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
-from monitoring_pipeline_tests.traces.stores import START, Store, trace_id
+from monitoring_pipeline_tests.sources.stores import START, Store, trace_id
 
 HOURS = 4
 PER_HOUR = 10
@@ -127,7 +127,7 @@ class MadeProject:
 
 def fails_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let the asset of the scorer raise."""
-    from monitoring_pipeline.assets import assessments
+    from monitoring_pipeline.orchestration.assets import assessments
 
     score_window = assessments.score_window
 

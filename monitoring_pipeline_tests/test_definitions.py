@@ -13,11 +13,11 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from monitoring_pipeline.assets.assessments import scorer_key
-from monitoring_pipeline.assets.write_back import RESULTS_IN_MLFLOW, RESULTS_SENT
 from monitoring_pipeline.definitions import build_definitions, build_resources
-from monitoring_pipeline.jobs import DAILY_REPORT, MONITORING
-from monitoring_pipeline.launch import QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline.orchestration.assets.assessments import scorer_key
+from monitoring_pipeline.orchestration.assets.write_back import RESULTS_IN_MLFLOW, RESULTS_SENT
+from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, MONITORING
+from monitoring_pipeline.orchestration.runs import QUIET, RANGE_END, RANGE_START
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import (
@@ -235,7 +235,9 @@ def test_a_changed_parameter_is_stale_and_scores_beside_the_old_digest(copied: P
 
 
 def test_a_ledger_that_does_not_add_up_blocks_quality(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitoring_pipeline.checks.ledger_problems", lambda *_: ["one trace is unaccounted for"])
+    monkeypatch.setattr(
+        "monitoring_pipeline.orchestration.checks.ledger_problems", lambda *_: ["one trace is unaccounted for"]
+    )
     definitions = copied.definitions()
     result = definitions.resolve_job_def(MONITORING).execute_in_process(
         instance=copied.instance,

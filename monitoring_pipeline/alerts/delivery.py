@@ -16,7 +16,7 @@ from monitoring_pipeline.alerts.messages import message
 from monitoring_pipeline.alerts.notifiers import NotifierError, send
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import NotifierSettings, NotifySettings
-from monitoring_pipeline.settings.alerting import LOG
+from monitoring_pipeline.settings.alerts import LOG
 
 MOST_ATTEMPTS = 24  # about a day
 LONGEST_PAUSE = timedelta(hours=1)

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from monitoring_pipeline import text
 from monitoring_pipeline.alerts.detection import (
     HOURS_OF_A_WEEK,
     LEAST_WEEKS,
@@ -25,9 +26,8 @@ from monitoring_pipeline.alerts.detection import (
     rate_change,
 )
 from monitoring_pipeline.alerts.figures import Figures
-from monitoring_pipeline.reports import text
 from monitoring_pipeline.settings import AlertSettings, ScopeSettings
-from monitoring_pipeline.settings.alerting import BAD_IS_LOW, OF_SCORERS, RATES
+from monitoring_pipeline.settings.alerts import BAD_IS_LOW, OF_SCORERS, RATES
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
 SETTLING = timedelta(minutes=15)

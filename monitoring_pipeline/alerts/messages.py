@@ -15,7 +15,7 @@ from email.utils import format_datetime
 from typing import Any
 
 from monitoring_pipeline.alerts.episodes import OPEN, PASSED, RESOLVED, Episode
-from monitoring_pipeline.reports.text import plain
+from monitoring_pipeline.text import plain
 
 SLACK_HEADER, SLACK_FIELD = 150, 2000  # characters that Slack takes
 _MARKS = {"info": ":information_source:", "warning": ":warning:", "critical": ":rotating_light:"}

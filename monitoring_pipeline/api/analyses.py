@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from monitoring_pipeline.analysis.releases import ReleaseComparison
-    from monitoring_pipeline.traces.given import GivenTraces
+    from monitoring_pipeline.archive.given import GivenTraces
 
 
 def query_archived_traces(
@@ -137,7 +137,7 @@ def analyze_trace_quality(
     from pyspark.sql import functions as F
 
     from monitoring_pipeline.analysis.overview import overview
-    from monitoring_pipeline.settings.upkeeping import oldest_kept
+    from monitoring_pipeline.settings.upkeep import oldest_kept
 
     if days < 1:
         raise MonitoringError(f"days = {days}: must be at least 1")
@@ -164,8 +164,8 @@ def profile_trace_performance(
         MonitoringError: the trace is not in the archive.
     """
     from monitoring_pipeline.analysis.profiling import profile
+    from monitoring_pipeline.archive.given import archive_rows
     from monitoring_pipeline.definitions import build_resources
-    from monitoring_pipeline.traces.given import archive_rows
     from monitoring_pipeline.traces.searching import find_trace
 
     resources = build_resources(settings or load_settings())
@@ -227,9 +227,9 @@ def _rows(
     traces: GivenTraces | None, start_time: datetime | None, end_time: datetime | None, settings: Settings | None
 ) -> DataFrame:
     """`traces` as rows of `agent_traces`, else the archived ones of the hours."""
+    from monitoring_pipeline.archive.given import archive_rows
     from monitoring_pipeline.definitions import build_resources
     from monitoring_pipeline.tables import AGENT_TRACES
-    from monitoring_pipeline.traces.given import archive_rows
 
     settings = settings or load_settings()
     resources = build_resources(settings)

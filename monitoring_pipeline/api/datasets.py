@@ -16,18 +16,18 @@ from monitoring_pipeline.datasets.records import Dataset, Record, with_guideline
 from monitoring_pipeline.datasets.schema import validate_dataset
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings import Settings, load_settings
-from monitoring_pipeline.settings.upkeeping import oldest_kept
+from monitoring_pipeline.settings.upkeep import oldest_kept
 
 if TYPE_CHECKING:
     from mlflow.genai.datasets import EvaluationDataset
 
+    from monitoring_pipeline.archive.given import GivenTraces
     from monitoring_pipeline.datasets.diverse import Embed
     from monitoring_pipeline.datasets.files import Written
     from monitoring_pipeline.datasets.managed import Merged
     from monitoring_pipeline.datasets.query import Query
     from monitoring_pipeline.resources.lake import LakeResource
     from monitoring_pipeline.settings.datasets import Format
-    from monitoring_pipeline.traces.given import GivenTraces
     from monitoring_pipeline.windows import Window
 
 __all__ = [
@@ -268,11 +268,11 @@ def _build(
     embed: Embed | None = None,
     **choice: Any,
 ) -> Dataset:
+    from monitoring_pipeline.archive.given import archive_rows
     from monitoring_pipeline.datasets.building import dataset_of_lake, dataset_of_rows
     from monitoring_pipeline.datasets.query import query_of
     from monitoring_pipeline.definitions import build_resources
     from monitoring_pipeline.scoring.registry import load_scorers
-    from monitoring_pipeline.traces.given import archive_rows
 
     settings = settings or load_settings()
     lake = build_resources(settings)["lake"]

@@ -21,7 +21,7 @@ def daily_quality_report(day: date | None = None, settings: Settings | None = No
         MonitoringError: a scorer cannot be loaded, the lake not be read, or the archive no longer keeps that day.
     """
     from monitoring_pipeline.definitions import build_resources
-    from monitoring_pipeline.partitions import check_kept
+    from monitoring_pipeline.orchestration.partitions import check_kept
     from monitoring_pipeline.reports.figures import figures
     from monitoring_pipeline.reports.links import mlflow_ui
     from monitoring_pipeline.reports.period import Period

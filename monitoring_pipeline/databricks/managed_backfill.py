@@ -54,7 +54,7 @@ def backfill_and_archive(
     log: Callable[[str], None],
 ) -> list[str]:
     """`backfill`, and then the traces of `window` archived anew from `source`, with the results that they now have."""
-    from monitoring_pipeline.traces.sources import archive_window
+    from monitoring_pipeline.archive.window import archive_window
 
     backfilled = backfill(tracking, lake, scorer, window, log)
     if source.source == "delta":

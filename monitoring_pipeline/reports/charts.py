@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from monitoring_pipeline.reports import text
+from monitoring_pipeline import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from monitoring_pipeline import text
 from monitoring_pipeline.analysis.errors import NO_FAILED_SPAN, new_groups
-from monitoring_pipeline.reports import text
 from monitoring_pipeline.reports.changes import RATIOS, Change
 from monitoring_pipeline.reports.data import ReportData
 from monitoring_pipeline.reports.stages import slow_stage

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.reports import changes, charts, standouts, text
+from monitoring_pipeline import text
+from monitoring_pipeline.reports import changes, charts, standouts
 from monitoring_pipeline.reports.data import ReportData
 from monitoring_pipeline.reports.figures import figures
 from monitoring_pipeline.reports.findings import shown

@@ -18,7 +18,7 @@ from monitoring_pipeline.resources.catalog_tables import CatalogTables
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.settings import in_catalog
-from monitoring_pipeline.settings.upkeeping import oldest_kept
+from monitoring_pipeline.settings.upkeep import oldest_kept
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Trace
     from mlflow.tracing.client import TracingClient
 
-    from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
+    from monitoring_pipeline.sources.mlflow import UnreadableTrace
 
 REASON_CHARACTERS = 300
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -95,7 +95,7 @@ class TrackingResource(dg.ConfigurableResource):
 
     def traces(self, window: Window) -> Iterator[list[Trace | UnreadableTrace]]:
         """The traces of the monitored experiments that start in `window`, each once, oldest first, in batches."""
-        from monitoring_pipeline.traces.mlflow_source import read_traces
+        from monitoring_pipeline.sources.mlflow import read_traces
 
         experiment_ids = list(self.experiment_names())
         if experiment_ids:

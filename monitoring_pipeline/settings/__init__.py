@@ -5,17 +5,16 @@ may also come from the environment, as MONITORING_<SECTION>__<KEY>; MLFLOW_TRACK
 usual names. Relative paths start from the folder of the file, or from the working folder where there is no file.
 """
 
-from monitoring_pipeline.settings.alerting import AlertSettings, NotifierSettings, NotifySettings, ScopeSettings
-from monitoring_pipeline.settings.automating import AutomationSettings
+from monitoring_pipeline.settings.alerts import AlertSettings, NotifierSettings, NotifySettings, ScopeSettings
 from monitoring_pipeline.settings.datasets import DatasetSettings
-from monitoring_pipeline.settings.following import SensorSettings
 from monitoring_pipeline.settings.loading import Settings, config_folder, config_path, load_settings
 from monitoring_pipeline.settings.problems import without_password
-from monitoring_pipeline.settings.redacting import RedactSettings
+from monitoring_pipeline.settings.redaction import RedactSettings
 from monitoring_pipeline.settings.sections import (
     EMBEDDED_STORE,
     SHIPPED_SCORERS,
     ArchiveSettings,
+    AutomationSettings,
     BackfillSettings,
     DagsterSettings,
     DatabricksSettings,
@@ -24,10 +23,11 @@ from monitoring_pipeline.settings.sections import (
     ReportSettings,
     ScorerSettings,
     ScoringSettings,
+    SensorSettings,
     SparkSettings,
     in_catalog,
 )
-from monitoring_pipeline.settings.upkeeping import UpkeepSettings
+from monitoring_pipeline.settings.upkeep import UpkeepSettings
 
 __all__ = [
     "EMBEDDED_STORE",

@@ -19,13 +19,12 @@ from pydantic_settings import (
 )
 
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.settings.alerting import AlertSettings, NotifierSettings, NotifySettings, alert_problems
-from monitoring_pipeline.settings.automating import AutomationSettings
+from monitoring_pipeline.settings.alerts import AlertSettings, NotifierSettings, NotifySettings, alert_problems
 from monitoring_pipeline.settings.datasets import DatasetSettings, dataset_problems
-from monitoring_pipeline.settings.following import SensorSettings
 from monitoring_pipeline.settings.problems import problem_line, scorer_problems
 from monitoring_pipeline.settings.sections import (
     ArchiveSettings,
+    AutomationSettings,
     BackfillSettings,
     DagsterSettings,
     DatabricksSettings,
@@ -34,11 +33,12 @@ from monitoring_pipeline.settings.sections import (
     ReportSettings,
     ScorerSettings,
     ScoringSettings,
+    SensorSettings,
     SparkSettings,
     default_scorers,
     in_catalog,
 )
-from monitoring_pipeline.settings.upkeeping import UpkeepSettings
+from monitoring_pipeline.settings.upkeep import UpkeepSettings
 
 CONFIG_NAME = "monitoring.toml"
 M = TypeVar("M", bound=BaseModel)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from monitoring_pipeline.settings.base import Section
-from monitoring_pipeline.settings.redacting import RedactSettings
+from monitoring_pipeline.settings.redaction import RedactSettings
 from monitoring_pipeline.windows import floor_hour, parse_utc
 
 EMBEDDED_STORE = "sqlite:///data/mlflow.db"
@@ -254,3 +254,29 @@ def default_scorers() -> list[ScorerSettings]:
     """The scorers of a configuration that names none: shipped ones that need no key."""
     names = ("response_quality", "tool_errors", "stage_latency")
     return [ScorerSettings(name=name, scorer=f"{SHIPPED_SCORERS}:{name}") for name in names]
+
+
+class AutomationSettings(Section):
+    enabled: bool = Field(
+        default=False,
+        description="whether sensors and schedules start with Dagster; else each is switched on in the UI",
+    )
+    rescore_changed: bool = Field(
+        default=False, description="score the latest hours again, by itself, when a scorer's digest changes"
+    )
+    rescore_look_back_hours: int = Field(
+        default=168, ge=1, description="how many of the latest hours a changed scorer scores again"
+    )
+
+
+class SensorSettings(Section):
+    interval_seconds: int = Field(default=60, ge=10, description="from one look at the source to the next")
+    look_back_hours: int = Field(
+        default=48, ge=1, le=744, description="hours that are compared at each look; of the days before, one a look"
+    )
+    current_hour_refresh_minutes: int = Field(
+        default=5, ge=1, le=60, description="how old the archive of the current hour may become while traces arrive"
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, le=20, description="runs a UTC day for one state of an hour before it is given up"
+    )

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from monitoring_pipeline.settings.redacting import JSON_PATH, RedactSettings, path_steps
+from monitoring_pipeline.settings.redaction import JSON_PATH, RedactSettings, path_steps
 from monitoring_pipeline.traces.detectors import DETECTORS, Finder, Place
 from monitoring_pipeline.traces.flatten import flatten_parts
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import UpkeepSettings
-from monitoring_pipeline.settings.upkeeping import oldest_kept
+from monitoring_pipeline.settings.upkeep import oldest_kept
 from monitoring_pipeline.tables import TABLES
 
 

@@ -14,13 +14,13 @@ import pytest
 
 from monitoring_pipeline.alerts.checking import Checked, check_alerts
 from monitoring_pipeline.alerts.episodes import load
-from monitoring_pipeline.alerts.job import JOB
 from monitoring_pipeline.definitions import build_definitions
-from monitoring_pipeline.launch import QUIET
+from monitoring_pipeline.orchestration.alerts import JOB
+from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.settings import AlertSettings, LakeSettings, NotifierSettings, NotifySettings, Settings
-from monitoring_pipeline.settings.automating import AutomationSettings
+from monitoring_pipeline.settings.sections import AutomationSettings
 from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY, SCORER_COVERAGE, TRACE_PERFORMANCE
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
 from monitoring_pipeline_tests.alerts.receivers import Hook

@@ -21,8 +21,10 @@ from mlflow.tracing.client import TracingClient
 from pyspark.sql import DataFrame
 
 from monitoring_pipeline.analysis.performance import hourly_performance, span_profile, trace_errors, trace_performance
+from monitoring_pipeline.archive.merging import archive
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.sources.mlflow import read_traces
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     HOURLY_PERFORMANCE,
@@ -31,8 +33,6 @@ from monitoring_pipeline.tables import (
     TRACE_PERFORMANCE,
     Table,
 )
-from monitoring_pipeline.traces.archive import archive
-from monitoring_pipeline.traces.mlflow_source import read_traces
 from monitoring_pipeline.windows import Window, floor_hour
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 

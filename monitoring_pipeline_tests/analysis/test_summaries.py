@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from monitoring_pipeline.analysis.summaries import CONFIDENCE, score_moments, stage_sums, totals
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import ASSESSMENTS, SPAN_PROFILE, TRACE_PERFORMANCE, Table
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline_tests.sources.stores import START
 
 
 def frame(spark: SparkResource, table: Table, rows: list[dict[str, Any]]) -> DataFrame:

@@ -26,7 +26,7 @@ from monitoring_pipeline.windows import HOUR
 from monitoring_pipeline_tests import odd_scorers
 from monitoring_pipeline_tests.made_project import IDS, QUALITY, WINDOW, MadeProject, scorer, traces
 from monitoring_pipeline_tests.scoring.model_double import ModelDouble
-from monitoring_pipeline_tests.traces.stores import START, trace_id
+from monitoring_pipeline_tests.sources.stores import START, trace_id
 
 ODD = "monitoring_pipeline_tests.odd_scorers"
 NUMBER, EVEN = scorer("number", f"{ODD}:number"), scorer("even", f"{ODD}:even")

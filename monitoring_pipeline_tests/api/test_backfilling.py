@@ -9,13 +9,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-import monitoring_pipeline.backfills
+import monitoring_pipeline.orchestration.backfills
 from monitoring_pipeline.api import backfill_historical_metrics, backfill_workflow
 from monitoring_pipeline.errors import MonitoringError, SettingsError
 from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 from monitoring_pipeline.windows import HOUR
 from monitoring_pipeline_tests.made_project import IDS, WINDOW, MadeProject, fails_at_once
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline_tests.sources.stores import START
 
 
 def test_history_is_scored_once(made: MadeProject, dagster_home: Path) -> None:
@@ -49,13 +49,13 @@ def test_batches_of_days_leave_nothing_out_and_one_failing_scorer_stops_no_other
     made: MadeProject, dagster_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows = []
-    run = monitoring_pipeline.backfills.run_backfills
+    run = monitoring_pipeline.orchestration.backfills.run_backfills
 
     def watched(definitions: dg.Definitions, settings: Any, window: Any, *arguments: Any) -> dict[str, str]:
         windows.append(window)
         return run(definitions, settings, window, *arguments)
 
-    monkeypatch.setattr(monitoring_pipeline.backfills, "run_backfills", watched)
+    monkeypatch.setattr(monitoring_pipeline.orchestration.backfills, "run_backfills", watched)
     fails_at_once(monkeypatch, "response_quality")
     end = START + timedelta(days=1, hours=3)
     names = ["response_quality", "stage_latency"]
@@ -89,8 +89,8 @@ def test_an_unknown_scorer_is_one_line_and_nothing_runs(made: MadeProject, dagst
 def test_where_a_daemon_runs_it_is_asked(
     made: MadeProject, dagster_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(monitoring_pipeline.backfills, "daemon_is_running", lambda instance: True)
-    monkeypatch.setattr(monitoring_pipeline.backfills, "LOCAL_UI", "http://127.0.0.1:9")
+    monkeypatch.setattr(monitoring_pipeline.orchestration.backfills, "daemon_is_running", lambda instance: True)
+    monkeypatch.setattr(monitoring_pipeline.orchestration.backfills, "LOCAL_UI", "http://127.0.0.1:9")
     backfill_historical_metrics("stage_latency", WINDOW.start, WINDOW.end, settings=made.settings)
     with dg.DagsterInstance.get() as instance:
         backfill_id = instance.get_backfills(limit=1)[0].backfill_id

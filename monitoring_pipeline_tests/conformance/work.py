@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from monitoring_pipeline.definitions import build_definitions, build_resources
-from monitoring_pipeline.launch import parts, run_chain, start_instance
+from monitoring_pipeline.orchestration.runs import parts, run_chain, start_instance
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import load_settings

@@ -12,15 +12,15 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from monitoring_pipeline.databricks import jobs
 from monitoring_pipeline.definitions import build_definitions, build_resources
-from monitoring_pipeline.jobs import MONITORING
-from monitoring_pipeline.launch import QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline.orchestration import databricks_jobs
+from monitoring_pipeline.orchestration.jobs import MONITORING
+from monitoring_pipeline.orchestration.runs import QUIET, RANGE_END, RANGE_START
 from monitoring_pipeline.settings import DatabricksSettings, LakeSettings, MlflowSettings, Settings
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, WorkspaceDouble, serving, texts
 from monitoring_pipeline_tests.made_project import QUALITY, scorer
-from monitoring_pipeline_tests.traces.stores import START, Store
+from monitoring_pipeline_tests.sources.stores import START, Store
 
 HOURS = 48
 FIRST, LAST = "2026-01-01-05:00", "2026-01-03-04:00"
@@ -111,8 +111,8 @@ def no_token(capfd: pytest.CaptureFixture[str]) -> Callable[[Project, WorkspaceD
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceDouble]:
     """A workspace of the test's own, which is asked often."""
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.2)
-    monkeypatch.setattr(jobs, "READ_SECONDS", 0)
+    monkeypatch.setattr(databricks_jobs, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(databricks_jobs, "READ_SECONDS", 0)
     with serving(tmp_path / "workspace", monkeypatch) as double:
         yield double
 

@@ -21,7 +21,7 @@ from zlib import crc32
 from mlflow.entities import Assessment, Trace
 
 from monitoring_pipeline_tests.databricks.workspace_double import Answer, Request, WorkspaceDouble, error
-from monitoring_pipeline_tests.traces.archived_tables import ARCHIVED_TRACE, archived_rows, write
+from monitoring_pipeline_tests.sources.archived_tables import ARCHIVED_TRACE, archived_rows, write
 
 EVALS = "/api/2.0/managed-evals"
 SCORERS = f"{EVALS}/scheduled-scorers"

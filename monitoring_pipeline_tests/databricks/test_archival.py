@@ -21,7 +21,7 @@ from monitoring_pipeline.errors import MonitoringError, TrackingError
 from monitoring_pipeline.settings import MlflowSettings, Settings
 from monitoring_pipeline_tests.databricks.managed_double import EVALS, ManagedDouble
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, WorkspaceDouble, error, serving
-from monitoring_pipeline_tests.traces.stores import Store
+from monitoring_pipeline_tests.sources.stores import Store
 
 TABLE = "production.monitoring.agent_traces"
 PARTS = ("production", "monitoring", "agent_traces")

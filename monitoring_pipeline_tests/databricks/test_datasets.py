@@ -15,7 +15,7 @@ from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings import MlflowSettings, Settings
 from monitoring_pipeline_tests.databricks.managed_double import EVALS, ManagedDouble
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, Answer, Request, WorkspaceDouble, error
-from monitoring_pipeline_tests.traces.stores import Store
+from monitoring_pipeline_tests.sources.stores import Store
 
 TABLE = "main.evaluation.regression"
 RECORD: dict[str, Any] = {

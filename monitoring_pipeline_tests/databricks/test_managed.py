@@ -22,19 +22,20 @@ from mlflow.entities.trace_location import TraceLocation
 from mlflow.genai.scorers import Scorer, scorer
 
 from monitoring_pipeline import scoring
-from monitoring_pipeline.assets.archive import archive_assets
-from monitoring_pipeline.assets.assessments import assessment_assets, scorer_key
+from monitoring_pipeline.archive.window import archive_window
+from monitoring_pipeline.cli.doctor import examine
 from monitoring_pipeline.databricks import agents, managed, managed_backfill
 from monitoring_pipeline.databricks.managed import check_managed, remote_scorers
 from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
 from monitoring_pipeline.definitions import build_resources
-from monitoring_pipeline.doctor import examine
 from monitoring_pipeline.errors import MonitoringError, SettingsError
-from monitoring_pipeline.launch import ASSETS, QUIET, RANGE_END, RANGE_START, failures
-from monitoring_pipeline.partitions import hourly
+from monitoring_pipeline.lifecycle.plan import apply, plan
+from monitoring_pipeline.orchestration.assets.archive import archive_assets
+from monitoring_pipeline.orchestration.assets.assessments import assessment_assets, scorer_key
+from monitoring_pipeline.orchestration.partitions import hourly
+from monitoring_pipeline.orchestration.runs import ASSETS, QUIET, RANGE_END, RANGE_START, failures
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.coverage import ledger_problems
-from monitoring_pipeline.scoring.plan import apply, plan
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.runner import assessment_id
 from monitoring_pipeline.scoring.states import Change, LifecycleError, ScorerLog, ScorerState, Standing
@@ -47,13 +48,12 @@ from monitoring_pipeline.settings import (
     load_settings,
 )
 from monitoring_pipeline.tables import SCORER_COVERAGE
-from monitoring_pipeline.traces.sources import archive_window
 from monitoring_pipeline.windows import HOUR
 from monitoring_pipeline_tests.databricks.managed_double import SCORERS, Backfill, Experiment, ManagedDouble
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, Answer, WorkspaceDouble, error, serving
 from monitoring_pipeline_tests.made_project import FIRST, LAST, WINDOW, MadeProject, traces
 from monitoring_pipeline_tests.scoring.made import made_trace
-from monitoring_pipeline_tests.traces.stores import START, Store, trace_id
+from monitoring_pipeline_tests.sources.stores import START, Store, trace_id
 
 HERE = __name__
 SAFETY = ScorerSettings(name="safety", builtin="Safety", model="databricks", sample_rate=0.5, managed="databricks")
@@ -454,7 +454,7 @@ for name in ("databricks.agents", "databricks.agents.scorers", "databricks.agent
 from datetime import UTC, datetime, timedelta
 from monitoring_pipeline import api, cli, scoring
 from monitoring_pipeline.databricks import managed, managed_backfill
-from monitoring_pipeline.doctor import examine
+from monitoring_pipeline.cli.doctor import examine
 from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.scoring.registry import load_scorers
@@ -491,7 +491,7 @@ print([finding.detail for finding in examine(settings) if finding.subject == "da
 
 def test_nothing_imports_the_package_at_start_up(tmp_path: Path) -> None:
     program = (
-        "import sys, monitoring_pipeline.definitions, monitoring_pipeline.cli; from monitoring_pipeline import api; "
+        "import sys, monitoring_pipeline.definitions, monitoring_pipeline.cli.app, monitoring_pipeline.api; "
         "print([n for n in sys.modules if n.startswith(('databricks.agents', 'databricks.rag_eval'))])"
     )
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)

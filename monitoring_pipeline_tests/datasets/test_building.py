@@ -28,14 +28,14 @@ from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import load_scorers
-from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings, Settings
 from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.windows import HOUR, Window
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.datasets.recorded import TIMES, Turn, settings_of, turns_of
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
-from monitoring_pipeline_tests.traces.stores import START, trace_id
+from monitoring_pipeline_tests.sources.stores import START, trace_id
 
 DAY = Window(START, START + timedelta(hours=1))
 MADE: dict[str, Any] = {"start_time": DAY.start, "end_time": DAY.end}

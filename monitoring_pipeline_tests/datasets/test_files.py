@@ -25,7 +25,7 @@ from monitoring_pipeline.datasets.records import Dataset, canonical, digest_of
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import load_scorers
-from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings, Settings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW

@@ -29,7 +29,7 @@ from mlflow.tracing.client import TracingClient
 from monitoring_pipeline.windows import HOUR, floor_hour
 from monitoring_pipeline_tests import postgres, servers
 from monitoring_pipeline_tests.servers import free_port, wait_until_up
-from monitoring_pipeline_tests.traces.stores import Store
+from monitoring_pipeline_tests.sources.stores import Store
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -28,12 +28,12 @@ from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from monitoring_pipeline import api, scoring
-from monitoring_pipeline.assets.common import partition_key
-from monitoring_pipeline.cli import app
+from monitoring_pipeline.cli.app import app
 from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.jobs import MONITORING
-from monitoring_pipeline.launch import execute
+from monitoring_pipeline.orchestration.assets.common import partition_key
+from monitoring_pipeline.orchestration.jobs import MONITORING
+from monitoring_pipeline.orchestration.runs import execute
 from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.scorers import response_quality, tool_selection_accuracy
 from monitoring_pipeline.settings import Settings

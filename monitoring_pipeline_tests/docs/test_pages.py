@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from monitoring_pipeline.cli import app
+from monitoring_pipeline.cli.app import app
 from monitoring_pipeline.settings import load_settings
 from monitoring_pipeline_tests.docs.conftest import documentation
 

@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from monitoring_pipeline import api
-from monitoring_pipeline.cli import app
+from monitoring_pipeline.cli.app import app
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import TABLES
 from monitoring_pipeline_tests.docs.conftest import documentation

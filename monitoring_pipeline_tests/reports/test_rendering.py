@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from monitoring_pipeline.reports import text
+from monitoring_pipeline import text
 from monitoring_pipeline.reports.data import ReportData
 from monitoring_pipeline.reports.figures import figures
 from monitoring_pipeline.reports.period import Period

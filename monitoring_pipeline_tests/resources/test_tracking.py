@@ -19,7 +19,7 @@ from mlflow.tracing.client import TracingClient
 
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.tracking import TrackingResource
-from monitoring_pipeline.traces import mlflow_source
+from monitoring_pipeline.sources import mlflow as mlflow_source
 from monitoring_pipeline.windows import HOUR, Window
 
 START = datetime(2026, 1, 1, 5, tzinfo=UTC)

@@ -12,10 +12,10 @@ from mlflow.entities import Span, Trace, TraceInfo, TraceState
 from mlflow.entities.trace_data import TraceData
 from mlflow.entities.trace_location import TraceLocation
 
+from monitoring_pipeline.archive.merging import archive
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.traces.archive import archive
 from monitoring_pipeline.windows import Window
-from monitoring_pipeline_tests.traces.stores import START, span_json, trace_id
+from monitoring_pipeline_tests.sources.stores import START, span_json, trace_id
 
 
 def made_trace(

@@ -12,12 +12,12 @@ from mlflow.genai.scorers import scorer as as_scorer
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.scoring.sampling import in_sample
-from monitoring_pipeline.scoring.scoring import score_window
 from monitoring_pipeline.tables import ASSESSMENTS
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
-from monitoring_pipeline_tests.traces.stores import START, trace_id
+from monitoring_pipeline_tests.sources.stores import START, trace_id
 
 TRACES = 4000
 WINDOW = Window(START, START + timedelta(hours=2))

@@ -22,14 +22,14 @@ from monitoring_pipeline.scoring.coverage import ledger_problems, update_ledger
 from monitoring_pipeline.scoring.limits import Budget, Limits
 from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.run import ScoreCounts, score_window
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent, assess
-from monitoring_pipeline.scoring.scoring import ScoreCounts, score_window
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, SCORER_COVERAGE
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace, number_in
 from monitoring_pipeline_tests.scoring.model_double import GARBLED, KEY, OK, ModelDouble, serving
 from monitoring_pipeline_tests.scoring.test_builtins import JUDGES, load
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline_tests.sources.stores import START
 
 WINDOW = Window(START, START + timedelta(hours=1))
 TRACES = 60

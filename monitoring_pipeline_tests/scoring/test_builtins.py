@@ -18,7 +18,7 @@ from monitoring_pipeline.scoring.runner import PendingTrace, assess
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline_tests.scoring.made import made_trace
 from monitoring_pipeline_tests.scoring.model_double import ModelDouble
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline_tests.sources.stores import START
 
 MODEL = "openai:/gpt-4o-mini"
 KEY_FREE = {"PIIDetection", "RegexMatch", "ResponseLength"}

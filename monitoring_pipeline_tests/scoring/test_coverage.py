@@ -16,13 +16,13 @@ from mlflow.entities import Trace
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.genai.scorers import scorer as as_scorer
 
+from monitoring_pipeline.archive.merging import archive
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.scoring.coverage import ledger_problems, update_ledger
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.tables import ASSESSMENTS, SCORER_COVERAGE, Table
-from monitoring_pipeline.traces.archive import archive
 from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds
 
 WINDOW = Window(datetime(2026, 1, 1, 21, tzinfo=UTC), datetime(2026, 1, 2, 3, tzinfo=UTC))

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from monitoring_pipeline import scoring
-from monitoring_pipeline.backfills import ScorerOptions, forecasts
+from monitoring_pipeline.orchestration.backfills import ScorerOptions, forecasts
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.forecast import Forecast, forecast
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.scoring.runner import Spent
-from monitoring_pipeline.scoring.scoring import score_window
 from monitoring_pipeline.tables import ASSESSMENTS
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.made_project import IDS, JUDGE, LATENCY, PRICE, WINDOW, MadeProject, scorer
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
 from monitoring_pipeline_tests.scoring.model_double import GARBLED, OK, ModelDouble, serving
 from monitoring_pipeline_tests.scoring.test_builtins import load
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline_tests.sources.stores import START
 
 ODD = "monitoring_pipeline_tests.odd_scorers"
 EVEN, NUMBER, LENGTH = (scorer(name, f"{ODD}:{name}") for name in ("even", "number", "length"))

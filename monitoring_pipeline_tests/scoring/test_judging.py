@@ -14,7 +14,7 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring import metering
 from monitoring_pipeline.scoring.coverage import ledger_problems
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.tables import ASSESSMENTS, SCORER_COVERAGE
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace, number_in
@@ -30,7 +30,7 @@ from monitoring_pipeline_tests.scoring.model_double import (
     ModelDouble,
 )
 from monitoring_pipeline_tests.scoring.test_builtins import load
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline_tests.sources.stores import START
 
 TRACES = 1000
 # Shares of the answers, in hundredths; the rest is well.

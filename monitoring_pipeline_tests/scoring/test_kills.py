@@ -23,16 +23,16 @@ import pytest
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
-from monitoring_pipeline.scoring import scoring
+from monitoring_pipeline.scoring import run as scoring
 from monitoring_pipeline.scoring.coverage import ledger_problems
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
-from monitoring_pipeline.scoring.scoring import score_window
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
 from monitoring_pipeline_tests.scoring.model_double import ModelDouble
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline_tests.sources.stores import START
 
 LONG = os.environ.get("MONITORING_LONG_TESTS") == "1"
 TRACES, KILLS, COMMIT = (5000, 20, 200) if LONG else (400, 3, 40)

@@ -43,7 +43,7 @@ from monitoring_pipeline_tests.scoring.model_double import (
     most_within,
 )
 from monitoring_pipeline_tests.scoring.test_builtins import MODEL, load
-from monitoring_pipeline_tests.traces.stores import START
+from monitoring_pipeline_tests.sources.stores import START
 
 ATTEMPTS = 3
 LIMITS = Limits(timeout_seconds=0.6, max_attempts=ATTEMPTS)

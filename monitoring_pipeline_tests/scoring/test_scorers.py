@@ -28,7 +28,7 @@ from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.runner import PendingTrace, assess
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.windows import from_milliseconds
-from monitoring_pipeline_tests.traces.stores import START, span_json, trace_id
+from monitoring_pipeline_tests.sources.stores import START, span_json, trace_id
 
 Stage = tuple[str, str, float | None, str | None]  # name, type, seconds (None: unfinished), error
 MakeTrace = Callable[..., Trace]

@@ -18,18 +18,19 @@ from mlflow.genai.scorers import scorer as as_scorer
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
-from monitoring_pipeline.scoring import pending, scoring
+from monitoring_pipeline.scoring import pending
+from monitoring_pipeline.scoring import run as scoring
 from monitoring_pipeline.scoring.coverage import ledger_problems, trace_states, update_ledger
 from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
-from monitoring_pipeline.scoring.scoring import ScoreCounts, score_window
+from monitoring_pipeline.scoring.run import ScoreCounts, score_window
 from monitoring_pipeline.scoring.sessions import SPAN, whole_sessions
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SCORER_COVERAGE, Table
 from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
 from monitoring_pipeline_tests.scoring.model_double import ModelDouble, serving
-from monitoring_pipeline_tests.traces.stores import START, trace_id
+from monitoring_pipeline_tests.sources.stores import START, trace_id
 
 MINUTE, HOURS, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 HOUR = Window(START, START + HOURS)

@@ -21,20 +21,20 @@ from mlflow.entities import Assessment, AssessmentSource, Feedback
 from mlflow.genai.scorers import scorer as as_scorer
 from mlflow.tracing.client import TracingClient
 
+from monitoring_pipeline.archive.merging import archive
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring import write_back as module
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.scoring.runner import assessment_id
-from monitoring_pipeline.scoring.scoring import score_window
 from monitoring_pipeline.scoring.write_back import WriteBackCounts, unsent, write_back
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, WRITTEN_BACK
-from monitoring_pipeline.traces.archive import archive
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.servers import MlflowServer, running
-from monitoring_pipeline_tests.traces.stores import HOUR, START, Store
+from monitoring_pipeline_tests.sources.stores import HOUR, START, Store
 
 NUMBERS = itertools.count()  # of traces, so that tests can share a store
 JUDGED = datetime(2026, 1, 1, 6, 30, 0, 123456, tzinfo=UTC)

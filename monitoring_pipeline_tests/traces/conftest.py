@@ -1,25 +1,5 @@
 """A store of its own for each test that changes one."""
 
-from __future__ import annotations
+from monitoring_pipeline_tests.sources.conftest import empty_store, store
 
-import shutil
-from pathlib import Path
-
-import pytest
-
-from monitoring_pipeline_tests.traces.stores import Store
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a store without a trace: copying it is quicker than making another."""
-    folder = tmp_path_factory.mktemp("empty")
-    Store.create(folder)
-    return folder
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Store:
-    """An empty MLflow store."""
-    shutil.copytree(empty_store, tmp_path / "store")
-    return Store.open(tmp_path / "store" / "mlflow.db")
+__all__ = ["empty_store", "store"]

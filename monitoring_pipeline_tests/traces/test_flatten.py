@@ -29,7 +29,7 @@ from mlflow.entities.trace_location import TraceLocation
 
 from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.traces.flatten import flatten
-from monitoring_pipeline_tests.traces.stores import START, START_MS, span_json, trace_id
+from monitoring_pipeline_tests.sources.stores import START, START_MS, span_json, trace_id
 
 ARCHIVED_AT = datetime(2026, 2, 1, tzinfo=UTC)
 ASSESSED_MS = START_MS + 3_600_123

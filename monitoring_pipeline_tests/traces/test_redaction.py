@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from mlflow.entities import AssessmentSource, Feedback, Trace
 from pydantic import ValidationError
 
+from monitoring_pipeline.archive.merging import archive
+from monitoring_pipeline.archive.window import archive_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings, RedactSettings
+from monitoring_pipeline.sources.mlflow import UnreadableTrace, read_traces
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
-from monitoring_pipeline.traces.archive import archive
 from monitoring_pipeline.traces.detectors import DETECTORS
-from monitoring_pipeline.traces.mlflow_source import UnreadableTrace, read_traces
 from monitoring_pipeline.traces.redaction import Redactor
-from monitoring_pipeline.traces.sources import archive_window
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
-from monitoring_pipeline_tests.traces.stores import HOUR, START, Store, span_json
+from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json
 
 ALL: list[Any] = ["email", "phone", "card", "iban", "ip"]
 KINDS = [*ALL, "api_key"]

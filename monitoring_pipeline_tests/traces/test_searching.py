@@ -14,12 +14,12 @@ from mlflow.tracing.client import TracingClient
 from pyspark.sql import functions as F
 
 from monitoring_pipeline.api import search
+from monitoring_pipeline.archive.merging import archive
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.settings import LakeSettings, Settings
 from monitoring_pipeline.tables import AGENT_TRACES
-from monitoring_pipeline.traces.archive import archive
 from monitoring_pipeline.traces.searching import find_trace, find_traces
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.tracing.client import TracingClient
 from playwright.sync_api import Page, expect
 
-from monitoring_pipeline_tests.traces.stores import Store, trace_id
+from monitoring_pipeline_tests.sources.stores import Store, trace_id
 from monitoring_pipeline_tests.ui.conftest import BIN, SCORERS, MonitoredDay, monitor_yesterday, serving
 
 BROKEN = """

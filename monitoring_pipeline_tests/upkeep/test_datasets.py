@@ -12,7 +12,7 @@ from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings import DatasetSettings
 from monitoring_pipeline_tests.made_project import WINDOW, MadeProject
-from monitoring_pipeline_tests.traces.stores import trace_id
+from monitoring_pipeline_tests.sources.stores import trace_id
 from monitoring_pipeline_tests.upkeep.marks import ANN, MARK
 from monitoring_pipeline_tests.upkeep.test_deletion import ANNS, delete, holding
 

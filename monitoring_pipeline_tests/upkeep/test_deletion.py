@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
+from monitoring_pipeline.archive.merging import archive
+from monitoring_pipeline.archive.tombstones import trace_digest
+from monitoring_pipeline.archive.window import archive_window
 from monitoring_pipeline.definitions import build_definitions, build_resources
 from monitoring_pipeline.errors import LakeError, MonitoringError
 from monitoring_pipeline.reports.files import write_report
@@ -22,6 +25,7 @@ from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.coverage import ledger_problems
 from monitoring_pipeline.scoring.registry import load_scorers
+from monitoring_pipeline.sources.mlflow import UnreadableTrace
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
@@ -32,15 +36,11 @@ from monitoring_pipeline.tables import (
     SCORER_COVERAGE,
     TABLES,
 )
-from monitoring_pipeline.traces.archive import archive
-from monitoring_pipeline.traces.mlflow_source import UnreadableTrace
-from monitoring_pipeline.traces.sources import archive_window
-from monitoring_pipeline.traces.tombstones import trace_digest
 from monitoring_pipeline.upkeep import deletion, others
 from monitoring_pipeline.upkeep.recount import Recount, settled
-from monitoring_pipeline_tests.commands.calling import calling
+from monitoring_pipeline_tests.cli.calling import calling
 from monitoring_pipeline_tests.made_project import WINDOW, MadeProject
-from monitoring_pipeline_tests.traces.stores import HOUR, START, trace_id
+from monitoring_pipeline_tests.sources.stores import HOUR, START, trace_id
 from monitoring_pipeline_tests.upkeep.marks import ANN, MARK
 
 ANNS = {trace_id(number) for number in (1, 3, 5)}

@@ -10,9 +10,9 @@ from dagster._core.test_utils import create_run_for_test
 from pydantic import ValidationError
 
 from monitoring_pipeline.definitions import build_definitions
-from monitoring_pipeline.launch import RANGE_START, whole_hours
+from monitoring_pipeline.orchestration.runs import RANGE_START, whole_hours
 from monitoring_pipeline.settings import Settings, UpkeepSettings
-from monitoring_pipeline.settings.upkeeping import oldest_kept
+from monitoring_pipeline.settings.upkeep import oldest_kept
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
@@ -25,7 +25,7 @@ from monitoring_pipeline.tables import (
 )
 from monitoring_pipeline.upkeep.maintenance import Upkept, keep_up
 from monitoring_pipeline.upkeep.retention import expire
-from monitoring_pipeline_tests.commands.calling import calling
+from monitoring_pipeline_tests.cli.calling import calling
 from monitoring_pipeline_tests.made_project import FIRST, MadeProject
 
 NOON = datetime(2026, 1, 4, 12, tzinfo=UTC)  # the project's traces are of the 1st

@@ -1,0 +1,132 @@
+"""The command line. Errors that a user can mend are a line on stderr and exit code 1; wrong usage is exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from monitoring_pipeline.cli import alerts, datasets, scorers
+from monitoring_pipeline.cli.assess import assess
+from monitoring_pipeline.cli.backfill import backfill
+from monitoring_pipeline.cli.common import (
+    Config,
+    check_scorer_names,
+    settings_of,
+    window_of,
+)
+from monitoring_pipeline.cli.delete import delete
+from monitoring_pipeline.cli.report import report
+from monitoring_pipeline.cli.setup import setup
+from monitoring_pipeline.cli.upkeep import upkeep
+from monitoring_pipeline.errors import MonitoringError, SettingsError
+
+if TYPE_CHECKING:
+    from monitoring_pipeline.settings import Settings
+    from monitoring_pipeline.windows import Window
+
+# Settings, Dagster, MLflow and Spark are imported by the commands that need them: --help must not wait for them.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Production monitoring for GenAI agents: MLflow traces archived, measured, scored and reported on.",
+)
+app.add_typer(scorers.app, name="scorers")
+app.add_typer(alerts.app, name="alerts")
+app.add_typer(datasets.app, name="datasets")
+app.command()(assess)
+app.command()(backfill)
+app.command()(report)
+app.command()(setup)
+app.command()(upkeep)
+app.command()(delete)
+
+
+def main() -> None:
+    """The console script `monitoring-pipeline`."""
+    try:
+        app()
+    except MonitoringError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@app.command()
+def run(
+    start: Annotated[
+        str | None, typer.Option("--from", help="Start, such as 2026-01-01T05:00Z; default: 24 h before --to.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
+    scorer: Annotated[list[str] | None, typer.Option(help="Run only this scorer; may be given several times.")] = None,
+    config: Config = None,
+) -> None:
+    """Archive, measure, score and report on a range of hours. Running it again only adds what is missing."""
+    settings = settings_of(config)
+    window = window_of(settings, start, end)
+    check_scorer_names(settings, scorer)
+    raise typer.Exit(_run(settings, window, scorer))
+
+
+@app.command()
+def demo(config: Config = None) -> None:
+    """Fill an empty embedded store with the traffic of a small support agent, and run over it."""
+    settings = settings_of(config)
+    if not settings.uses_embedded_store:
+        raise SettingsError(["a store is configured, and `demo` only fills the embedded one; use `run`"])
+    raise typer.Exit(_demo(settings))
+
+
+@app.command(hidden=True)
+def make_run(config: Config = None) -> None:
+    """What `make run` does: `demo` where no store is configured, else `run` over the last 24 hours."""
+    settings = settings_of(config)
+    window = window_of(settings, None, None)
+    raise typer.Exit(_demo(settings) if settings.uses_embedded_store else _run(settings, window, None))
+
+
+@app.command()
+def doctor(config: Config = None) -> None:
+    """Check configuration, store, engine and lake, and print a checklist."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    settings = settings_of(config)
+    from monitoring_pipeline.cli.doctor import examine
+    from monitoring_pipeline.settings import config_path
+
+    console.print(f"[green]ok[/]   configuration: {escape(str(config_path(config) or 'defaults'))}", soft_wrap=True)
+    healthy = True
+    for finding in examine(settings):
+        mark = "[green]ok[/]  " if finding.healthy else "[red]FAIL[/]"
+        console.print(f"{mark} {finding.subject}: {escape(finding.detail)}", soft_wrap=True)
+        healthy = healthy and finding.healthy
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _demo(settings: Settings) -> int:
+    from monitoring_pipeline.demo.store import filled_store
+
+    return _run(settings, filled_store(settings.mlflow.tracking_uri, echo=typer.echo), None)
+
+
+def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
+    """Check, run, and print the summary; returns the exit code."""
+    from monitoring_pipeline.cli.console import show_progress, show_summary
+    from monitoring_pipeline.cli.doctor import examine
+    from monitoring_pipeline.definitions import build_definitions
+    from monitoring_pipeline.orchestration.runs import run_chain, start_instance, step_count
+    from monitoring_pipeline.settings import config_folder
+
+    problems = [f"{finding.subject}: {finding.detail}" for finding in examine(settings) if not finding.healthy]
+    if problems:
+        raise MonitoringError("\n".join(problems))
+    instance = start_instance(config_folder())
+    definitions = build_definitions(settings)
+    with show_progress(window, step_count(definitions, settings, window, scorers)) as on_event:
+        result = run_chain(definitions, settings, window, scorers, instance, on_event)
+    show_summary(settings, window, result)
+    return 0 if result.succeeded else 1

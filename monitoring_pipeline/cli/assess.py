@@ -1,0 +1,63 @@
+"""`monitoring-pipeline assess`: scorers on chosen traces, also as a gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from monitoring_pipeline.cli.common import Config, check_scorer_names, settings_of, window_of
+
+
+def assess(
+    start: Annotated[
+        str | None, typer.Option("--from", help="Start, such as 2026-01-01T05:00Z; default: 24 h before --to.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
+    filter: Annotated[str | None, typer.Option(help="MLflow trace filter, such as \"status = 'ERROR'\".")] = None,
+    trace_id: Annotated[list[str] | None, typer.Option(help="Only this trace; may be given several times.")] = None,
+    scorer: Annotated[list[str] | None, typer.Option(help="Only this scorer; may be given several times.")] = None,
+    experiment: Annotated[str | None, typer.Option(help="Also log a run to this MLflow experiment.")] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=SCORE: exit with 1 when the scorer's mean is under it; may be given several times."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the results to this file, as CSV.")] = None,
+    config: Config = None,
+) -> None:
+    """Run scorers on archived traces, all of them, and print the figures; nothing is added to the ledger."""
+    settings = settings_of(config)
+    check_scorer_names(settings, scorer)
+    thresholds = dict(_threshold(text) for text in fail_under or [])
+    if output and not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--output {output}: there is no folder {output.parent}")
+    window = None if trace_id and not (start or end) else window_of(settings, start, end)
+    from monitoring_pipeline.assessing import (
+        assess_chosen,
+        check_thresholds,
+        chosen_scorers,
+        chosen_traces,
+        shortfalls,
+    )
+    from monitoring_pipeline.cli.console import show_outcomes
+    from monitoring_pipeline.definitions import build_resources
+
+    resources = build_resources(settings)
+    scorers = chosen_scorers(settings.scorers, scorer)
+    check_thresholds(thresholds, scorers)
+    traces = chosen_traces(resources["lake"], None, trace_id, window, filter)
+    assessed = assess_chosen(resources["lake"], resources["tracking"], scorers, traces, experiment)
+    if output:
+        assessed.results.to_csv(output, index=False)
+    short = shortfalls(assessed.outcomes, thresholds)
+    show_outcomes(len(traces), assessed, short)
+    raise typer.Exit(1 if short else 0)
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise typer.BadParameter(f"--fail-under {text}: write it as response_quality=0.8") from None

@@ -1,0 +1,78 @@
+"""`monitoring-pipeline backfill`: scorers over history."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from monitoring_pipeline.cli.common import Config, check_scorer_names, settings_of, window_of
+
+if TYPE_CHECKING:
+    from monitoring_pipeline.orchestration.backfills import ScorerOptions
+    from monitoring_pipeline.settings import Settings
+    from monitoring_pipeline.windows import Window
+
+
+def backfill(
+    scorer: Annotated[list[str], typer.Option(help="The scorer; may be given several times.")],
+    start: Annotated[
+        str | None, typer.Option("--from", help="Start, such as 2026-01-01T05:00Z; default: 24 h before --to.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
+    sample_rate: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the traces to score, in place of the scorer's own.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Score again the traces whose result is an error.")] = False,
+    newest_first: Annotated[bool, typer.Option(help="Begin with the latest hour.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only tell what would be done, and what it may cost.")] = False,
+    config: Config = None,
+) -> None:
+    """Score the archived traces of a range of hours that a scorer has not seen, also if it is stopped.
+
+    A Dagster daemon does it where one runs, else this process. What was scored before is not scored again.
+    """
+    settings = settings_of(config)
+    check_scorer_names(settings, scorer)
+    window = window_of(settings, start, end)
+    from monitoring_pipeline.orchestration.backfills import ScorerOptions
+
+    options = ScorerOptions(sample_rate, retry_failed, newest_first)
+    names = list(dict.fromkeys(scorer))
+    if dry_run:
+        _tell(settings, window, names, options)
+    else:
+        raise typer.Exit(_run(settings, window, names, options))
+
+
+def _tell(settings: Settings, window: Window, scorers: list[str], options: ScorerOptions) -> None:
+    from monitoring_pipeline.cli.console import show_forecasts
+    from monitoring_pipeline.orchestration.backfills import forecasts
+
+    show_forecasts(window, forecasts(settings, window, scorers, options))
+
+
+def _run(settings: Settings, window: Window, scorers: list[str], options: ScorerOptions) -> int:
+    """Launch the backfills, or run them and print the result; returns the exit code."""
+    from monitoring_pipeline.cli.console import show_backfill, show_progress
+    from monitoring_pipeline.definitions import build_definitions
+    from monitoring_pipeline.orchestration.backfills import (
+        address_of,
+        daemon_is_running,
+        launch_backfills,
+        run_side_by_side,
+    )
+    from monitoring_pipeline.orchestration.runs import parts, start_instance
+    from monitoring_pipeline.settings import config_folder
+
+    instance = start_instance(config_folder())
+    if daemon_is_running(instance):
+        definitions = build_definitions(settings)
+        for name, backfill_id in launch_backfills(definitions, window, scorers, options, instance).items():
+            typer.echo(f"{name}: launched; watch it at {address_of(backfill_id)}")
+        return 0
+    steps = len(parts(window, settings.backfill.max_partitions_per_run)) * len(scorers) * 3
+    with show_progress(window, steps) as on_event:
+        failed = run_side_by_side(settings, window, scorers, options, on_event)
+    show_backfill(settings, window, scorers, failed)
+    return 1 if failed else 0

@@ -1,0 +1,50 @@
+"""`monitoring-pipeline delete`: a request that all which is known of some traces, or of a user, be deleted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from monitoring_pipeline.cli.common import Config, settings_of
+
+
+def delete(
+    trace_id: Annotated[list[str] | None, typer.Option(help="This trace; may be given several times.")] = None,
+    user_id: Annotated[
+        list[str] | None, typer.Option(help="All traces of this user; may be given several times.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="What the request is called where it came from; kept, so no name.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted.")] = False,
+    config: Config = None,
+) -> None:
+    """Delete all that the lake has of some traces, for good, and show that it is gone. MLflow keeps its own."""
+    if not trace_id and not user_id:
+        raise typer.BadParameter("give --trace-id or --user-id", param_hint="--trace-id/--user-id")
+    settings = settings_of(config)
+    from monitoring_pipeline.cli.console import console, show_deletion
+    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.orchestration.runs import start_instance
+    from monitoring_pipeline.settings import config_folder
+    from monitoring_pipeline.upkeep import deletion
+    from monitoring_pipeline.upkeep.recount import Recount
+
+    resources = build_resources(settings)
+    lake = resources["lake"]
+    if dry_run:
+        found = deletion.find(lake, trace_id or [], user_id or [])
+        show_deletion("to delete", deletion.preview(lake, found))
+        return
+    done = deletion.delete(
+        lake,
+        Recount.of(settings, lake, resources["tracking"]),
+        start_instance(config_folder()),
+        None,
+        trace_id or [],
+        user_id or [],
+        reference,
+        lambda message: console.print(message, soft_wrap=True, highlight=False, markup=False),
+    )
+    show_deletion("deleted", done)

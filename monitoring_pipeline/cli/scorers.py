@@ -1,0 +1,204 @@
+"""`monitoring-pipeline scorers`: the scorers as the experiment has them, and what changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from monitoring_pipeline.cli.common import Config, settings_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from monitoring_pipeline.lifecycle.handles import ScorerHandle
+    from monitoring_pipeline.lifecycle.plan import PlannedChange
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="Register, start, change and stop scorers, and see what they are.")
+
+Name = Annotated[str, typer.Argument(help="Name of the scorer.", show_default=False)]
+SampleRate = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Share of the traces that pass the filter.", show_default=False)
+]
+Filter = Annotated[str | None, typer.Option(help='MLflow trace filter; "" for none.', show_default=False)]
+
+WIDE = 10_000  # characters: what is piped has no width of its own, and a table is only as wide as its content
+
+
+@app.command()
+def apply(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
+    config: Config = None,
+) -> None:
+    """Bring the scorers to what the configuration says; the plan is printed first."""
+    settings = settings_of(config)
+    from monitoring_pipeline.lifecycle import plan
+
+    console = _console()
+    changes = plan.plan(settings)
+    for change in changes:
+        _print_planned(console, change)
+    counts = {action: sum(change.action is action for change in changes) for action in plan.Action}
+    unchanged = len(settings.scorers) - counts[plan.Action.CREATE] - counts[plan.Action.CHANGE]
+    counted = ", ".join(f"{count} to {action}" for action, count in counts.items())
+    console.print(f"Plan: {counted}, {unchanged} unchanged.")
+    if changes and not dry_run:
+        for handle in plan.apply(changes):
+            _print_note(console, handle)
+        console.print("Applied.")
+
+
+@app.command("list")
+def list_scorers(config: Config = None) -> None:
+    """All scorers: those configured, and those that only the experiment has."""
+    settings = settings_of(config)
+    from monitoring_pipeline import scoring
+
+    headings = ("name", "state", "rate", "filter", "version", "digest", "code", "last change (UTC)")
+    _print_table(
+        headings,
+        [
+            (
+                handle.name,
+                handle.state,
+                f"{handle.sample_rate:.4g}",
+                handle.filter,
+                handle.version,
+                handle.registered_digest or handle.digest,
+                _code(handle),
+                handle.changed_at and f"{handle.changed_at:%Y-%m-%d %H:%M:%S}",
+            )
+            for handle in scoring.handles(settings)
+        ],
+    )
+
+
+@app.command()
+def start(name: Name, sample_rate: SampleRate = None, filter: Filter = None, config: Config = None) -> None:
+    """Make a registered or stopped scorer active, with the rate and filter that it has where none is given."""
+    _change(name, config, lambda handle: handle.start(sample_rate, filter))
+
+
+@app.command()
+def update(name: Name, sample_rate: SampleRate = None, filter: Filter = None, config: Config = None) -> None:
+    """Change the rate or the filter of a scorer; what is not given stays."""
+    if sample_rate is None and filter is None:
+        raise typer.BadParameter("nothing to update: give --sample-rate, --filter or both")
+    _change(name, config, lambda handle: handle.update(sample_rate, filter))
+
+
+@app.command()
+def stop(name: Name, config: Config = None) -> None:
+    """Let an active scorer run by itself no longer."""
+    _change(name, config, lambda handle: handle.stop())
+
+
+@app.command()
+def delete(name: Name, config: Config = None) -> None:
+    """Unregister a scorer; its history and results stay."""
+    _change(name, config, lambda handle: handle.delete())
+
+
+@app.command()
+def history(name: Name, config: Config = None) -> None:
+    """All changes of a scorer, oldest first."""
+    settings = settings_of(config)
+    from monitoring_pipeline.lifecycle import handles
+
+    changes = _known(lambda: handles.history(name, settings))
+    headings = ("revision", "time (UTC)", "action", "state", "rate", "filter", "version", "digest", "MLflow version")
+    _print_table(
+        (*headings, "applied"),
+        [
+            (
+                change.revision,
+                f"{change.changed_at:%Y-%m-%d %H:%M:%S}",
+                change.action,
+                change.standing.state,
+                f"{change.standing.sample_rate:.4g}",
+                change.standing.filter,
+                change.standing.version,
+                change.standing.digest,
+                change.standing.mlflow_version,
+                "yes" if change.applied else "no: another was first",
+            )
+            for change in changes
+        ],
+    )
+
+
+def _change(name: str, config: Path | None, action: Callable[[ScorerHandle], ScorerHandle]) -> None:
+    """Do it to the scorer of that name, and print what it has become."""
+    settings = settings_of(config)
+    from monitoring_pipeline import scoring
+
+    before = _known(lambda: scoring.handle(name, settings))
+    after = action(before)
+    line = f"{name}: {before.state} -> {after.state}" if after.state != before.state else f"{name}: {after.state}"
+    if after.state is not scoring.ScorerState.UNREGISTERED:
+        line += f", rate {after.sample_rate:.4g}, filter {after.filter or 'none'}"
+    _console().print(_plain(line), soft_wrap=True)
+
+
+def _known(look_up: Callable[[], T]) -> T:
+    from monitoring_pipeline.lifecycle.handles import UnknownScorerError
+
+    try:
+        return look_up()
+    except UnknownScorerError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _print_planned(console: Console, change: PlannedChange) -> None:
+    sign, color = {"create": ("+", "green"), "change": ("~", "yellow"), "delete": ("-", "red")}[change.action]
+    console.print(f"[{color}]{sign} {_plain(change.handle.name)}[/]", soft_wrap=True)
+    for field, (old, new) in change.fields.items():
+        shown = f"{old or 'none'} -> {new or 'none'}" if change.action == "change" else str(new if old is None else old)
+        console.print(f"    {field}: {_plain(shown)}", soft_wrap=True)
+
+
+def _print_note(console: Console, handle: ScorerHandle) -> None:
+    if handle.note:
+        note = f"note: {handle.name} runs from here, but MLflow itself does not have it: {handle.note}"
+        console.print(_plain(note), soft_wrap=True)
+
+
+def _code(handle: ScorerHandle) -> str:
+    """How the code, and a managed scorer at Databricks, stand to what is registered."""
+    return ", ".join(filter(None, (_own_code(handle), handle.drift)))
+
+
+def _own_code(handle: ScorerHandle) -> str:
+    if handle.digest is None:
+        return "not configured"
+    if handle.registered_digest is None:
+        return ""
+    return "as registered" if handle.digest == handle.registered_digest else f"changed, now {handle.digest}"
+
+
+def _print_table(headings: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    from rich.table import Table
+
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*("" if value is None else _plain(str(value)) for value in row))
+    _console().print(table)
+
+
+def _plain(text: str) -> str:
+    """`text` as it is, without a meaning to rich or to the terminal."""
+    from rich.markup import escape
+
+    return escape("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDE)

@@ -1,0 +1,18 @@
+"""`monitoring-pipeline upkeep`: retention, compaction and the removal of old files."""
+
+from __future__ import annotations
+
+from monitoring_pipeline.cli.common import Config, settings_of
+
+
+def upkeep(config: Config = None) -> None:
+    """Remove what is older than the settings keep, compact all tables, and delete files that are no part of them."""
+    settings = settings_of(config)
+    from monitoring_pipeline.cli.console import show_upkeep
+    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.orchestration.runs import start_instance
+    from monitoring_pipeline.settings import config_folder
+    from monitoring_pipeline.upkeep.maintenance import keep_up
+
+    lake = build_resources(settings)["lake"]
+    show_upkeep(keep_up(lake, settings.upkeep, start_instance(config_folder()), None))

@@ -1,0 +1,58 @@
+"""Quality by hour, with confidence intervals."""
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.orchestration.assets.common import record_hours, table_metadata, tags, utc_index
+from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_check_specs, table_checks
+from monitoring_pipeline.orchestration.partitions import run_window
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
+from monitoring_pipeline.tables import ASSESSMENTS, HOURLY_QUALITY, SCORER_COVERAGE
+
+
+def quality_assets(
+    hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer]
+) -> list[dg.AssetsDefinition]:
+    """The table of quality."""
+    current = {(scorer.name, scorer.digest) for scorer in scorers}
+    rules = pass_rules(scorers)
+
+    @dg.asset(
+        deps=["scorer_coverage"],
+        partitions_def=hours,
+        group_name="quality",
+        kinds={"spark", "deltalake"},
+        code_version=" ".join(["1", *(f"{name} {rule}" for name, rule in sorted(rules.items()))]),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        tags=tags(HOURLY_QUALITY),
+        metadata=table_metadata(HOURLY_QUALITY),
+        check_specs=table_check_specs(HOURLY_QUALITY.name, HOURLY_QUALITY),
+        description=HOURLY_QUALITY.description,
+    )
+    def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
+        window = run_window(context)
+        rows = quality(lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window), rules, by_hour=True)
+        rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
+        lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
+        record_hours(context, window, _figures(rows, current))
+        yield from checked(context, table_checks(context.asset_key, HOURLY_QUALITY, lake.read(HOURLY_QUALITY, window)))
+
+    return [hourly_quality]
+
+
+def _figures(rows: pd.DataFrame, current: set[tuple[str, str]]) -> pd.DataFrame:
+    """Pass rate, else mean score, of each scorer's current digest, a column each; experiments weighted by scores."""
+    pairs = zip(rows["scorer"], rows["scorer_digest"], strict=True)
+    is_current = pd.Series([pair in current for pair in pairs], index=rows.index, dtype=bool)
+    own = rows[is_current & rows["mean_score"].notna()]
+    is_rate = own.groupby("scorer")["pass_rate"].apply(lambda rates: rates.notna().all())
+    label = own["scorer"].map(lambda name: f"{name}_{'pass_rate' if is_rate[name] else 'mean_score'}")
+    shown = own["pass_rate"].where(own["scorer"].map(is_rate).astype(bool), own["mean_score"])
+    weighted = own.assign(label=label, total=shown * own["scored"])
+    sums = weighted.groupby(["hour", "label"])[["total", "scored"]].sum()
+    figures = (sums["total"] / sums["scored"]).unstack("label")
+    figures["rows"] = rows.groupby("hour").size()
+    return utc_index(figures.reset_index(), "hour")

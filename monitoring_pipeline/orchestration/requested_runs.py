@@ -1,0 +1,159 @@
+"""Runs that archive: those that are under way, those that the sensor asked for today, and what it has given up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
+
+from monitoring_pipeline.errors import first_line
+from monitoring_pipeline.orchestration.assets.common import partition_key
+from monitoring_pipeline.orchestration.assets.performance import ARCHIVE_KEY
+from monitoring_pipeline.orchestration.jobs import ARCHIVE, MONITORING
+from monitoring_pipeline.orchestration.runs import ASSETS, PARTITION, RANGE_END, RANGE_START
+from monitoring_pipeline.windows import HOUR, Window
+
+if TYPE_CHECKING:
+    from dagster import RunRecord
+
+    from monitoring_pipeline.archive.account import HourCounts
+
+ASKED_BY, COUNTS, ATTEMPT = "monitoring/asked_by", "monitoring/source_counts", "monitoring/attempt"
+SENSOR = "new_traces"
+# A run that reads says so every few thousand traces. One that was killed with its machine says nothing, for ever.
+SILENCE = timedelta(minutes=15)
+FAILED = (DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
+UNDER_WAY = (
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+)
+REASON_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class AskedRun:
+    """A run that the sensor asked for: for which hours, at which counts of the source (`text_of`), and its end."""
+
+    run_id: str
+    created_at: datetime
+    counts: dict[datetime, str]
+    attempt: str  # such as 2/3
+    has_ended: bool
+    has_failed: bool
+
+
+@dataclass(frozen=True)
+class GivenUpHour:
+    """An hour that the sensor no longer asks for today: how many runs failed, the last of them and its reason."""
+
+    hour: datetime
+    attempts: int
+    run_id: str
+    reason: str
+
+
+def text_of(counts: HourCounts) -> str:
+    """The counts as a short text without a space: traces/in progress/assessments, and what stands for the mark."""
+    mark = f"/{hashlib.sha256(counts.mark.encode()).hexdigest()[:8]}" if counts.mark else ""
+    return f"{counts.traces}/{counts.in_progress}/{counts.assessments}{mark}"
+
+
+def hours_under_way(instance: dg.DagsterInstance, now: datetime) -> set[datetime]:
+    """The hours that a queued or running run archives, whoever launched it; but for runs that have fallen silent."""
+    hours: set[datetime] = set()
+    for record in instance.get_run_records(filters=RunsFilter(statuses=list(UNDER_WAY))):
+        if _archives(record.dagster_run) and not _is_silent(instance, record, now):
+            hours.update(_hours(record.dagster_run))
+    return hours
+
+
+def asked_today(instance: dg.DagsterInstance, now: datetime) -> list[AskedRun]:
+    """The runs that the sensor has asked for since midnight (UTC), the latest first."""
+    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    tagged = RunsFilter(tags={ASKED_BY: SENSOR}, created_after=midnight)
+    return [_asked(instance, record, now) for record in instance.get_run_records(filters=tagged)]
+
+
+def given_up(instance: dg.DagsterInstance, now: datetime | None = None) -> list[GivenUpHour]:
+    """The hours that the sensor asks for no more today, as the last run that it allowed has failed; oldest first.
+
+    An hour that another run has since archived is not among them.
+    """
+    now = now or datetime.now(UTC)
+    last: dict[datetime, AskedRun] = {}
+    for run in asked_today(instance, now):
+        for hour in run.counts:
+            last.setdefault(hour, run)
+    found = []
+    for hour, run in sorted(last.items()):
+        attempt, attempts = map(int, run.attempt.split("/"))
+        if run.has_failed and attempt >= attempts and not _archived_since(instance, hour, run.created_at):
+            found.append(GivenUpHour(hour, attempt, run.run_id, _reason(instance, run.run_id)))
+    return found
+
+
+def _asked(instance: dg.DagsterInstance, record: RunRecord, now: datetime) -> AskedRun:
+    run = record.dagster_run
+    is_lost = run.status in UNDER_WAY and _is_silent(instance, record, now)
+    return AskedRun(
+        run_id=run.run_id,
+        created_at=record.create_timestamp,
+        counts=dict(zip(_hours(run), run.tags[COUNTS].split(), strict=True)),
+        attempt=run.tags[ATTEMPT],
+        has_ended=run.is_finished or is_lost,
+        has_failed=run.status in FAILED or is_lost,
+    )
+
+
+def _archives(run: dg.DagsterRun) -> bool:
+    if run.asset_selection is not None:
+        return dg.AssetKey(ARCHIVE_KEY) in run.asset_selection
+    return run.job_name in (ARCHIVE, MONITORING, ASSETS)
+
+
+def _hours(run: dg.DagsterRun) -> Iterator[datetime]:
+    first = run.tags.get(PARTITION) or run.tags.get(RANGE_START)
+    last = run.tags.get(PARTITION) or run.tags.get(RANGE_END)
+    if first and last:
+        yield from Window(_start(first), _start(last) + HOUR).hours()
+
+
+def _start(key: str) -> datetime:
+    return datetime.strptime(key, "%Y-%m-%d-%H:%M").replace(tzinfo=UTC)
+
+
+def _is_silent(instance: dg.DagsterInstance, record: RunRecord, now: datetime) -> bool:
+    """Whether a run that is not waiting in the queue has said nothing for long."""
+    if record.dagster_run.status == DagsterRunStatus.QUEUED or now - record.update_timestamp < SILENCE:
+        return False
+    latest = instance.get_records_for_run(record.dagster_run.run_id, limit=1, ascending=False).records
+    return not latest or now - datetime.fromtimestamp(latest[0].event_log_entry.timestamp, UTC) >= SILENCE
+
+
+def _archived_since(instance: dg.DagsterInstance, hour: datetime, moment: datetime) -> bool:
+    later = dg.AssetRecordsFilter(
+        asset_key=dg.AssetKey(ARCHIVE_KEY),
+        asset_partitions=[partition_key(hour)],
+        after_timestamp=moment.timestamp(),
+    )
+    return bool(instance.fetch_materializations(later, limit=1).records)
+
+
+def _reason(instance: dg.DagsterInstance, run_id: str) -> str:
+    """What failed the run, in a line."""
+    failures = {DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_CANCELED}
+    records = instance.get_records_for_run(run_id, of_type=failures, limit=1).records
+    if not records:
+        return "it fell silent"
+    event: Any = records[0].event_log_entry.get_dagster_event()
+    error = event.step_failure_data.error if event.is_step_failure else None
+    raised = error.cause or error if error else None  # Dagster's own error wraps the one that was raised
+    return first_line(RuntimeError(raised.message if raised else event.message or ""))[:REASON_CHARACTERS]

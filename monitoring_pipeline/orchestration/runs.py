@@ -1,0 +1,223 @@
+"""The chain run in this process, as Dagster runs that the UI shows afterwards."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from monitoring_pipeline.orchestration.assets.assessments import scorer_key
+from monitoring_pipeline.orchestration.assets.common import partition_key
+from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, MONITORING
+from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.settings.upkeep import oldest_kept
+from monitoring_pipeline.windows import HOUR, Window, floor_hour
+
+if TYPE_CHECKING:
+    from dagster._core.events.log import EventLogEntry
+
+ASSETS = "__ASSET_JOB"  # Dagster's own job over all assets
+PARTITION = "dagster/partition"
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+HOST_TAG = "monitoring/host"  # the machine of a run that a command runs in its own process
+# Log messages of steps reach the caller as events; the console is the caller's.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Something that a step of the chain said: that it started, succeeded or failed, or how far it is."""
+
+    step: str
+    kind: str  # start, progress, success, failure
+    message: str
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """How a run of the chain ended: the steps that failed, with the reason, and the checks that did."""
+
+    failed_steps: dict[str, str]
+    failed_checks: list[dg.AssetCheckEvaluation]
+
+    @property
+    def succeeded(self) -> bool:
+        return not self.failed_steps and not any(
+            check.severity == dg.AssetCheckSeverity.ERROR for check in self.failed_checks
+        )
+
+
+def start_instance(folder: Path) -> dg.DagsterInstance:
+    """The Dagster instance of DAGSTER_HOME, else of data/dagster in `folder`, made if need be.
+
+    The dagster.yaml in `folder`, where there is one, configures the latter.
+    """
+    if "DAGSTER_HOME" not in os.environ:
+        home = folder.absolute() / "data" / "dagster"
+        home.mkdir(parents=True, exist_ok=True)
+        configuration, used = folder.absolute() / "dagster.yaml", home / "dagster.yaml"
+        if not used.exists():
+            if configuration.is_file():
+                used.symlink_to(configuration)
+            else:
+                used.write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
+        os.environ["DAGSTER_HOME"] = str(home)
+    return dg.DagsterInstance.get()
+
+
+def run_chain(
+    definitions: dg.Definitions,
+    settings: Settings,
+    window: Window,
+    scorers: list[str] | None,
+    instance: dg.DagsterInstance,
+    on_event: Callable[[StepEvent], None],
+) -> ChainResult:
+    """Materialise the chain for the whole hours of `window`, then the reports of its days; only `scorers`, if given.
+
+    Long windows are taken in runs of `[backfill] max_partitions_per_run` hours, in order, until one fails.
+    """
+    selection = _selection(definitions, settings, scorers)
+    failed_checks: list[dg.AssetCheckEvaluation] = []
+    for part in parts(window, settings.backfill.max_partitions_per_run):
+        keys = (partition_key(part.start), partition_key(part.end - HOUR))
+        result = execute(definitions, MONITORING, selection, keys, instance, on_event)
+        failed_checks += [check for check in result.get_asset_check_evaluations() if not check.passed]
+        if not result.success:
+            return ChainResult(failures(result), failed_checks)
+    days = window.days()
+    reports = execute(definitions, DAILY_REPORT, None, (f"{days[0]}", f"{days[-1]}"), instance, on_event)
+    return ChainResult(failures(reports), failed_checks)
+
+
+def step_count(definitions: dg.Definitions, settings: Settings, window: Window, scorers: list[str] | None) -> int:
+    """How many steps `run_chain` takes: those of each part of the window, and those of its days."""
+    runs = len(parts(window, settings.backfill.max_partitions_per_run))
+    by_day = definitions.resolve_job_def(DAILY_REPORT).asset_layer.selected_asset_keys
+    return runs * len(_selection(definitions, settings, scorers)) + len(by_day)
+
+
+def _selection(definitions: dg.Definitions, settings: Settings, scorers: list[str] | None) -> list[dg.AssetKey]:
+    """The assets of the hourly chain, with only `scorers`, if given."""
+    left_out = {scorer_key(scorer.name) for scorer in settings.scorers if scorers and scorer.name not in scorers}
+    every = definitions.resolve_job_def(MONITORING).asset_layer.selected_asset_keys
+    return [key for key in every if key not in left_out]
+
+
+def parts(window: Window, hours: int) -> list[Window]:
+    """`window` cut into windows of so many hours, in order."""
+    starts = []
+    start = window.start
+    while start < window.end:
+        starts.append(start)
+        start += timedelta(hours=hours)
+    return [Window(start, min(start + timedelta(hours=hours), window.end)) for start in starts]
+
+
+def execute(
+    definitions: dg.Definitions,
+    job: str,
+    selection: list[dg.AssetKey] | None,
+    keys: tuple[str, str],
+    instance: dg.DagsterInstance,
+    on_event: Callable[[StepEvent], None],
+    ops: Mapping[str, Any] | None = None,
+) -> dg.ExecuteInProcessResult:
+    """Run a job in this process over the partitions from the first to the second of `keys`; only `selection`, if given.
+
+    `ops` is the run configuration of its steps.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted, as by Ctrl-C. Dagster ends it well, and would begin the next.
+    """
+    from dagster._core.utils import make_new_run_id
+
+    def listen(entry: EventLogEntry) -> None:
+        event = _step_event(entry)
+        if event:
+            on_event(event)
+
+    run_id = make_new_run_id()
+    instance.add_event_listener(run_id, listen)
+    result = definitions.resolve_job_def(job).execute_in_process(
+        run_id=run_id,
+        instance=instance,
+        asset_selection=selection,
+        tags={RANGE_START: keys[0], RANGE_END: keys[1], HOST_TAG: host()},
+        run_config={**QUIET, "ops": dict(ops or {})},
+        raise_on_error=False,
+    )
+    if any(_was_interrupted(event) for event in result.all_events):
+        raise KeyboardInterrupt
+    return result
+
+
+def host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
+
+
+def _was_interrupted(event: dg.DagsterEvent) -> bool:
+    error = event.step_failure_data.error if event.is_step_failure else None
+    return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
+
+
+_KINDS = {
+    dg.DagsterEventType.STEP_START: "start",
+    dg.DagsterEventType.STEP_SUCCESS: "success",
+    dg.DagsterEventType.STEP_FAILURE: "failure",
+}
+
+
+def _step_event(entry: EventLogEntry) -> StepEvent | None:
+    if entry.step_key is None:
+        return None
+    step = entry.step_key.replace("__", "/")
+    if not entry.is_dagster_event:
+        return StepEvent(step, "progress", entry.user_message)
+    kind = _KINDS.get(entry.get_dagster_event().event_type)
+    return StepEvent(step, kind, entry.user_message) if kind else None
+
+
+def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """The steps that failed, with the reason."""
+    failed: dict[str, str] = {}
+    for event in result.all_events:
+        if event.is_step_failure and event.step_key:
+            error = event.step_failure_data.error
+            raised = error.cause or error if error else None  # Dagster's own error wraps the one that was raised
+            failed[event.step_key.replace("__", "/")] = raised.message.strip() if raised else "unknown reason"
+    return failed
+
+
+def whole_hours(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
+    """The hours that [start, end) touches, none later than the current one; by default the 24 before the end or now.
+
+    Raises:
+        ValueError: the start is not before the end, or before the archive's; in a line with both.
+    """
+    current_end = floor_hour(datetime.now(UTC)) + HOUR
+    end = end or current_end
+    start = start or max(end - 24 * HOUR, settings.archive.start)
+    window_end = floor_hour(end) if floor_hour(end) == end else floor_hour(end) + HOUR
+    window_start, window_end = floor_hour(start), min(window_end, current_end)
+    if window_start >= window_end:
+        raise ValueError(f"start {start:%Y-%m-%dT%H:%MZ} is not before end {min(end, window_end):%Y-%m-%dT%H:%MZ}")
+    if window_start < settings.archive.start:
+        raise ValueError(
+            f"start {start:%Y-%m-%dT%H:%MZ} is before the archive's start; set [archive] start (now"
+            f" {settings.archive.start:%Y-%m-%dT%H:%MZ}) to it or earlier"
+        )
+    kept_since = oldest_kept(settings.upkeep.keep_archive_days)
+    if kept_since and window_start < kept_since:
+        raise ValueError(
+            f"start {start:%Y-%m-%dT%H:%MZ} is before {kept_since:%Y-%m-%dT%H:%MZ}, the first hour that [upkeep]"
+            f" keep_archive_days = {settings.upkeep.keep_archive_days} keeps; give a later one"
+        )
+    return Window(window_start, window_end)

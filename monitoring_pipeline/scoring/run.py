@@ -1,0 +1,115 @@
+"""A scorer run over a window of the archive: only the traces that it has not seen, committed as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.scoring.budgets import Purse, spending_alone
+from monitoring_pipeline.scoring.coverage import update_ledger, waiting_hours
+from monitoring_pipeline.scoring.metering import meter_of
+from monitoring_pipeline.scoring.pending import pending_rows, pending_traces
+from monitoring_pipeline.scoring.pool import run_all
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.sessions import later
+from monitoring_pipeline.scoring.workers import run_in_engine, runs_in_engine
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE
+from monitoring_pipeline.windows import Window
+
+COMMIT_RESULTS = 500  # a crash costs at most this many calls from this process
+
+
+@dataclass
+class ScoreCounts:
+    """What one run did: traces scored, failed (a row with the error) and found not applicable.
+
+    `over_budget` says how much was used where the scorer's budget ended the run, else it is empty.
+    """
+
+    scored: int = 0
+    failed: int = 0
+    not_applicable: int = 0
+    over_budget: str = ""
+
+    @property
+    def seen(self) -> int:
+        return self.scored + self.failed + self.not_applicable
+
+
+def score_window(
+    lake: LakeResource,
+    scorer: ConfiguredScorer,
+    window: Window,
+    dagster_run_id: str,
+    retry_failed: bool = False,
+    newest_first: bool = False,
+    on_progress: Callable[[ScoreCounts], None] = lambda counts: None,
+) -> ScoreCounts:
+    """Run the scorer on the traces of its sample in `window` that have no result for its digest, then the ledger.
+
+    A scorer of sessions also sees those that began before `window` and go on in it. With `retry_failed`, traces whose
+    result is an error are scored again; an error stays where the scorer now returns None. The run ends early, and well,
+    when the scorer's budget is used up. `on_progress` is called after each commit.
+    """
+    counts = ScoreCounts()
+    version = lake.version(AGENT_TRACES)
+    in_engine = runs_in_engine(lake, scorer)
+    # Those under way beside it count too, so that a crash never costs more than COMMIT_RESULTS.
+    commit_results = lake.commit_rows if in_engine else max(1, COMMIT_RESULTS - scorer.limits.concurrency + 1)
+    replaces = retry_failed or scorer.session_idle is not None
+    batch: list[tuple[dict[str, Any], bool]] = []
+    elsewhere: set[datetime] = set()
+
+    def commit() -> None:
+        nonlocal batch
+        results, batch = batch, []
+        _commit(lake, results, replaces, counts)
+        elsewhere.update(row["trace_hour"] for row, _ in results if row["trace_hour"] not in window)
+        on_progress(counts)
+
+    with spending_alone(lake, scorer):
+        purse = Purse(lake, scorer)
+        meter = meter_of(lake.location, scorer.name, scorer.limits)
+        if in_engine:  # in one piece, whose parts the workers do side by side
+            due = pending_rows(lake, scorer, window, version, [window], retry_failed)
+            results = run_in_engine(scorer, due, dagster_run_id)
+        else:
+            pending = pending_traces(lake, scorer, window, version, retry_failed, newest_first)
+            results = run_all(scorer, pending, dagster_run_id, meter, purse)
+        try:
+            for result in results:
+                batch.append(result)
+                if len(batch) >= commit_results:
+                    commit()
+                    if purse.is_stale:
+                        purse.refresh()
+        finally:  # also where the run is told to stop: what is done has been paid for
+            if batch:
+                commit()
+    counts.over_budget = purse.used_up
+    update_ledger(lake, [scorer], window, over_budget=bool(counts.over_budget))
+    if scorer.session_idle is not None:
+        # A late trace may be a session's first in place of one that has been waiting.
+        elsewhere.update(waiting_hours(lake, scorer, later(window)))
+    if elsewhere:
+        update_ledger(lake, [scorer], Window.covering([*elsewhere]))
+    return counts
+
+
+def _commit(
+    lake: LakeResource, results: list[tuple[dict[str, Any], bool]], replaces: bool, counts: ScoreCounts
+) -> None:
+    rows = [row for row, applies in results if applies]
+    declined = [row for row, applies in results if not applies]
+    # Only an error that is tried again, and a session that went on, have an earlier result to replace.
+    write = lake.upsert if replaces else lake.insert
+    write(ASSESSMENTS, from_dicts(ASSESSMENTS, rows))
+    write(NOT_APPLICABLE, from_dicts(NOT_APPLICABLE, declined))
+    failed = sum(row["error_code"] is not None for row in rows)
+    counts.failed += failed
+    counts.scored += len(rows) - failed
+    counts.not_applicable += len(declined)

@@ -1,0 +1,244 @@
+"""The command line as a user calls it: what it prints, its exit codes, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, TABLES
+
+COMMAND = str(Path(sys.executable).parent / "monitoring-pipeline")
+RANGE = ("--from", "2026-01-01T00:00Z", "--to", "2026-01-01T03:00Z")
+
+
+class Shell:
+    """A folder with a configuration, in which the command is called."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        others = {name: value for name, value in os.environ.items() if not name.startswith(("MONITORING_", "DAGSTER_"))}
+        self.environment = {**others, "COLUMNS": "200"}
+
+    def configure(self, text: str) -> None:
+        (self.folder / "monitoring.toml").write_text(text, encoding="utf-8")
+
+    def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [COMMAND, *arguments],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,  # a busy machine takes minutes for what a quiet one does in seconds
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [COMMAND, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def lake(self, spark: SparkResource) -> LakeResource:
+        return LakeResource(location=str(self.folder / "data" / "lake"), spark=spark)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def airline(shell: Shell, recorded_store: str) -> Shell:
+    """A shell configured for the recorded conversations."""
+    shell.configure(f'[mlflow]\ntracking_uri = "{recorded_store}"\nexperiments = ["airline"]\n')
+    return shell
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["assess", "--help"], ["backfill", "--help"]])
+def test_help_is_quick_to_load(arguments: list[str]) -> None:
+    code = (
+        "import sys; from monitoring_pipeline.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+        "print([m for m in ('mlflow', 'pyspark', 'dagster', 'pandas') if m in sys.modules])"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code, *arguments], text=True)
+    assert "Usage: " in said
+    assert said.splitlines()[-1] == "[]"
+
+
+def test_run_prints_a_summary_and_running_again_changes_no_row(airline: Shell, spark: SparkResource) -> None:
+    first = airline.call("run", *RANGE)
+    assert first.returncode == 0, first.stderr
+    assert "response_quality" in first.stdout
+    assert "report.html" in first.stdout
+    lake = airline.lake(spark)
+    rows = {table.name: sorted(map(str, lake.read(table).collect())) for table in TABLES}
+    assert rows["agent_traces"]
+
+    assert airline.call("run", *RANGE).returncode == 0
+    assert {table.name: sorted(map(str, lake.read(table).collect())) for table in TABLES} == rows
+
+
+def test_run_of_one_scorer_leaves_the_others_out(airline: Shell, spark: SparkResource) -> None:
+    assert airline.call("run", *RANGE, "--scorer", "tool_errors").returncode == 0
+    scorers = airline.lake(spark).read(ASSESSMENTS).select("scorer").distinct().toPandas()["scorer"].tolist()
+    assert scorers == ["tool_errors"]
+
+
+def test_a_range_without_traces_says_so(airline: Shell) -> None:
+    done = airline.call("run", "--from", "2026-05-01T00:00Z", "--to", "2026-05-01T02:00Z")
+    assert done.returncode == 0
+    assert "No traces in this range" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--from", "2026-01-02T00:00Z", "--to", "2026-01-01T00:00Z"), "is not before"),
+        (("--from", "2026-01-01T00:00"), "has no time zone"),
+        (("--from", "yesterday"), "'yesterday' is not a time"),
+        (("--from", "2020-01-01T00:00Z", "--to", "2026-01-01T00:00Z"), "before the archive's start"),
+        (("--scorer", "nope"), "--scorer nope"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(airline: Shell, arguments: tuple[str, ...], named: str) -> None:
+    done = airline.call("run", *arguments)
+    assert done.returncode == 2
+    assert named in " ".join(done.stderr.replace("│", " ").split())
+    assert not (airline.folder / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("configuration", "named"),
+    [
+        ('[mlflow]\ntracking_uri = "http://127.0.0.1:9"\n', "no MLflow server answers at http://127.0.0.1:9"),
+        ('[mlflow]\ntracking_uri = "sqlite:///gone.db"\n', "no such file"),
+        ('[lake]\nlocation = "x"\n[lake', "not valid TOML"),
+        ('[lake]\nlocatoin = "x"\n', "lake.locatoin: unknown key"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_exit_code_1(shell: Shell, configuration: str, named: str) -> None:
+    shell.configure(configuration)
+    done = shell.call("run", *RANGE)
+    assert done.returncode == 1
+    assert named in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (shell.folder / "data" / "lake").exists()
+
+
+def test_a_missing_experiment_is_named_with_those_there_are(shell: Shell, recorded_store: str) -> None:
+    shell.configure(f'[mlflow]\ntracking_uri = "{recorded_store}"\nexperiments = ["airlin"]\n')
+    done = shell.call("run", *RANGE)
+    assert done.returncode == 1
+    assert "'airlin'" in done.stderr
+    assert "'airline'" in done.stderr
+
+
+def test_a_lake_that_cannot_be_written_is_named(shell: Shell, recorded_store: str) -> None:
+    (shell.folder / "file").touch()
+    shell.configure(f'[mlflow]\ntracking_uri = "{recorded_store}"\n[lake]\nlocation = "file/lake"\n')
+    done = shell.call("run", *RANGE)
+    assert done.returncode == 1
+    assert str(shell.folder / "file" / "lake") in done.stderr
+
+
+def test_a_scorer_that_always_raises_fails_the_run_but_nothing_else(
+    shell: Shell, recorded_store: str, spark: SparkResource
+) -> None:
+    (shell.folder / "broken.py").write_text(
+        "from mlflow.genai.scorers import scorer\n\n"
+        "@scorer\ndef broken(outputs):\n    raise ValueError('no such luck')\n"
+    )
+    shell.configure(
+        f'[mlflow]\ntracking_uri = "{recorded_store}"\n'
+        '[[scorers]]\nname = "broken"\nscorer = "broken:broken"\n'
+        '[[scorers]]\nname = "tool_errors"\nscorer = "monitoring_pipeline.scoring.scorers:tool_errors"\n'
+    )
+    done = shell.call("run", *RANGE, PYTHONPATH=str(shell.folder))
+    assert done.returncode == 1
+    assert "no such luck" in done.stdout
+    rows = shell.lake(spark).read(ASSESSMENTS).toPandas()
+    traces = shell.lake(spark).read(AGENT_TRACES).count()
+    assert (rows[rows["scorer"] == "broken"]["error_code"] == "SCORER_ERROR").sum() == traces
+    assert rows[rows["scorer"] == "tool_errors"]["error_code"].isna().all()
+
+
+def test_doctor_tells_what_is_well_and_what_is_not(airline: Shell) -> None:
+    well = airline.call("doctor")
+    assert well.returncode == 0
+    assert well.stdout.count("ok") >= 5
+    airline.configure('[mlflow]\ntracking_uri = "http://127.0.0.1:9"\n')
+    ill = airline.call("doctor")
+    assert ill.returncode == 1
+    assert "FAIL" in ill.stdout
+    assert "http://127.0.0.1:9" in ill.stdout
+
+
+def test_demo_refuses_a_configured_store(airline: Shell) -> None:
+    done = airline.call("demo")
+    assert done.returncode == 1
+    assert "use `run`" in done.stderr
+
+
+def test_a_killed_run_is_completed_by_the_next(airline: Shell, spark: SparkResource, tmp_path_factory) -> None:
+    two_days = ("--from", "2026-01-01T00:00Z", "--to", "2026-01-03T00:00Z")
+    for _ in range(2):
+        process = airline.start("run", *two_days)
+        log = airline.folder / "data" / "lake" / "assessments" / "_delta_log"
+        deadline = time.monotonic() + 60
+        seen = len(list(log.glob("*.json"))) if log.exists() else 0
+        while time.monotonic() < deadline and process.poll() is None:
+            if log.exists() and len(list(log.glob("*.json"))) > max(seen, 1):
+                break
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = airline.call("run", *two_days)
+    assert done.returncode == 0, done.stdout
+
+    undisturbed = Shell(tmp_path_factory.mktemp("undisturbed"))
+    undisturbed.configure((airline.folder / "monitoring.toml").read_text())
+    assert undisturbed.call("run", *two_days).returncode == 0
+    for table in TABLES:
+        timeless = [name for name in table.schema.names if name not in TIMES]
+        one, other = (
+            sorted(map(str, place.lake(spark).read(table).select(*timeless).collect()))
+            for place in (airline, undisturbed)
+        )
+        assert one == other, table.name
+
+
+TIMES = {"created_at", "archived_at", "assessed_at", "dagster_run_id", "duration_ms"}
+
+
+def test_traces_deleted_from_mlflow_stay_archived(shell: Shell, recorded_store: str, spark: SparkResource) -> None:
+    from mlflow import MlflowClient
+
+    copy = shell.folder / "copy.db"
+    with sqlite3.connect(recorded_store.removeprefix("sqlite:///")) as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+    shell.configure(f'[mlflow]\ntracking_uri = "sqlite:///{copy}"\nexperiments = ["airline"]\n')
+    assert shell.call("run", *RANGE).returncode == 0
+    archived = shell.lake(spark).read(AGENT_TRACES).count()
+
+    client = MlflowClient(f"sqlite:///{copy}")
+    experiment = client.get_experiment_by_name("airline")
+    assert experiment is not None
+    deleted = client.delete_traces(
+        experiment.experiment_id, max_timestamp_millis=1767225600000 + 3_600_000, max_traces=100
+    )
+    assert deleted > 0
+    assert shell.call("run", *RANGE).returncode == 0
+    assert shell.lake(spark).read(AGENT_TRACES).count() == archived

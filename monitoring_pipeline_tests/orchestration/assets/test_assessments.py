@@ -1,0 +1,162 @@
+"""The asset of a scorer: who may run it, at which rate, and what its run says when the budget ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from monitoring_pipeline import scoring
+from monitoring_pipeline.definitions import build_definitions
+from monitoring_pipeline.orchestration.assets.assessments import scorer_key
+from monitoring_pipeline.orchestration.jobs import MONITORING
+from monitoring_pipeline.orchestration.runs import ASSETS, QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline.tables import SCORER_COVERAGE
+from monitoring_pipeline_tests.made_project import FIRST, IDS, LAST, LATENCY, MadeProject, config_fields
+
+KEY = scorer_key(LATENCY.name)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+@pytest.fixture
+def latency(made: MadeProject) -> MadeProject:
+    """A project whose only scorer is registered and active."""
+    project = made.having(LATENCY)
+    scoring.handle(LATENCY.name, project.settings).register().start()
+    return project
+
+
+def run(
+    project: MadeProject,
+    instance: dg.DagsterInstance,
+    job: str = ASSETS,
+    tags: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+) -> dg.ExecuteInProcessResult:
+    ops = {"assessments__stage_latency": {"config": config}} if config else {}
+    return (
+        build_definitions(project.settings)
+        .resolve_job_def(job)
+        .execute_in_process(
+            instance=instance,
+            asset_selection=[KEY],
+            tags={RANGE_START: FIRST, RANGE_END: LAST, **(tags or {})},
+            run_config={**QUIET, "ops": ops},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "tags"),
+    [
+        (MONITORING, {}),
+        (ASSETS, {"dagster/sensor_name": "a_sensor"}),
+        (ASSETS, {"dagster/schedule_name": "a_schedule"}),
+        (ASSETS, {"dagster/auto_materialize": "true"}),
+        (ASSETS, {"dagster/from_automation_condition": "true"}),
+    ],
+)
+def test_a_stopped_scorer_does_not_run_by_itself(
+    latency: MadeProject, instance: dg.DagsterInstance, job: str, tags: dict[str, str]
+) -> None:
+    handle = scoring.handle(LATENCY.name, latency.settings).stop()
+    assert run(latency, instance, job, tags).success
+    assert latency.scored(LATENCY.name) == []
+    handle.start()
+    assert run(latency, instance, job, tags).success
+    assert latency.scored(LATENCY.name) == IDS
+
+
+@pytest.mark.parametrize("tags", [{}, {"dagster/backfill": "abc"}])
+def test_a_stopped_scorer_runs_when_a_person_asks_for_it(
+    latency: MadeProject, instance: dg.DagsterInstance, tags: dict[str, str]
+) -> None:
+    scoring.handle(LATENCY.name, latency.settings).stop()
+    assert run(latency, instance, tags=tags).success
+    assert latency.scored(LATENCY.name) == IDS
+
+
+@pytest.mark.parametrize("state", ["stopped", "registered"])
+def test_a_scorer_that_is_configured_so_does_not_run_by_itself(
+    made: MadeProject, instance: dg.DagsterInstance, state: str
+) -> None:
+    project = made.having(LATENCY.model_copy(update={"state": state}))
+    assert run(project, instance, MONITORING).success
+    assert project.scored(LATENCY.name) == []
+    assert run(project, instance).success
+    assert project.scored(LATENCY.name) == IDS
+
+
+def test_rate_and_filter_are_those_of_the_scorers_state(latency: MadeProject, instance: dg.DagsterInstance) -> None:
+    handle = scoring.handle(LATENCY.name, latency.settings).update(sample_rate=0.3, filter="tags.env = 'prod'")
+    assert run(latency, instance, MONITORING).success
+    few = latency.scored(LATENCY.name)
+    assert 0 < len(few) < 20
+    assert set(few) < set(IDS[::2])
+    assert {row["sample_rate"] for row in latency.rows()} == {0.3}
+    ledger = latency.rows(SCORER_COVERAGE)
+    assert {row["filtered_out"] for row in ledger} == {5}
+    assert sum(row["scored"] for row in ledger) == len(few)
+    assert {row["pending"] for row in ledger} == {0}
+
+    handle.update(sample_rate=1.0, filter="")
+    assert run(latency, instance, MONITORING).success
+    assert latency.scored(LATENCY.name) == IDS
+    assert {row["sample_rate"] for row in latency.rows() if row["trace_id"] in few} == {0.3}
+
+
+def test_a_run_may_have_a_rate_of_its_own(latency: MadeProject, instance: dg.DagsterInstance) -> None:
+    scoring.handle(LATENCY.name, latency.settings).update(sample_rate=0.0)
+    assert run(latency, instance, config={"sample_rate": 1.0}).success
+    assert latency.scored(LATENCY.name) == IDS
+
+
+@pytest.mark.parametrize("rate", [-0.5, 1.5])
+def test_a_rate_that_is_none_fails_the_run(latency: MadeProject, instance: dg.DagsterInstance, rate: float) -> None:
+    with pytest.raises(Exception, match=r"sample_rate\n +Input should be (greater|less) than or equal to"):
+        run(latency, instance, config={"sample_rate": rate})
+    assert latency.rows() == []
+
+
+def test_what_may_be_asked_of_a_run_is_described(latency: MadeProject) -> None:
+    job = build_definitions(latency.settings).resolve_job_def(ASSETS)
+    fields = config_fields(job, "assessments__stage_latency")
+    assert set(fields) == {"retry_failed", "newest_first", "sample_rate"}
+    assert all(field.description for field in fields.values())
+    assert not any(field.is_required for field in fields.values())
+
+
+def test_a_budget_that_is_used_up_ends_the_run_well_with_a_warning(
+    made: MadeProject, instance: dg.DagsterInstance
+) -> None:
+    project = made.having(LATENCY.model_copy(update={"max_traces_per_hour": 15}))
+    result = run(project, instance)
+    assert result.success
+    assert len(project.scored(LATENCY.name)) == 15
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert checks["scorer_works"].passed
+    assert not checks["within_budget"].passed
+    assert checks["within_budget"].severity == dg.AssetCheckSeverity.WARN
+    assert checks["within_budget"].metadata["used"].value == "15 traces of max_traces_per_hour = 15"
+    ledger = project.rows(SCORER_COVERAGE)
+    assert sum(row["over_budget"] for row in ledger) == 25
+    assert sum(row["pending"] for row in ledger) == 0
+
+
+def test_a_budget_that_is_enough_passes(made: MadeProject, instance: dg.DagsterInstance) -> None:
+    project = made.having(LATENCY.model_copy(update={"max_traces_per_hour": 40}))
+    checks = {check.check_name: check for check in run(project, instance).get_asset_check_evaluations()}
+    assert checks["within_budget"].passed
+    assert len(project.scored(LATENCY.name)) == 40
+
+
+def test_without_a_budget_there_is_no_check_of_it(latency: MadeProject, instance: dg.DagsterInstance) -> None:
+    checks = {check.check_name for check in run(latency, instance).get_asset_check_evaluations()}
+    assert checks == {"scorer_works", "schema_as_declared", "values_in_range"}

@@ -1,0 +1,79 @@
+"""Runs whose process is gone are ended, and no others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster import DagsterRunStatus
+from dagster._core.events import EngineEventData
+
+from monitoring_pipeline.orchestration.lost_runs import end_lost_runs
+from monitoring_pipeline.orchestration.runs import HOST_TAG, host
+
+
+@pytest.fixture
+def instance(dagster_home: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance with Dagster's default launcher."""
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def dead_pid() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def started(instance: dg.DagsterInstance, pid: int | None, **tags: str) -> str:
+    """A run in progress that has said which process it is, if any."""
+    run = instance.add_run(dg.DagsterRun(job_name="archive_job", status=DagsterRunStatus.STARTED, tags=tags))
+    if pid is not None:
+        instance.report_engine_event("Started process", run, EngineEventData.in_process(pid))
+    return run.run_id
+
+
+def status(instance: dg.DagsterInstance, run_id: str) -> DagsterRunStatus:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+def test_a_run_whose_process_is_gone_is_failed_once(instance: dg.DagsterInstance, dead_pid: int) -> None:
+    run_id = started(instance, dead_pid)
+    assert run_id in end_lost_runs(instance)
+    assert status(instance, run_id) == DagsterRunStatus.FAILURE
+    assert run_id not in end_lost_runs(instance)
+
+
+def test_the_latest_process_of_a_run_counts(instance: dg.DagsterInstance, dead_pid: int) -> None:
+    run_id = started(instance, dead_pid)
+    run = instance.get_run_by_id(run_id)
+    instance.report_engine_event("Executing steps", run, EngineEventData.in_process(os.getpid()))
+    assert run_id not in end_lost_runs(instance)
+
+
+@pytest.mark.parametrize("case", ["alive", "not yet told", "of a command on another machine"])
+def test_other_runs_go_on(instance: dg.DagsterInstance, dead_pid: int, case: str) -> None:
+    pids = {"alive": os.getpid(), "not yet told": None}
+    tags = {HOST_TAG: "elsewhere"} if case.startswith("of a command") else {}
+    run_id = started(instance, pids.get(case, dead_pid), **tags)
+    assert run_id not in end_lost_runs(instance)
+    assert status(instance, run_id) == DagsterRunStatus.STARTED
+
+
+def test_a_command_of_this_machine_that_was_killed_is_failed(instance: dg.DagsterInstance, dead_pid: int) -> None:
+    assert started(instance, dead_pid, **{HOST_TAG: host()}) in end_lost_runs(instance)
+
+
+def test_runs_of_another_launcher_are_its_own(dead_pid: int) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        started(instance, dead_pid)
+        assert end_lost_runs(instance) == []

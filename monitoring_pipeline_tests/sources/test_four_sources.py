@@ -1,0 +1,240 @@
+"""The same traces from each source give the same rows of `agent_traces`, as far as the source can hold them.
+
+The oracle is the archive of MLflow's own client. The OpenTelemetry tables are written by Databricks' own client, which
+leaves out the tag mlflow.artifactLocation and adds the metadata mlflow.migration.sourceExperimentId.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Trace
+
+from monitoring_pipeline.archive.merging import ArchiveCounts
+from monitoring_pipeline.archive.window import archive_window
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.settings import ArchiveSettings
+from monitoring_pipeline.tables import AGENT_TRACES
+from monitoring_pipeline.windows import HOUR, Window
+from monitoring_pipeline_tests.cluster import SparkCluster
+from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
+from monitoring_pipeline_tests.sources.archived_tables import ARCHIVED_TRACE, archived_rows, write, write_otel_v1
+
+COMPARED = [name for name in AGENT_TRACES.schema.names if name != "created_at"]
+ALL = ArchiveCounts(read=681, written=681, quarantined=0)
+CLUSTER_HOURS = 1
+CATALOG = "spark_catalog.default.recorded"
+
+Rows = dict[str, dict[str, Any]]
+
+
+def rows_of(lake: LakeResource, window: Window = RECORDED_WINDOW) -> Rows:
+    found = lake.read_columns(AGENT_TRACES, window, *COMPARED).to_pylist(maps_as_pydicts="strict")
+    rows = {row["trace_id"]: row for row in found}
+    assert len(rows) == len(found)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def tracking(recorded_store: str) -> TrackingResource:
+    return TrackingResource(tracking_uri=recorded_store, experiments=["airline"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("four sources")
+
+
+@pytest.fixture(scope="module")
+def lake_of_mlflow(tracking: TrackingResource, folder: Path, spark: SparkResource) -> LakeResource:
+    lake = LakeResource(location=str(folder / "mlflow"), spark=spark)
+    assert archive_window(ArchiveSettings(), tracking, lake, RECORDED_WINDOW) == ALL
+    return lake
+
+
+@pytest.fixture(scope="module")
+def of_mlflow(lake_of_mlflow: LakeResource) -> Rows:
+    return rows_of(lake_of_mlflow)
+
+
+@pytest.fixture(scope="module")
+def traces(tracking: TrackingResource) -> list[Trace]:
+    return [trace for batch in tracking.traces(RECORDED_WINDOW) for trace in batch if isinstance(trace, Trace)]
+
+
+def archived(source: ArchiveSettings, tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    lake = LakeResource(location=str(folder / f"lake of {source.source}"), spark=spark)
+    assert archive_window(source, tracking, lake, RECORDED_WINDOW) == ALL
+    return rows_of(lake)
+
+
+@pytest.fixture(scope="module")
+def of_mlflow_sql(tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    return archived(ArchiveSettings(source="mlflow-sql"), tracking, folder, spark)
+
+
+@pytest.fixture(scope="module")
+def of_delta(traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    write(folder / "archived", archived_rows(traces), ARCHIVED_TRACE)
+    return archived(ArchiveSettings(source="delta", location=str(folder / "archived")), tracking, folder, spark)
+
+
+@pytest.fixture(scope="module")
+def of_otel(traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    write_otel_v1(str(folder / "v1"), traces)
+    return archived(ArchiveSettings(source="otel", location=str(folder / "v1")), tracking, folder, spark)
+
+
+@pytest.mark.parametrize("column", COMPARED)
+def test_the_database_gives_what_mlflow_gives(of_mlflow_sql: Rows, of_mlflow: Rows, column: str) -> None:
+    assert {key: row[column] for key, row in of_mlflow_sql.items()} == {
+        key: row[column] for key, row in of_mlflow.items()
+    }
+
+
+# ---- the archive of Databricks ----
+
+
+@pytest.mark.parametrize("column", sorted(set(COMPARED) - {"trace_json", "content_digest"}))
+def test_archived_traces_give_what_mlflow_gives(of_delta: Rows, of_mlflow: Rows, column: str) -> None:
+    assert {key: row[column] for key, row in of_delta.items()} == {key: row[column] for key, row in of_mlflow.items()}
+
+
+def test_archived_traces_hold_times_of_spans_in_microseconds_and_all_else(of_delta: Rows, of_mlflow: Rows) -> None:
+    def in_microseconds(row: dict[str, Any]) -> dict[str, Any]:
+        trace = json.loads(row["trace_json"])
+        for span in trace["data"]["spans"]:
+            for name in ("start_time_unix_nano", "end_time_unix_nano"):
+                span[name] = span[name] // 1000 * 1000
+        return trace
+
+    assert {key: json.loads(row["trace_json"]) for key, row in of_delta.items()} == {
+        key: in_microseconds(row) for key, row in of_mlflow.items()
+    }
+
+
+def test_the_digest_is_that_of_the_trace(of_delta: Rows, of_otel: Rows) -> None:
+    for row in [*of_delta.values(), *of_otel.values()]:
+        assert row["content_digest"] == hashlib.sha256(row["trace_json"].encode()).hexdigest()
+
+
+# ---- OpenTelemetry tables ----
+
+# The spelling of JSON is not kept, and these hold JSON.
+RESPELLED = {"spans", "request", "response", "trace_json", "content_digest"}
+OTHERWISE = {"tags", "metadata", "assessments"}
+HELD = sorted(set(COMPARED) - RESPELLED - OTHERWISE)
+
+
+def text_or_json(text: str | None) -> Any:
+    """The value of a JSON text; one level deeper where that is a text, as version 1 does not tell them apart."""
+    value = None if text is None else json.loads(text)
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def held(row: dict[str, Any], value_of: Callable[[str | None], Any] = text_or_json) -> dict[str, Any]:
+    """Of the columns in which a row of OpenTelemetry tables differs from MLflow's, that which must be the same."""
+    return {
+        "request": value_of(row["request"]),
+        "response": value_of(row["response"]),
+        "tags": {key: value for key, value in row["tags"].items() if key != "mlflow.artifactLocation"},
+        "metadata": {
+            key: value for key, value in row["metadata"].items() if key != "mlflow.migration.sourceExperimentId"
+        },
+        "assessments": sorted(row["assessments"], key=lambda assessment: assessment["assessment_id"]),
+        "spans": [
+            {
+                **span,
+                "inputs": value_of(span["inputs"]),
+                "outputs": value_of(span["outputs"]),
+                "tags": {key: value_of(value) for key, value in span["tags"].items()},
+                "metadata": {key: value_of(value) for key, value in span["metadata"].items()},
+            }
+            for span in row["spans"]
+        ],
+    }
+
+
+def spans_in_full(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The spans of `trace_json`, with nanoseconds, events and links, less their attributes."""
+    return [{**span, "attributes": None} for span in json.loads(row["trace_json"])["data"]["spans"]]
+
+
+@pytest.mark.parametrize("column", HELD)
+def test_otel_tables_give_what_mlflow_gives(of_otel: Rows, of_mlflow: Rows, column: str) -> None:
+    assert {key: row[column] for key, row in of_otel.items()} == {key: row[column] for key, row in of_mlflow.items()}
+
+
+def test_otel_tables_give_the_same_but_for_the_spelling_of_json(of_otel: Rows, of_mlflow: Rows) -> None:
+    for key, row in of_mlflow.items():
+        assert held(of_otel[key]) == held(row)
+        assert spans_in_full(of_otel[key]) == spans_in_full(row)
+
+
+# ---- OpenTelemetry tables of version 2, on a cluster ----
+
+
+@pytest.fixture(scope="module")
+def cluster_folder(cluster: SparkCluster, recorded_store: str) -> Path:
+    """The folder of a cluster on which the first hours were written to tables, and archived from them to `lake`."""
+    script = [sys.executable, "-m", "monitoring_pipeline_tests.sources.archived_tables"]
+    subprocess.run(
+        [*script, cluster.remote, recorded_store, str(CLUSTER_HOURS), str(cluster.folder / "lake")],
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    return cluster.folder
+
+
+@pytest.fixture(scope="module")
+def first_hours(lake_of_mlflow: LakeResource) -> Rows:
+    return rows_of(lake_of_mlflow, Window(RECORDED_WINDOW.start, RECORDED_WINDOW.start + CLUSTER_HOURS * HOUR))
+
+
+def json_value(text: str | None) -> Any:
+    """The value of a JSON text: VARIANT does tell a text from JSON."""
+    return None if text is None else json.loads(text)
+
+
+def test_a_cluster_gives_the_same_from_its_catalog(
+    cluster_folder: Path, first_hours: Rows, spark: SparkResource
+) -> None:
+    found = rows_of(LakeResource(location=str(cluster_folder / "lake"), spark=spark))
+    by_hex = {key.removeprefix(f"trace:/{CATALOG}/"): row for key, row in found.items()}
+    assert by_hex.keys() == {key.removeprefix("tr-") for key in first_hours}
+    for key, row in first_hours.items():
+        mine = by_hex[key.removeprefix("tr-")]
+        named = {"trace_id", "trace_info"}
+        assert {name: mine[name] for name in HELD if name not in named} == {
+            name: row[name] for name in HELD if name not in named
+        }
+        assert mine["trace_info"] == {**row["trace_info"], "request_id": mine["trace_id"]}
+        assert held(mine, json_value) == held(row, json_value)
+        assert Trace.from_json(mine["trace_json"]).info.trace_id == mine["trace_id"]
+
+
+def test_the_embedded_engine_reads_what_the_cluster_wrote(
+    cluster_folder: Path,
+    first_hours: Rows,
+    tracking: TrackingResource,
+    lake: LakeResource,
+) -> None:
+    source = ArchiveSettings(source="otel", location=str(cluster_folder / "warehouse" / "recorded"))
+    archive_window(source, tracking, lake, Window(RECORDED_WINDOW.start, RECORDED_WINDOW.start + CLUSTER_HOURS * HOUR))
+    found = rows_of(lake)
+    assert found.keys() == first_hours.keys()
+    for key, row in first_hours.items():
+        assert {name: found[key][name] for name in HELD} == {name: row[name] for name in HELD}
+        assert held(found[key], json_value) == held(row, json_value)
