@@ -20,6 +20,11 @@ def from_milliseconds(milliseconds: int) -> datetime:
     return EPOCH + timedelta(milliseconds=milliseconds)
 
 
+def to_milliseconds(moment: datetime) -> int:
+    """Whole milliseconds from 1970 to `moment` (timezone-aware)."""
+    return round(moment.timestamp() * 1000)
+
+
 def parse_utc(text: str) -> datetime:
     """`text` (ISO 8601 with an offset, such as 2026-01-01T05:00Z) as a UTC time.
 
@@ -90,3 +95,13 @@ class Window:
         last = (self.end - timedelta(microseconds=1)).date()
         first = self.start.date()
         return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
+def parts(window: Window, hours: int) -> list[Window]:
+    """`window` cut into windows of so many hours, in order."""
+    starts = []
+    start = window.start
+    while start < window.end:
+        starts.append(start)
+        start += timedelta(hours=hours)
+    return [Window(start, min(start + timedelta(hours=hours), window.end)) for start in starts]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from mlflow.entities import Trace
 
-from monitoring_pipeline.definitions import build_resources
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.settings import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from monitoring_pipeline.analysis.statistics import cohen_kappa
 from monitoring_pipeline.analysis.verdicts import passes, score_of
@@ -12,13 +12,24 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import Column, DataFrame
 
-    from monitoring_pipeline.scoring.registry import ConfiguredScorer
-
 COUNTS = ["pass_pass", "pass_fail", "fail_pass", "fail_fail"]
 KEY = ["day", "experiment_id", "scorer", "scorer_digest", "reference", "reference_name"]
 
 
-def agreement(traces: DataFrame, assessments: DataFrame, scorers: Sequence[ConfiguredScorer]) -> pd.DataFrame:
+class ComparedScorer(Protocol):
+    """What agreement needs to know of a scorer; `compare_with` names the recorded assessments to compare it with."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def pass_if(self) -> str | None: ...
+    @property
+    def compare_with(self) -> tuple[str, ...]: ...
+
+
+def agreement(traces: DataFrame, assessments: DataFrame, scorers: Sequence[ComparedScorer]) -> pd.DataFrame:
     """How often the scorers' verdicts were those of a reference, by the day of the trace.
 
     `traces` are rows of agent_traces, `assessments` those of assessments. Columns of the table `scorer_agreement`
@@ -69,7 +80,7 @@ def with_kappa(counts: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(agreement=same / counts[COUNTS].sum(axis="columns"), **figures.astype("float64"))
 
 
-def _verdicts(assessments: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
+def _verdicts(assessments: DataFrame, scorers: Sequence[ComparedScorer]) -> DataFrame:
     """What the scorers found: trace_id, day, experiment_id, scorer, scorer_digest, passed (never null)."""
     from pyspark.sql import functions as F
 
@@ -79,7 +90,7 @@ def _verdicts(assessments: DataFrame, scorers: Sequence[ConfiguredScorer]) -> Da
     return assessments.select(*columns).where(F.col("passed").isNotNull())
 
 
-def _with_recorded(verdicts: DataFrame, traces: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
+def _with_recorded(verdicts: DataFrame, traces: DataFrame, scorers: Sequence[ComparedScorer]) -> DataFrame:
     from pyspark.sql import functions as F
 
     names = _of_scorer(scorers, "array<string>", lambda scorer: F.array(*map(F.lit, scorer.compare_with)))
@@ -90,7 +101,7 @@ def _with_recorded(verdicts: DataFrame, traces: DataFrame, scorers: Sequence[Con
     )
 
 
-def _recorded(traces: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
+def _recorded(traces: DataFrame, scorers: Sequence[ComparedScorer]) -> DataFrame:
     """The verdict that counts of each trace and name: trace_id, reference_name, reference_passed (never null)."""
     from pyspark.sql import functions as F
 
@@ -115,7 +126,7 @@ def _recorded(traces: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFra
     )
 
 
-def is_current(scorers: Sequence[ConfiguredScorer]) -> Column:
+def is_current(scorers: Sequence[ComparedScorer]) -> Column:
     """The condition that a row belongs to the current digest of one of the scorers."""
     from pyspark.sql import functions as F
 
@@ -123,7 +134,7 @@ def is_current(scorers: Sequence[ConfiguredScorer]) -> Column:
     return F.concat_ws(":", "scorer", "scorer_digest").isin(*digests)
 
 
-def _with_other_digests(verdicts: DataFrame, scorers: Sequence[ConfiguredScorer]) -> DataFrame:
+def _with_other_digests(verdicts: DataFrame, scorers: Sequence[ComparedScorer]) -> DataFrame:
     from pyspark.sql import functions as F
 
     current = is_current(scorers)
@@ -136,9 +147,7 @@ def _with_other_digests(verdicts: DataFrame, scorers: Sequence[ConfiguredScorer]
     return verdicts.where(current).join(others, ["trace_id", "scorer"]).withColumn("reference", F.lit("digest"))
 
 
-def _of_scorer(
-    scorers: Sequence[ConfiguredScorer], type_name: str, value: Callable[[ConfiguredScorer], Column]
-) -> Column:
+def _of_scorer(scorers: Sequence[ComparedScorer], type_name: str, value: Callable[[ComparedScorer], Column]) -> Column:
     """`value` of the scorer that the row belongs to; null where it is none of these."""
     from pyspark.sql import functions as F
 

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 from monitoring_pipeline.analysis.statistics import mean_interval
 from monitoring_pipeline.analysis.sums import in_order, mean, total
-from monitoring_pipeline.analysis.verdicts import passes
+from monitoring_pipeline.analysis.verdicts import PASS_FAIL, passes
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame
-
-# JSON of what `as_score` takes for a pass or a fail, which looks past spaces around a word.
-PASS_FAIL = r'^(true|false|"( |\\[nrt])*(?i:yes|no|true|false|pass|fail)( |\\[nrt])*")$'
 
 
 def quality(assessments: DataFrame, coverage: DataFrame, pass_if: Mapping[str, str], *, by_hour: bool) -> pd.DataFrame:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from monitoring_pipeline.analysis.quality import PASS_FAIL
 from monitoring_pipeline.analysis.sums import in_order, mean, total
-from monitoring_pipeline.analysis.verdicts import passes
+from monitoring_pipeline.analysis.verdicts import PASS_FAIL, passes
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyspark.sql import Column
@@ -41,3 +41,21 @@ def score_of(value: Column) -> Column:
         .when(text.rlike(FAIL_WORD), 0.0)
         .when(value.rlike(JSON_NUMBER), value.cast("double"))
     )
+
+
+PASS_WORDS = {"true", "yes", "pass"}
+
+
+FAIL_WORDS = {"false", "no", "fail"}
+
+
+def as_score(value: Any) -> float | None:
+    """The number that a value counts as: true, yes, pass 1; false, no, fail 0; numbers themselves; else None."""
+    if isinstance(value, bool | int | float):
+        return float(value)
+    word = value.strip().lower() if isinstance(value, str) else None
+    return 1.0 if word in PASS_WORDS else 0.0 if word in FAIL_WORDS else None
+
+
+# JSON of what `as_score` takes for a pass or a fail, which looks past spaces around a word.
+PASS_FAIL = r'^(true|false|"( |\\[nrt])*(?i:yes|no|true|false|pass|fail)( |\\[nrt])*")$'

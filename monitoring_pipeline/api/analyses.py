@@ -35,7 +35,7 @@ def query_archived_traces(
     Raises:
         MonitoringError: MLflow refuses the filter.
     """
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.traces.searching import find_traces
 
     settings = settings or load_settings()
@@ -61,7 +61,7 @@ def search(
     """
     from mlflow.tracing.utils.search import traces_to_df
 
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.traces.searching import find_traces, stored_trace
 
     settings = settings or load_settings()
@@ -165,7 +165,7 @@ def profile_trace_performance(
     """
     from monitoring_pipeline.analysis.profiling import profile
     from monitoring_pipeline.archive.given import archive_rows
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.traces.searching import find_trace
 
     resources = build_resources(settings or load_settings())
@@ -228,7 +228,7 @@ def _rows(
 ) -> DataFrame:
     """`traces` as rows of `agent_traces`, else the archived ones of the hours."""
     from monitoring_pipeline.archive.given import archive_rows
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.tables import AGENT_TRACES
 
     settings = settings or load_settings()

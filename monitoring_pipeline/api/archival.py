@@ -75,6 +75,6 @@ def setup(settings: Settings | None = None) -> list[str]:
     Raises:
         MonitoringError: the settings are wrong, or something cannot be made; what was made before stays.
     """
-    from monitoring_pipeline.cli.setup import set_up
+    from monitoring_pipeline.lifecycle.setup import set_up
 
     return list(set_up(settings or load_settings()))

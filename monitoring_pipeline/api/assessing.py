@@ -39,8 +39,8 @@ def assess(
     Raises:
         MonitoringError: the settings, a scorer or the filter is wrong, or a trace is not there.
     """
-    from monitoring_pipeline.assessing import assess_chosen, chosen_scorers, chosen_traces
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
+    from monitoring_pipeline.scoring.on_demand import assess_chosen, chosen_scorers, chosen_traces
 
     settings = settings or load_settings()
     resources = build_resources(settings)

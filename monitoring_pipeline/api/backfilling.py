@@ -47,7 +47,7 @@ def backfill_workflow(
     Raises:
         MonitoringError: the settings, a scorer's name or the size of the batches is wrong.
     """
-    from monitoring_pipeline.orchestration.runs import parts
+    from monitoring_pipeline.windows import parts
 
     if batch_size_days < 1:
         raise MonitoringError(f"batch_size_days = {batch_size_days}: must be at least 1")
@@ -62,7 +62,6 @@ def _backfill(
     scorer_names: Sequence[str], window: Window, sample_rate: float | None, settings: Settings
 ) -> dict[str, str]:
     """Launch the backfills, or run them here; returns what failed in this process, and why."""
-    from monitoring_pipeline.definitions import build_definitions
     from monitoring_pipeline.orchestration.backfills import (
         ScorerOptions,
         address_of,
@@ -70,6 +69,7 @@ def _backfill(
         launch_backfills,
         run_backfills,
     )
+    from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import start_instance
 
     if unknown := sorted(set(scorer_names) - {entry.name for entry in settings.scorers}):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def window_of(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
     """The whole hours from `start` to `end`, as far as they are given."""
-    from monitoring_pipeline.orchestration.runs import whole_hours
+    from monitoring_pipeline.settings.hours import whole_hours
 
     try:
         return whole_hours(settings, start.astimezone(UTC) if start else None, end.astimezone(UTC) if end else None)

@@ -249,13 +249,13 @@ def merge_into_mlflow_dataset(records: Iterable[Record], name: str, settings: Se
         MonitoringError: the settings are wrong, several datasets have the name, or the store cannot be used.
     """
     from monitoring_pipeline.datasets.managed import merge_into_mlflow
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
 
     return merge_into_mlflow(build_resources(settings or load_settings())["tracking"], name, records)
 
 
 def _lake(settings: Settings | None) -> LakeResource:
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
 
     return build_resources(settings or load_settings())["lake"]
 
@@ -271,7 +271,7 @@ def _build(
     from monitoring_pipeline.archive.given import archive_rows
     from monitoring_pipeline.datasets.building import dataset_of_lake, dataset_of_rows
     from monitoring_pipeline.datasets.query import query_of
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.scoring.registry import load_scorers
 
     settings = settings or load_settings()

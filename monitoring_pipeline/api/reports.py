@@ -20,12 +20,12 @@ def daily_quality_report(day: date | None = None, settings: Settings | None = No
     Raises:
         MonitoringError: a scorer cannot be loaded, the lake not be read, or the archive no longer keeps that day.
     """
-    from monitoring_pipeline.definitions import build_resources
     from monitoring_pipeline.orchestration.partitions import check_kept
     from monitoring_pipeline.reports.figures import figures
     from monitoring_pipeline.reports.links import mlflow_ui
     from monitoring_pipeline.reports.period import Period
     from monitoring_pipeline.reports.reading import report_data
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.scoring.registry import load_scorers
 
     settings = settings or load_settings()

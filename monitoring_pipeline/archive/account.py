@@ -14,22 +14,9 @@ from datetime import datetime
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.sources.base import NOTHING, HourCounts
 from monitoring_pipeline.tables import AGENT_TRACES, ARCHIVED_HOURS, DELETED_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.windows import Window
-
-
-@dataclass(frozen=True)
-class HourCounts:
-    """What a source has of an hour: traces, how many of them are in progress, assessments, and a `mark`.
-
-    The mark is a text that changes where the counts may stay, such as the time of the latest change of an assessment;
-    empty where the source has no cheap one.
-    """
-
-    traces: int = 0
-    in_progress: int = 0
-    assessments: int = 0
-    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +27,6 @@ class AccountedHour:
     archived_at: datetime
 
 
-NOTHING = HourCounts()
 COLUMNS = ("source_traces", "source_in_progress", "source_assessments", "source_mark", "archived_at")
 
 

@@ -18,9 +18,8 @@ from monitoring_pipeline.archive.moving import follow_moved, places_of
 from monitoring_pipeline.archive.tombstones import deleted_digests, trace_digest
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
-from monitoring_pipeline.sources.mlflow import UnreadableTrace
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
-from monitoring_pipeline.traces.flatten import FlatTrace, flatten
+from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace, encodable, flatten
 from monitoring_pipeline.traces.redaction import Redactor
 from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds
 
@@ -214,10 +213,6 @@ def _id(trace: AnyTrace) -> str:
     if isinstance(trace, UnreadableTrace):
         return trace.trace_id
     return trace.row["trace_id"] if isinstance(trace, FlatTrace) else trace.info.trace_id
-
-
-def encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def update_quarantine(lake: LakeResource, window: Window, found: dict[str, dict[str, Any]]) -> int:

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from monitoring_pipeline.archive.account import NOTHING, HourCounts, keep_account, lacking
+from monitoring_pipeline.archive.account import keep_account, lacking
 from monitoring_pipeline.archive.frames import archive_frame
 from monitoring_pipeline.archive.merging import ArchiveCounts, archive
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
-from monitoring_pipeline.sources.counts import UncountableError, source_counts
+from monitoring_pipeline.sources.base import NOTHING, HourCounts, UncountableError
+from monitoring_pipeline.sources.counts import source_counts
 from monitoring_pipeline.sources.delta import archived_traces
 from monitoring_pipeline.sources.mlflow import read_moved
 from monitoring_pipeline.sources.otel import otel_traces

@@ -23,9 +23,9 @@ def check(config: Config = None) -> None:
 
     from monitoring_pipeline.alerts.checking import check_alerts
     from monitoring_pipeline.cli.console import show_alerts
-    from monitoring_pipeline.definitions import build_resources
     from monitoring_pipeline.orchestration.requested_runs import given_up
     from monitoring_pipeline.orchestration.runs import start_instance
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.scoring.registry import load_scorers
     from monitoring_pipeline.settings import config_folder
 

@@ -117,7 +117,7 @@ def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
     """Check, run, and print the summary; returns the exit code."""
     from monitoring_pipeline.cli.console import show_progress, show_summary
     from monitoring_pipeline.cli.doctor import examine
-    from monitoring_pipeline.definitions import build_definitions
+    from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import run_chain, start_instance, step_count
     from monitoring_pipeline.settings import config_folder
 

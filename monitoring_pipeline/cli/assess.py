@@ -33,15 +33,15 @@ def assess(
     if output and not output.absolute().parent.is_dir():
         raise typer.BadParameter(f"--output {output}: there is no folder {output.parent}")
     window = None if trace_id and not (start or end) else window_of(settings, start, end)
-    from monitoring_pipeline.assessing import (
+    from monitoring_pipeline.cli.console import show_outcomes
+    from monitoring_pipeline.resources.build import build_resources
+    from monitoring_pipeline.scoring.on_demand import (
         assess_chosen,
         check_thresholds,
         chosen_scorers,
         chosen_traces,
         shortfalls,
     )
-    from monitoring_pipeline.cli.console import show_outcomes
-    from monitoring_pipeline.definitions import build_resources
 
     resources = build_resources(settings)
     scorers = chosen_scorers(settings.scorers, scorer)

@@ -55,15 +55,16 @@ def _tell(settings: Settings, window: Window, scorers: list[str], options: Score
 def _run(settings: Settings, window: Window, scorers: list[str], options: ScorerOptions) -> int:
     """Launch the backfills, or run them and print the result; returns the exit code."""
     from monitoring_pipeline.cli.console import show_backfill, show_progress
-    from monitoring_pipeline.definitions import build_definitions
     from monitoring_pipeline.orchestration.backfills import (
         address_of,
         daemon_is_running,
         launch_backfills,
         run_side_by_side,
     )
-    from monitoring_pipeline.orchestration.runs import parts, start_instance
+    from monitoring_pipeline.orchestration.build import build_definitions
+    from monitoring_pipeline.orchestration.runs import start_instance
     from monitoring_pipeline.settings import config_folder
+    from monitoring_pipeline.windows import parts
 
     instance = start_instance(config_folder())
     if daemon_is_running(instance):

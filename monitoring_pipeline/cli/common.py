@@ -33,7 +33,7 @@ def settings_of(config: Path | None) -> Settings:
 
 def window_of(settings: Settings, start: str | None, end: str | None) -> Window:
     """The whole hours from --from to --to, as they are typed; without them the last 24 and the current one."""
-    from monitoring_pipeline.orchestration.runs import whole_hours
+    from monitoring_pipeline.settings.hours import whole_hours
 
     try:
         return whole_hours(settings, parse_utc(start) if start else None, parse_utc(end) if end else None)

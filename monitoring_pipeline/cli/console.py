@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from monitoring_pipeline.alerts.checking import Checked
-from monitoring_pipeline.assessing import Assessed
 from monitoring_pipeline.cli.summary import Summary, summarize
 from monitoring_pipeline.datasets.files import MANIFEST
-from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.orchestration.runs import ChainResult, StepEvent
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.scoring.forecast import Forecast
+from monitoring_pipeline.scoring.on_demand import Assessed
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.runner import Spent
 from monitoring_pipeline.settings import DatasetSettings, Settings, without_password

@@ -30,7 +30,7 @@ def build(
     entry = _entry(settings, name)
     window = window_of(settings, start, end)
     from monitoring_pipeline.datasets.configured import build
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.scoring.registry import load_scorers
 
     resources = build_resources(settings)
@@ -65,7 +65,7 @@ def rebuild(
     """Make a dataset again, of the versions of the tables that it was made of, and check that it is the same."""
     settings = settings_of(config)
     from monitoring_pipeline.datasets.files import rebuild
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
 
     dataset = rebuild(build_resources(settings)["lake"], manifest)
     typer.echo(f"{len(dataset):,} records, the same as before")

@@ -25,8 +25,8 @@ def delete(
         raise typer.BadParameter("give --trace-id or --user-id", param_hint="--trace-id/--user-id")
     settings = settings_of(config)
     from monitoring_pipeline.cli.console import console, show_deletion
-    from monitoring_pipeline.definitions import build_resources
     from monitoring_pipeline.orchestration.runs import start_instance
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.settings import config_folder
     from monitoring_pipeline.upkeep import deletion
     from monitoring_pipeline.upkeep.recount import Recount

@@ -48,7 +48,7 @@ def _scorers(settings: Settings) -> str:
 
 
 def _store(settings: Settings) -> str:
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
 
     names = build_resources(settings)["tracking"].experiment_names()
     return f"{without_password(settings.mlflow.tracking_uri)}: experiments {', '.join(sorted(names.values()))}"
@@ -62,7 +62,7 @@ def _engine(settings: Settings) -> str:
 
 
 def _lake(settings: Settings) -> str:
-    from monitoring_pipeline.definitions import build_resources
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.tables import AGENT_TRACES
 
     lake = build_resources(settings)["lake"]
@@ -79,11 +79,11 @@ def _lake(settings: Settings) -> str:
 
 
 def _databricks(settings: Settings) -> str:
-    from monitoring_pipeline import scoring
+    from monitoring_pipeline import lifecycle
     from monitoring_pipeline.databricks.agents import require_agents
 
     require_agents()
-    managed = [handle for handle in scoring.handles(settings) if handle.managed]
+    managed = [handle for handle in lifecycle.handles(settings) if handle.managed]
     astray = [f"{handle.name} ({handle.drift})" for handle in managed if handle.drift]
     differs = f"; otherwise there than here, for `scorers apply` to mend: {', '.join(astray)}" if astray else ""
     return f"runs {', '.join(handle.name for handle in managed)}{differs}"

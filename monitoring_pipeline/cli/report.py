@@ -23,9 +23,9 @@ def report(
     """Make the report of a day or a week from what is in the lake, and print where it is. All in UTC."""
     settings = settings_of(config)
     period = _period(settings, day, week)
-    from monitoring_pipeline.definitions import build_definitions
     from monitoring_pipeline.errors import MonitoringError
-    from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, WEEKLY_REPORT
+    from monitoring_pipeline.keys import DAILY_REPORT, WEEKLY_REPORT
+    from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import execute, failures, start_instance
     from monitoring_pipeline.settings import config_folder
 

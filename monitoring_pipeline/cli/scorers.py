@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from monitoring_pipeline.lifecycle.handles import ScorerHandle
     from monitoring_pipeline.lifecycle.plan import PlannedChange
+    from monitoring_pipeline.lifecycle.scorer_handles import ScorerHandle
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def apply(
 def list_scorers(config: Config = None) -> None:
     """All scorers: those configured, and those that only the experiment has."""
     settings = settings_of(config)
-    from monitoring_pipeline import scoring
+    from monitoring_pipeline import lifecycle
 
     headings = ("name", "state", "rate", "filter", "version", "digest", "code", "last change (UTC)")
     _print_table(
@@ -73,7 +73,7 @@ def list_scorers(config: Config = None) -> None:
                 _code(handle),
                 handle.changed_at and f"{handle.changed_at:%Y-%m-%d %H:%M:%S}",
             )
-            for handle in scoring.handles(settings)
+            for handle in lifecycle.handles(settings)
         ],
     )
 
@@ -108,9 +108,9 @@ def delete(name: Name, config: Config = None) -> None:
 def history(name: Name, config: Config = None) -> None:
     """All changes of a scorer, oldest first."""
     settings = settings_of(config)
-    from monitoring_pipeline.lifecycle import handles
+    from monitoring_pipeline import lifecycle
 
-    changes = _known(lambda: handles.history(name, settings))
+    changes = _known(lambda: lifecycle.history(name, settings))
     headings = ("revision", "time (UTC)", "action", "state", "rate", "filter", "version", "digest", "MLflow version")
     _print_table(
         (*headings, "applied"),
@@ -135,18 +135,18 @@ def history(name: Name, config: Config = None) -> None:
 def _change(name: str, config: Path | None, action: Callable[[ScorerHandle], ScorerHandle]) -> None:
     """Do it to the scorer of that name, and print what it has become."""
     settings = settings_of(config)
-    from monitoring_pipeline import scoring
+    from monitoring_pipeline import lifecycle
 
-    before = _known(lambda: scoring.handle(name, settings))
+    before = _known(lambda: lifecycle.handle(name, settings))
     after = action(before)
     line = f"{name}: {before.state} -> {after.state}" if after.state != before.state else f"{name}: {after.state}"
-    if after.state is not scoring.ScorerState.UNREGISTERED:
+    if after.state is not lifecycle.ScorerState.UNREGISTERED:
         line += f", rate {after.sample_rate:.4g}, filter {after.filter or 'none'}"
     _console().print(_plain(line), soft_wrap=True)
 
 
 def _known(look_up: Callable[[], T]) -> T:
-    from monitoring_pipeline.lifecycle.handles import UnknownScorerError
+    from monitoring_pipeline.lifecycle.scorer_handles import UnknownScorerError
 
     try:
         return look_up()

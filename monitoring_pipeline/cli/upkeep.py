@@ -9,8 +9,8 @@ def upkeep(config: Config = None) -> None:
     """Remove what is older than the settings keep, compact all tables, and delete files that are no part of them."""
     settings = settings_of(config)
     from monitoring_pipeline.cli.console import show_upkeep
-    from monitoring_pipeline.definitions import build_resources
     from monitoring_pipeline.orchestration.runs import start_instance
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.settings import config_folder
     from monitoring_pipeline.upkeep.maintenance import keep_up
 

@@ -15,22 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import getsource
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.genai.scorers import ScorerSamplingConfig, delete_scorer
 from mlflow.genai.scorers.base import ScorerKind
 
+from monitoring_pipeline.databricks.agents import DATABRICKS, asked, at_databricks, patiently
 from monitoring_pipeline.databricks.workspace import connect
 from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.states import LifecycleError, ScorerState, Standing
 from monitoring_pipeline.settings import without_password
-
-if TYPE_CHECKING:
-    pass
-
-from monitoring_pipeline.databricks.agents import DATABRICKS, asked, at_databricks, patiently
 
 MAX_SCORERS = 20  # of an experiment
 # What MLflow has at hand where it runs the source of a function.

@@ -7,22 +7,20 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.tracing.constant import AssessmentMetadataKey
 
+from monitoring_pipeline.analysis.verdicts import as_score
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.coverage import ledger, trace_states
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.runner import INVALID_VALUE, MESSAGE_CHARACTERS, SCORER_ERROR, as_score, assessment_id
+from monitoring_pipeline.scoring.runner import INVALID_VALUE, MESSAGE_CHARACTERS, SCORER_ERROR, assessment_id
 from monitoring_pipeline.scoring.states import Change, ScorerState, Standing
 from monitoring_pipeline.scoring.write_back import ASSESSED_AT
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE
 from monitoring_pipeline.windows import HOUR, Window
-
-if TYPE_CHECKING:
-    pass
 
 # A trace is scored within 60 minutes by setting, the results need up to 20, and their archival 15 more.
 SETTLED = timedelta(hours=2)

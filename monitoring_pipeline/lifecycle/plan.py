@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from monitoring_pipeline.lifecycle.handles import ScorerHandle, handles
+from monitoring_pipeline.lifecycle.scorer_handles import ScorerHandle, handles
 from monitoring_pipeline.scoring.states import ScorerState
 from monitoring_pipeline.settings import Settings
 

@@ -14,9 +14,7 @@ from typing import Any, TypeAlias
 
 import dagster as dg
 
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
-from monitoring_pipeline.orchestration.assets.reports import DAILY_REPORT_KEY, WEEKLY_REPORT_KEY
-from monitoring_pipeline.orchestration.assets.write_back import RESULTS_IN_MLFLOW
+from monitoring_pipeline.keys import DAILY_REPORT_KEY, RESULTS_IN_MLFLOW, WEEKLY_REPORT_KEY, scorer_key
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.settings import AutomationSettings
 from monitoring_pipeline.tables import (

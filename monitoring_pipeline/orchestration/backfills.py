@@ -15,18 +15,17 @@ from multiprocessing.managers import SyncManager
 
 import dagster as dg
 
-from monitoring_pipeline.definitions import build_definitions, build_resources
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.lifecycle.handles import effective
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
-from monitoring_pipeline.orchestration.assets.common import partition_key
-from monitoring_pipeline.orchestration.runs import ASSETS, StepEvent, execute, failures, parts
+from monitoring_pipeline.keys import ASSETS, partition_key, scorer_key
+from monitoring_pipeline.orchestration.build import build_definitions
+from monitoring_pipeline.orchestration.runs import StepEvent, execute, failures
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.scoring.forecast import Forecast, forecast
 from monitoring_pipeline.scoring.registry import load_scorers
-from monitoring_pipeline.scoring.states import ScorerLog
+from monitoring_pipeline.scoring.states import ScorerLog, effective
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
-from monitoring_pipeline.windows import HOUR, Window
+from monitoring_pipeline.windows import HOUR, Window, parts
 
 # What is made of the assessments, hour by hour.
 DOWNSTREAM = [dg.AssetKey(SCORER_COVERAGE.name), dg.AssetKey(HOURLY_QUALITY.name)]

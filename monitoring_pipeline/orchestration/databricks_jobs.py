@@ -11,7 +11,7 @@ import dagster as dg
 
 from monitoring_pipeline.databricks.workspace import REASON_CHARACTERS, connect, is_passing, refusal
 from monitoring_pipeline.errors import MonitoringError, SettingsError
-from monitoring_pipeline.orchestration.assets.assessments import AUTOMATION_TAGS
+from monitoring_pipeline.keys import AUTOMATION_TAGS
 from monitoring_pipeline.settings import DatabricksSettings, Settings, in_catalog, without_password
 
 if TYPE_CHECKING:

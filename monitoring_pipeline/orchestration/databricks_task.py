@@ -49,8 +49,9 @@ def run_asset(pipes: PipesContext) -> None:
     # Imported here, so that Dagster is told of a package that is missing.
     import dagster as dg
 
-    from monitoring_pipeline.definitions import build_definitions
-    from monitoring_pipeline.orchestration.runs import RANGE_END, RANGE_START, failures
+    from monitoring_pipeline.keys import RANGE_END, RANGE_START
+    from monitoring_pipeline.orchestration.build import build_definitions
+    from monitoring_pipeline.orchestration.runs import failures
 
     definitions = build_definitions(_settings(pipes.get_extra("settings")))
     key = dg.AssetKey.from_escaped_user_string(pipes.asset_key)

@@ -10,16 +10,18 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from monitoring_pipeline.orchestration.assets.performance import ARCHIVE_KEY
-from monitoring_pipeline.orchestration.assets.reports import WEEKLY_REPORT_KEY
+from monitoring_pipeline.keys import (
+    ARCHIVE,
+    ARCHIVE_KEY,
+    DAILY_REPORT,
+    DATASETS,
+    MONITORING,
+    WEEKLY_REPORT,
+    WEEKLY_REPORT_KEY,
+)
 from monitoring_pipeline.settings import DatasetSettings
 from monitoring_pipeline.tables import SCORER_AGREEMENT
 
-MONITORING = "monitoring"
-DAILY_REPORT = "daily_report_job"
-WEEKLY_REPORT = "weekly_report_job"
-ARCHIVE = "archive_job"
-DATASETS = "datasets_job"
 OF_DATASETS = dg.AssetSelection.groups("datasets")
 ALERTING = dg.AssetSelection.groups("alerts")  # has a job of its own, and neither hours nor days
 BY_WEEK = dg.AssetSelection.assets(WEEKLY_REPORT_KEY)

@@ -7,7 +7,8 @@ import os
 import dagster as dg
 from dagster import DagsterEventType, DagsterRunStatus, DefaultRunLauncher
 
-from monitoring_pipeline.orchestration.runs import HOST_TAG, host
+from monitoring_pipeline.keys import HOST_TAG
+from monitoring_pipeline.orchestration.runs import host
 
 UNDER_WAY = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 LOOK_SECONDS = 30

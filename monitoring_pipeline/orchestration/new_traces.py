@@ -11,10 +11,9 @@ from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
-from monitoring_pipeline.archive.account import AccountedHour, HourCounts, accounted, due_hours
+from monitoring_pipeline.archive.account import AccountedHour, accounted, due_hours
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.orchestration.assets.common import partition_key
-from monitoring_pipeline.orchestration.jobs import ARCHIVE
+from monitoring_pipeline.keys import ARCHIVE, RANGE_END, RANGE_START, partition_key
 from monitoring_pipeline.orchestration.requested_runs import (
     ASKED_BY,
     ATTEMPT,
@@ -26,10 +25,10 @@ from monitoring_pipeline.orchestration.requested_runs import (
     hours_under_way,
     text_of,
 )
-from monitoring_pipeline.orchestration.runs import RANGE_END, RANGE_START
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource, impatience
 from monitoring_pipeline.settings import ArchiveSettings, SensorSettings
+from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
 __all__ = ["given_up", "new_traces_sensor"]

@@ -5,18 +5,18 @@ from datetime import UTC, datetime
 import dagster as dg
 from pydantic import Field
 
-from monitoring_pipeline.assessing import (
+from monitoring_pipeline.orchestration.checks import LATEST_HOUR_IS_THERE, latest_hour_is_there
+from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.scoring.on_demand import (
     assess_chosen,
     check_thresholds,
     chosen_scorers,
     chosen_traces,
     shortfalls,
 )
-from monitoring_pipeline.orchestration.checks import LATEST_HOUR_IS_THERE, latest_hour_is_there
-from monitoring_pipeline.orchestration.runs import whole_hours
-from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.settings.hours import whole_hours
 from monitoring_pipeline.windows import Window, parse_utc
 
 ASSESS = "assess"

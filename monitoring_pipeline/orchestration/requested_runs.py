@@ -12,16 +12,22 @@ import dagster as dg
 from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
 
 from monitoring_pipeline.errors import first_line
-from monitoring_pipeline.orchestration.assets.common import partition_key
-from monitoring_pipeline.orchestration.assets.performance import ARCHIVE_KEY
-from monitoring_pipeline.orchestration.jobs import ARCHIVE, MONITORING
-from monitoring_pipeline.orchestration.runs import ASSETS, PARTITION, RANGE_END, RANGE_START
+from monitoring_pipeline.keys import (
+    ARCHIVE,
+    ARCHIVE_KEY,
+    ASSETS,
+    MONITORING,
+    PARTITION,
+    RANGE_END,
+    RANGE_START,
+    partition_key,
+)
 from monitoring_pipeline.windows import HOUR, Window
 
 if TYPE_CHECKING:
     from dagster import RunRecord
 
-    from monitoring_pipeline.archive.account import HourCounts
+    from monitoring_pipeline.sources.base import HourCounts
 
 ASKED_BY, COUNTS, ATTEMPT = "monitoring/asked_by", "monitoring/source_counts", "monitoring/attempt"
 SENSOR = "new_traces"

@@ -6,26 +6,26 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
-from monitoring_pipeline.orchestration.assets.common import partition_key
-from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, MONITORING
+from monitoring_pipeline.keys import (
+    DAILY_REPORT,
+    HOST_TAG,
+    MONITORING,
+    RANGE_END,
+    RANGE_START,
+    partition_key,
+    scorer_key,
+)
 from monitoring_pipeline.settings import Settings
-from monitoring_pipeline.settings.upkeep import oldest_kept
-from monitoring_pipeline.windows import HOUR, Window, floor_hour
+from monitoring_pipeline.windows import HOUR, Window, parts
 
 if TYPE_CHECKING:
     from dagster._core.events.log import EventLogEntry
 
-ASSETS = "__ASSET_JOB"  # Dagster's own job over all assets
-PARTITION = "dagster/partition"
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-HOST_TAG = "monitoring/host"  # the machine of a run that a command runs in its own process
 # Log messages of steps reach the caller as events; the console is the caller's.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -110,16 +110,6 @@ def _selection(definitions: dg.Definitions, settings: Settings, scorers: list[st
     return [key for key in every if key not in left_out]
 
 
-def parts(window: Window, hours: int) -> list[Window]:
-    """`window` cut into windows of so many hours, in order."""
-    starts = []
-    start = window.start
-    while start < window.end:
-        starts.append(start)
-        start += timedelta(hours=hours)
-    return [Window(start, min(start + timedelta(hours=hours), window.end)) for start in starts]
-
-
 def execute(
     definitions: dg.Definitions,
     job: str,
@@ -194,30 +184,3 @@ def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
             raised = error.cause or error if error else None  # Dagster's own error wraps the one that was raised
             failed[event.step_key.replace("__", "/")] = raised.message.strip() if raised else "unknown reason"
     return failed
-
-
-def whole_hours(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
-    """The hours that [start, end) touches, none later than the current one; by default the 24 before the end or now.
-
-    Raises:
-        ValueError: the start is not before the end, or before the archive's; in a line with both.
-    """
-    current_end = floor_hour(datetime.now(UTC)) + HOUR
-    end = end or current_end
-    start = start or max(end - 24 * HOUR, settings.archive.start)
-    window_end = floor_hour(end) if floor_hour(end) == end else floor_hour(end) + HOUR
-    window_start, window_end = floor_hour(start), min(window_end, current_end)
-    if window_start >= window_end:
-        raise ValueError(f"start {start:%Y-%m-%dT%H:%MZ} is not before end {min(end, window_end):%Y-%m-%dT%H:%MZ}")
-    if window_start < settings.archive.start:
-        raise ValueError(
-            f"start {start:%Y-%m-%dT%H:%MZ} is before the archive's start; set [archive] start (now"
-            f" {settings.archive.start:%Y-%m-%dT%H:%MZ}) to it or earlier"
-        )
-    kept_since = oldest_kept(settings.upkeep.keep_archive_days)
-    if kept_since and window_start < kept_since:
-        raise ValueError(
-            f"start {start:%Y-%m-%dT%H:%MZ} is before {kept_since:%Y-%m-%dT%H:%MZ}, the first hour that [upkeep]"
-            f" keep_archive_days = {settings.upkeep.keep_archive_days} keeps; give a later one"
-        )
-    return Window(window_start, window_end)

@@ -6,9 +6,14 @@ from datetime import UTC, datetime, time, timedelta
 
 import dagster as dg
 
-from monitoring_pipeline.orchestration.assets.datasets import dataset_key
-from monitoring_pipeline.orchestration.assets.reports import DAILY_REPORT_KEY, WEEKLY_REPORT_KEY
-from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, DATASETS, WEEKLY_REPORT
+from monitoring_pipeline.keys import (
+    DAILY_REPORT,
+    DAILY_REPORT_KEY,
+    DATASETS,
+    WEEKLY_REPORT,
+    WEEKLY_REPORT_KEY,
+    dataset_key,
+)
 from monitoring_pipeline.orchestration.ops import LATEST_HOUR
 from monitoring_pipeline.settings import ArchiveSettings, AutomationSettings, DatasetSettings
 from monitoring_pipeline.settings.upkeep import oldest_kept

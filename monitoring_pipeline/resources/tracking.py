@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Trace
     from mlflow.tracing.client import TracingClient
 
-    from monitoring_pipeline.sources.mlflow import UnreadableTrace
+    from monitoring_pipeline.traces.flatten import UnreadableTrace
 
 REASON_CHARACTERS = 300
 DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -17,6 +17,7 @@ from mlflow.genai.judges.base import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 from pydantic import TypeAdapter, ValidationError
 
+from monitoring_pipeline.analysis.verdicts import as_score
 from monitoring_pipeline.scoring.builtins import applies
 from monitoring_pipeline.scoring.metering import Call, Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
@@ -26,8 +27,6 @@ SCORER_ERROR = "SCORER_ERROR"
 INVALID_VALUE = "INVALID_VALUE"
 MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
 MALFORMED_OUTPUT = "MALFORMED_OUTPUT"
-PASS_WORDS = {"true", "yes", "pass"}
-FAIL_WORDS = {"false", "no", "fail"}
 
 
 @dataclass(frozen=True)
@@ -122,14 +121,6 @@ def assess(
         "dagster_run_id": dagster_run_id,
         "session_id": pending.session_id,
     }, True
-
-
-def as_score(value: Any) -> float | None:
-    """The number that a value counts as: true, yes, pass 1; false, no, fail 0; numbers themselves; else None."""
-    if isinstance(value, bool | int | float):
-        return float(value)
-    word = value.strip().lower() if isinstance(value, str) else None
-    return 1.0 if word in PASS_WORDS else 0.0 if word in FAIL_WORDS else None
 
 
 def _run(scorer: ConfiguredScorer, pending: PendingTrace, call: Call) -> tuple[Verdict | None, Spent]:

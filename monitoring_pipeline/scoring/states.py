@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from monitoring_pipeline.errors import MonitoringError, TrackingError
 from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.settings import Settings, without_password
 from monitoring_pipeline.windows import parse_utc
 
@@ -53,7 +54,7 @@ class StaleHandleError(MonitoringError):
             else "its entries in the experiment's tags were removed"
         )
         super().__init__(
-            f"scorer {name!r} was changed since this handle was made, {by}; get a new one by scoring.handle({name!r})"
+            f"scorer {name!r} was changed since this handle was made, {by}; get a new one by lifecycle.handle({name!r})"
         )
 
 
@@ -247,3 +248,30 @@ def _decided(changes: list[Change]) -> list[Change]:
         replace(change, applied=index == 0 or ordered[index - 1].revision != change.revision)
         for index, change in enumerate(ordered)
     ]
+
+
+def effective(scorers: list[ConfiguredScorer], log: ScorerLog) -> list[ConfiguredScorer]:
+    """The configured scorers with rate, filter, `active` and `version` as the experiment has them, by one read of it.
+
+    One that was never registered there stays as it is configured. A version is given where it is that of this code.
+
+    Raises:
+        TrackingError: the store or the experiment cannot be used.
+    """
+    states = log.read()
+    return [_effective(scorer, states.current(scorer.name)) for scorer in scorers]
+
+
+def _effective(scorer: ConfiguredScorer, last: Change | None) -> ConfiguredScorer:
+    if last is None:
+        return scorer
+    standing = last.standing
+    if standing.state is ScorerState.UNREGISTERED:
+        return replace(scorer, active=False)
+    return replace(
+        scorer,
+        sample_rate=standing.sample_rate,
+        filter=standing.filter,
+        active=standing.state is ScorerState.ACTIVE,
+        version=standing.version if standing.digest == scorer.digest else None,
+    )

@@ -8,11 +8,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.archive.account import HourCounts
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings, without_password
+from monitoring_pipeline.sources.base import HourCounts, UncountableError
 from monitoring_pipeline.windows import EPOCH, HOUR, Window
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ CUT_OFF = 1000  # points that MLflow answers at most, without saying that there 
 SLICE = 240 * HOUR  # with four states of traces, below that
 MILLISECOND = timedelta(milliseconds=1)
 NO_ENDPOINT = {"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
-
-
-class UncountableError(TrackingError):
-    """The store has no way to count its traces: an older MLflow, or one that leaves it out."""
 
 
 def source_counts(

@@ -16,22 +16,10 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.archive.frames import (
-    assessment_of,
-    in_order,
-    microseconds,
-    milliseconds,
-    nanoseconds,
-    needed,
-    open_table,
-    present,
-    span_of,
-    type_of,
-    value_of,
-    worked,
-)
 from monitoring_pipeline.resources.rows import timestamp
 from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.sources.entities import assessment_of, in_order, milliseconds, nanoseconds, span_of, value_of
+from monitoring_pipeline.sources.tables import microseconds, needed, open_table, present, type_of, worked
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:

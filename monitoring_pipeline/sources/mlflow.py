@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds
+from monitoring_pipeline.traces.flatten import UnreadableTrace
+from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds, to_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
@@ -20,21 +20,6 @@ PAGE = 500  # what a server gives at most
 BATCH = 100
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class UnreadableTrace:
-    """A trace that the source has but cannot give: `raw` is what is known of it, `reason` what reading it raised."""
-
-    trace_id: str
-    started: datetime
-    reason: str
-    raw: str
-
-    @property
-    def request_time(self) -> int:
-        """`started` in milliseconds, as a TraceInfo has it."""
-        return _milliseconds(self.started)
 
 
 def read_traces(
@@ -86,7 +71,7 @@ def _pages(
     MLflow's page tokens are offsets, which skip a trace when an earlier one is deleted meanwhile. So each page starts
     at the time of the last trace seen, and a token is used only among traces of one millisecond.
     """
-    since_ms, end_ms = _milliseconds(window.start), _milliseconds(window.end)
+    since_ms, end_ms = to_milliseconds(window.start), to_milliseconds(window.end)
     seen: set[str] = set()
     token: str | None = None
     while True:
@@ -195,7 +180,3 @@ def _alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | 
     client.get_trace_info(info.trace_id)  # raises when it is the source that fails, not the trace
     started = from_milliseconds(info.request_time)
     return UnreadableTrace(info.trace_id, started, reason, repr(info))
-
-
-def _milliseconds(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)

@@ -59,8 +59,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.tracking import in_a_line
 from monitoring_pipeline.settings import without_password
-from monitoring_pipeline.sources.mlflow import UnreadableTrace
-from monitoring_pipeline.traces.flatten import FlatTrace, flatten_parts
+from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace, flatten_parts
 from monitoring_pipeline.windows import EPOCH, Window, floor_hour, from_milliseconds
 
 if TYPE_CHECKING:

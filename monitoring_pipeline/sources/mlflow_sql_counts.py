@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from mlflow.store.tracking.dbmodels.models import SqlAssessments, SqlTraceInfo
 
-from monitoring_pipeline.archive.account import HourCounts
+from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.windows import EPOCH, HOUR, Window
 
 if TYPE_CHECKING:

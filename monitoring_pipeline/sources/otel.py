@@ -21,22 +21,12 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.archive.frames import (
-    assessment_of,
-    in_order,
-    microseconds,
-    milliseconds,
-    needed,
-    open_table,
-    span_of,
-    type_of,
-    value_of,
-    worked,
-)
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.rows import timestamp
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.settings import in_catalog
+from monitoring_pipeline.sources.entities import assessment_of, in_order, milliseconds, span_of, value_of
+from monitoring_pipeline.sources.tables import microseconds, needed, open_table, type_of, worked
 from monitoring_pipeline.windows import EPOCH, Window
 
 if TYPE_CHECKING:

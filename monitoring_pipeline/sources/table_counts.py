@@ -8,11 +8,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from monitoring_pipeline.archive.account import HourCounts
-from monitoring_pipeline.archive.frames import microseconds, needed, present, type_of
 from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.sources.delta import TRACE, rows_within
 from monitoring_pipeline.sources.otel import LONGEST_TRACE, opened, standing, started
+from monitoring_pipeline.sources.tables import microseconds, needed, present, type_of
 from monitoring_pipeline.windows import EPOCH, HOUR, Window
 
 if TYPE_CHECKING:

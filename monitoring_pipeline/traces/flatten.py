@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.windows import EPOCH, floor_hour
+from monitoring_pipeline.windows import EPOCH, floor_hour, to_milliseconds
+
+if TYPE_CHECKING:
+    from mlflow.entities import Trace, TraceInfo
+if TYPE_CHECKING:
+    from mlflow.entities import Trace, TraceInfo
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
@@ -198,3 +203,22 @@ def _hex_id(encoded: str | None) -> str | None:
     if not encoded or len(encoded) == 16:
         return encoded or None
     return binascii.a2b_base64(encoded).hex()
+
+
+@dataclass(frozen=True)
+class UnreadableTrace:
+    """A trace that the source has but cannot give: `raw` is what is known of it, `reason` what reading it raised."""
+
+    trace_id: str
+    started: datetime
+    reason: str
+    raw: str
+
+    @property
+    def request_time(self) -> int:
+        """`started` in milliseconds, as a TraceInfo has it."""
+        return to_milliseconds(self.started)
+
+
+def encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.orchestration.runs import PARTITION, RANGE_START
+from monitoring_pipeline.keys import PARTITION, RANGE_START
 
 PATIENCE = timedelta(minutes=10)
 POLL_SECONDS = 2.0

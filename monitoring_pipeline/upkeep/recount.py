@@ -17,14 +17,13 @@ from monitoring_pipeline.analysis.agreement import agreement
 from monitoring_pipeline.analysis.quality import quality
 from monitoring_pipeline.databricks.managed import is_managed
 from monitoring_pipeline.databricks.managed_results import update_managed_ledger
-from monitoring_pipeline.lifecycle.handles import effective
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.coverage import update_ledger
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers, pass_rules
-from monitoring_pipeline.scoring.states import Change, ScorerLog
+from monitoring_pipeline.scoring.states import Change, ScorerLog, effective
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import (
     AGENT_TRACES,

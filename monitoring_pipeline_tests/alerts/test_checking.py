@@ -14,8 +14,8 @@ import pytest
 
 from monitoring_pipeline.alerts.checking import Checked, check_alerts
 from monitoring_pipeline.alerts.episodes import load
-from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.orchestration.alerts import JOB
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from monitoring_pipeline.analysis.agreement import COUNTS, agreement, with_kappa
-from monitoring_pipeline.analysis.verdicts import passes, score_of
+from monitoring_pipeline.analysis.verdicts import as_score, passes, score_of
 from monitoring_pipeline.archive.merging import archive
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import conform, from_dicts
@@ -27,7 +27,6 @@ from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.run import score_window
-from monitoring_pipeline.scoring.runner import as_score
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_AGREEMENT, Table
 from monitoring_pipeline.windows import Window

@@ -13,9 +13,9 @@ from pyspark.sql import DataFrame
 from scipy import stats
 
 from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.analysis.verdicts import as_score
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import conform
-from monitoring_pipeline.scoring.runner import as_score
 from monitoring_pipeline.tables import ASSESSMENTS, HOURLY_QUALITY, SCORER_COVERAGE, Table
 
 FIVE = datetime(2026, 1, 1, 5, tzinfo=UTC)

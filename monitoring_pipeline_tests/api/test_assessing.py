@@ -15,12 +15,12 @@ from mlflow import MlflowClient
 from mlflow.genai.judges import make_judge
 from mlflow.genai.scorers import scorer as as_scorer
 
-from monitoring_pipeline import assessing
+from monitoring_pipeline.analysis.verdicts import as_score
 from monitoring_pipeline.api import assess, evaluate_production_traces
 from monitoring_pipeline.errors import MonitoringError, TrackingError
 from monitoring_pipeline.resources.tracking import global_tracking_uri
+from monitoring_pipeline.scoring import on_demand
 from monitoring_pipeline.scoring.on_demand import COLUMNS
-from monitoring_pipeline.scoring.runner import as_score
 from monitoring_pipeline.scoring.scorers import response_quality, stage_latency
 from monitoring_pipeline.windows import HOUR
 from monitoring_pipeline_tests import odd_scorers
@@ -241,7 +241,7 @@ def test_a_run_has_the_figures_that_the_table_has(
     assert {name: value for name, value in run.data.params.items() if name != "nothing/digest"} == digests
 
     with global_tracking_uri(made.settings.mlflow.tracking_uri):
-        logged = client.load_table(experiment_id, assessing.RESULTS_FILE, [run.info.run_id])
+        logged = client.load_table(experiment_id, on_demand.RESULTS_FILE, [run.info.run_id])
     assert list(logged.columns) == COLUMNS
     assert cells(logged) == cells(table)
     assert list(logged["duration_ms"]) == pytest.approx(list(table["duration_ms"]), abs=1e-6)

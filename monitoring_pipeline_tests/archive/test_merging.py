@@ -28,8 +28,9 @@ from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.sources import mlflow as mlflow_source
-from monitoring_pipeline.sources.mlflow import UnreadableTrace, read_traces
+from monitoring_pipeline.sources.mlflow import read_traces
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES, Table
+from monitoring_pipeline.traces.flatten import UnreadableTrace
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.sources.stores import HOUR, START, Faulty, Store, span_json, trace_id

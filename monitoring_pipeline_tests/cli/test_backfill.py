@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from dagster import DagsterInstance
 
-from monitoring_pipeline import scoring
+from monitoring_pipeline import lifecycle
 from monitoring_pipeline.orchestration import backfills
 from monitoring_pipeline.scoring.sampling import in_sample
 from monitoring_pipeline_tests.cli.calling import Call, calling
@@ -63,7 +63,7 @@ def test_a_dry_run_prints_figures_and_makes_nothing(
 
 
 def test_what_was_not_seen_is_scored_also_by_a_stopped_scorer(call: Call, project: MadeProject) -> None:
-    scoring.handle("even", project.settings).register().start().stop()
+    lifecycle.handle("even", project.settings).register().start().stop()
     done = call(*RANGE, "--scorer", "even", "--scorer", "even")
     assert done.code == 0, done.out
     assert project.scored("even") == IDS

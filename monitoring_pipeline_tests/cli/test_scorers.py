@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from monitoring_pipeline import scoring
+from monitoring_pipeline import lifecycle
 from monitoring_pipeline.cli.app import main
-from monitoring_pipeline.lifecycle.handles import history
+from monitoring_pipeline.lifecycle.scorer_handles import history
 from monitoring_pipeline.settings import load_settings
 from monitoring_pipeline_tests.sources.stores import Store
 
@@ -76,11 +76,11 @@ def call(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_apply_prints_the_plan_and_does_it_once(call: Call, config: Path) -> None:
     rehearsed = call("apply", "--dry-run")
     assert rehearsed.code == 0
-    assert {handle.revision for handle in scoring.handles()} == {0}
+    assert {handle.revision for handle in lifecycle.handles()} == {0}
 
     done = call("apply")
     assert done.code == 0
-    digests = [handle.digest for handle in scoring.handles()]
+    digests = [handle.digest for handle in lifecycle.handles()]
     assert rehearsed.out.splitlines() == [
         "+ order_number",
         "    state: active",
@@ -97,7 +97,7 @@ def test_apply_prints_the_plan_and_does_it_once(call: Call, config: Path) -> Non
     note, applied = done.out.removeprefix(rehearsed.out).splitlines()
     assert note.startswith("note: long runs from here, but MLflow itself does not have it: MlflowException: Custom")
     assert applied == "Applied."
-    assert {handle.state.value for handle in scoring.handles()} == {"active"}
+    assert {handle.state.value for handle in lifecycle.handles()} == {"active"}
 
     assert call("apply").out == "Plan: 0 to create, 0 to change, 0 to delete, 2 unchanged.\n"
 
@@ -117,7 +117,7 @@ def test_apply_changes_and_deletes(call: Call, config: Path) -> None:
         f"    digest: {history('order_number')[0].standing.digest}",
         "Plan: 0 to create, 1 to change, 1 to delete, 0 unchanged.",
     ]
-    assert [(handle.name, handle.sample_rate) for handle in scoring.handles()] == [("long", 1.0)]
+    assert [(handle.name, handle.sample_rate) for handle in lifecycle.handles()] == [("long", 1.0)]
 
 
 def test_list_shows_every_scorer_whole(call: Call, config: Path) -> None:
@@ -127,7 +127,7 @@ def test_list_shows_every_scorer_whole(call: Call, config: Path) -> None:
     config.write_text(config.read_text().replace('"#W"', '"#X"'))
     shown = call("list").out.splitlines()
 
-    order, long = scoring.handles()
+    order, long = lifecycle.handles()
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown if "│" in line]
     assert cells == [
         [
@@ -169,7 +169,7 @@ def test_a_scorer_is_stopped_started_updated_and_deleted_and_history_tells_it(ca
 
 
 def test_a_filter_cannot_steer_the_terminal(call: Call) -> None:
-    scoring.handle("long").register().update(filter="tags.a = '\x1b[2J\n'")
+    lifecycle.handle("long").register().update(filter="tags.a = '\x1b[2J\n'")
     assert "\x1b" not in call("list").out
     assert "tags.a = '�[2J�'" in call("history", "long").out
 
@@ -195,11 +195,11 @@ def test_what_cannot_be_done_is_told(call: Call, arguments: tuple[str, ...], cod
     done = call(*arguments)
     assert done.code == code
     assert message in done.error
-    assert scoring.handle("long").revision == 0
+    assert lifecycle.handle("long").revision == 0
 
 
 def test_a_filter_that_mlflow_does_not_accept_is_told(call: Call) -> None:
-    scoring.handle("long").register()
+    lifecycle.handle("long").register()
     done = call("start", "long", "--filter", "nonsense")
     assert done.code == 1
     assert done.error.startswith("error: scorer 'long': trace filter 'nonsense': ")
@@ -214,7 +214,7 @@ def test_a_missing_experiment_is_one_line(call: Call, config: Path) -> None:
 
 def test_another_process_with_the_configuration_named_changes_the_same_scorer(call: Call, config: Path) -> None:
     call("apply")
-    handle = scoring.handle("long", load_settings(config))
+    handle = lifecycle.handle("long", load_settings(config))
     done = subprocess.run(
         [COMMAND, "scorers", "stop", "long", "--config", str(config)],
         cwd="/",
@@ -224,5 +224,5 @@ def test_another_process_with_the_configuration_named_changes_the_same_scorer(ca
     )
 
     assert done.stdout == "long: active -> stopped, rate 0.5, filter tags.env = '[bold]prod[/]'\n"
-    with pytest.raises(scoring.StaleHandleError, match="by 'stop', revision 2"):
+    with pytest.raises(lifecycle.StaleHandleError, match="by 'stop', revision 2"):
         handle.stop()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from monitoring_pipeline import api, scoring
+from monitoring_pipeline import api, lifecycle
 from monitoring_pipeline.settings import load_settings
 from monitoring_pipeline.tables import TABLES
 from monitoring_pipeline_tests.cli.calling import Call, calling
@@ -77,7 +77,7 @@ def test_on_a_laptop_it_makes_tables_and_scorers(made: MadeProject, call: Call) 
     ]
     assert all((Path(made.settings.lake.location) / table.name / "_delta_log").is_dir() for table in TABLES)
     assert lines[-2].startswith("ok   scorer response_quality: created, active at rate 1")
-    assert [handle.state.value for handle in scoring.handles(made.settings)] == ["active", "active"]
+    assert [handle.state.value for handle in lifecycle.handles(made.settings)] == ["active", "active"]
 
     versions = made.versions()
     again = call("--config", str(file)).out.splitlines()

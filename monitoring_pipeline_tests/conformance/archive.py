@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from monitoring_pipeline.archive.window import archive_window
-from monitoring_pipeline.definitions import build_resources
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.settings import load_settings
 from monitoring_pipeline.windows import Window
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from monitoring_pipeline.definitions import build_resources
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import load_settings
 from monitoring_pipeline.tables import AGENT_TRACES, TABLES

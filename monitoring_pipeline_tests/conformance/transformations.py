@@ -20,7 +20,7 @@ from monitoring_pipeline.analysis.profiling import profile
 from monitoring_pipeline.analysis.quality import quality
 from monitoring_pipeline.analysis.releases import compare_releases
 from monitoring_pipeline.analysis.signatures import signature_column, telling_line_column
-from monitoring_pipeline.archive.frames import ARCHIVED, QUARANTINE, redacted_rows
+from monitoring_pipeline.archive.frames import redacted_rows
 from monitoring_pipeline.datasets.building import dataset_of_lake
 from monitoring_pipeline.datasets.query import Query, query_of
 from monitoring_pipeline.datasets.records import canonical
@@ -35,6 +35,7 @@ from monitoring_pipeline.scoring.pending import pending_rows
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
 from monitoring_pipeline.scoring.sessions import session_heads, whole_sessions
 from monitoring_pipeline.settings import RedactSettings
+from monitoring_pipeline.sources.tables import ARCHIVED, QUARANTINE
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE, TABLES, TRACE_PERFORMANCE
 from monitoring_pipeline.traces.filters import matches
 from monitoring_pipeline.traces.redaction import Redactor

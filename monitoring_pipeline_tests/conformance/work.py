@@ -11,12 +11,13 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from monitoring_pipeline.definitions import build_definitions, build_resources
-from monitoring_pipeline.orchestration.runs import parts, run_chain, start_instance
+from monitoring_pipeline.orchestration.build import build_definitions
+from monitoring_pipeline.orchestration.runs import run_chain, start_instance
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import load_settings
-from monitoring_pipeline.windows import Window
+from monitoring_pipeline.windows import Window, parts
 from monitoring_pipeline_tests.conformance.dump import dump_tables, save
 from monitoring_pipeline_tests.conformance.operations import all_operations
 from monitoring_pipeline_tests.conformance.transformations import all_transformations

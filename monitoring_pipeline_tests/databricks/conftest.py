@@ -12,10 +12,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from monitoring_pipeline.definitions import build_definitions, build_resources
+from monitoring_pipeline.keys import MONITORING, RANGE_END, RANGE_START
 from monitoring_pipeline.orchestration import databricks_jobs
-from monitoring_pipeline.orchestration.jobs import MONITORING
-from monitoring_pipeline.orchestration.runs import QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline.orchestration.build import build_definitions
+from monitoring_pipeline.orchestration.runs import QUIET
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.settings import DatabricksSettings, LakeSettings, MlflowSettings, Settings
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, WorkspaceDouble, serving, texts

@@ -14,11 +14,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from monitoring_pipeline.definitions import build_definitions, build_resources
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
+from monitoring_pipeline.keys import scorer_key
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.databricks_jobs import handed_over
 from monitoring_pipeline.orchestration.runs import failures
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.scoring import registry
 from monitoring_pipeline.settings import (
     ArchiveSettings,

@@ -21,19 +21,20 @@ from mlflow.entities import Assessment, AssessmentError, AssessmentSource, Feedb
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.genai.scorers import Scorer, scorer
 
-from monitoring_pipeline import scoring
+from monitoring_pipeline import lifecycle
 from monitoring_pipeline.archive.window import archive_window
 from monitoring_pipeline.cli.doctor import examine
 from monitoring_pipeline.databricks import agents, managed, managed_backfill
 from monitoring_pipeline.databricks.managed import check_managed, remote_scorers
 from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
-from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.errors import MonitoringError, SettingsError
+from monitoring_pipeline.keys import ASSETS, RANGE_END, RANGE_START, scorer_key
 from monitoring_pipeline.lifecycle.plan import apply, plan
 from monitoring_pipeline.orchestration.assets.archive import archive_assets
-from monitoring_pipeline.orchestration.assets.assessments import assessment_assets, scorer_key
+from monitoring_pipeline.orchestration.assets.assessments import assessment_assets
 from monitoring_pipeline.orchestration.partitions import hourly
-from monitoring_pipeline.orchestration.runs import ASSETS, QUIET, RANGE_END, RANGE_START, failures
+from monitoring_pipeline.orchestration.runs import QUIET, failures
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.coverage import ledger_problems
 from monitoring_pipeline.scoring.registry import load_scorers
@@ -149,7 +150,7 @@ def standing(settings: Settings, service: ManagedDouble, name: str = "safety") -
 
 
 def test_each_change_is_made_at_databricks_too(settings: Settings, service: ManagedDouble) -> None:
-    first = scoring.handle("safety", settings)
+    first = lifecycle.handle("safety", settings)
     assert (first.managed, first.drift, standing(settings, service)) == (True, None, None)
 
     registered = first.register()
@@ -172,18 +173,18 @@ def test_each_change_is_made_at_databricks_too(settings: Settings, service: Mana
     assert stopped.sample_rate == 0.75
     again = stopped.start()
     assert standing(settings, service) == (0.75, None, 1)
-    assert scoring.handle("safety", settings) == again
+    assert lifecycle.handle("safety", settings) == again
     gone = again.delete()
     assert standing(settings, service) is None
-    assert gone.state is scoring.ScorerState.UNREGISTERED
-    assert [entry.action for entry in scoring.lifecycle.history("safety", settings)] == [
+    assert gone.state is lifecycle.ScorerState.UNREGISTERED
+    assert [entry.action for entry in lifecycle.history("safety", settings)] == [
         "register", "start", "update", "update", "stop", "start", "delete",
     ]  # fmt: skip
 
 
 def test_a_rate_of_nothing_is_a_stopped_scorer_there(settings: Settings, service: ManagedDouble) -> None:
-    handle = scoring.handle("safety", settings).register().start(sample_rate=0)
-    assert handle.state is scoring.ScorerState.ACTIVE
+    handle = lifecycle.handle("safety", settings).register().start(sample_rate=0)
+    assert handle.state is lifecycle.ScorerState.ACTIVE
     assert standing(settings, service) == (0.0, None, 1)
 
 
@@ -200,7 +201,7 @@ def test_a_plan_registers_and_starts_functions_and_judges(
     assert "% 5 == 0" in json.loads(sent["serialized_scorer"])["call_source"]
     assert plan(settings) == []
     before = len(service.asked("PATCH", f"scheduled-scorers/{id_of(settings)}"))
-    scoring.handle("is_even", settings).register()
+    lifecycle.handle("is_even", settings).register()
     assert len(service.asked("PATCH", f"scheduled-scorers/{id_of(settings)}")) == before
 
 
@@ -233,7 +234,7 @@ def test_what_was_changed_at_databricks_is_shown_and_mended(
     experiment = experiment_of(settings, service)
     experiment.scorers = [] if changes is None else [{**experiment.scorers[0], **changes}]
 
-    assert scoring.handle("safety", settings).drift == f"{settings.mlflow.experiments[0]}: {told}"
+    assert lifecycle.handle("safety", settings).drift == f"{settings.mlflow.experiments[0]}: {told}"
     (change,) = plan(settings)
     assert change.fields == {"databricks": (f"{settings.mlflow.experiments[0]}: {told}", "as it is here")}
     finding = next(finding for finding in examine(settings) if finding.subject == "databricks")
@@ -249,7 +250,7 @@ def test_a_scorer_that_is_configured_no_longer_is_deleted_there(
     apply(plan(settings_of(SAFETY, EVEN)))
     settings = settings_of(SAFETY)
     with pytest.raises(LifecycleError, match="cannot stop scorer 'is_even': it is not configured"):
-        scoring.handle("is_even", settings).stop()
+        lifecycle.handle("is_even", settings).stop()
     (change,) = plan(settings)
     apply([change])
     assert standing(settings, service, "is_even") is None
@@ -263,21 +264,21 @@ def test_the_twenty_first_scorer_of_an_experiment_is_refused(settings: Settings,
     ]
     service.page = 7
     with pytest.raises(LifecycleError, match=r"has 20 scorers, and Databricks runs 20; delete one of theirs_0, "):
-        scoring.handle("safety", settings).register()
-    assert scoring.handle("safety", settings).state is scoring.ScorerState.UNREGISTERED
+        lifecycle.handle("safety", settings).register()
+    assert lifecycle.handle("safety", settings).state is lifecycle.ScorerState.UNREGISTERED
 
 
 def test_a_refusal_changes_nothing_here_and_says_what_it_is(
     settings: Settings, service: ManagedDouble, workspace: WorkspaceDouble
 ) -> None:
-    handle = scoring.handle("safety", settings).register()
+    handle = lifecycle.handle("safety", settings).register()
     path = f"{SCORERS}/{id_of(settings)}"
     workspace.answer_next(9, error(403, "PERMISSION_DENIED", f"No access to {path}"), path)
     with pytest.raises(MonitoringError, match=r"refuses: No access to .*; check DATABRICKS_HOST") as refused:
         handle.start()
     assert "\n" not in str(refused.value)
     workspace._faults.clear()
-    assert scoring.handle("safety", settings) == handle
+    assert lifecycle.handle("safety", settings) == handle
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -286,7 +287,7 @@ def test_a_service_that_has_a_moment_of_weakness_is_asked_again(
 ) -> None:
     code = {429: "RESOURCE_EXHAUSTED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}[status]
     workspace.answer_next(1, Answer(status, {"error_code": code, "message": "busy"}, {"Retry-After": "0"}), SCORERS)
-    scoring.handle("safety", settings).register().start()
+    lifecycle.handle("safety", settings).register().start()
     assert standing(settings, service) == (0.5, None, 1)
 
 
@@ -298,7 +299,7 @@ def test_the_token_is_in_no_error_and_no_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    handle = scoring.handle("safety", settings)
+    handle = lifecycle.handle("safety", settings)
     experiment_id, judge_of_safety = id_of(settings), load_scorers([SAFETY])[0].scorer
 
     def by_mlflow() -> None:
@@ -406,7 +407,7 @@ def test_what_databricks_can_run_is_rebuilt_by_mlflow_and_passes(
     entry: dict[str, Any], settings_of: Callable[..., Settings], service: ManagedDouble
 ) -> None:
     settings = settings_of(ScorerSettings(name="it", managed="databricks", **entry))
-    scoring.handle("it", settings).register()
+    lifecycle.handle("it", settings).register()
     sent = experiment_of(settings, service).scorer("it")
     assert sent is not None
     serialized = json.loads(sent["serialized_scorer"])
@@ -452,7 +453,7 @@ import sys
 for name in ("databricks.agents", "databricks.agents.scorers", "databricks.agents.archive", "databricks.rag_eval"):
     sys.modules[name] = None
 from datetime import UTC, datetime, timedelta
-from monitoring_pipeline import api, cli, scoring
+from monitoring_pipeline import api, cli, lifecycle
 from monitoring_pipeline.databricks import managed, managed_backfill
 from monitoring_pipeline.cli.doctor import examine
 from monitoring_pipeline.definitions import build_resources
@@ -461,7 +462,7 @@ from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.windows import Window
 settings = Settings.model_validate_json({settings.model_dump_json()!r})
-handle = scoring.handle("safety", settings)
+handle = lifecycle.handle("safety", settings)
 window = Window(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC))
 resources = build_resources(settings)
 code = load_scorers(settings.scorers)[0]
@@ -648,7 +649,7 @@ def test_what_comes_after_a_backfill_counts_and_a_new_trace_is_pending(run: Run)
 
 
 def test_a_run_may_have_a_rate_of_its_own_and_a_filter_counts(run: Run) -> None:
-    scoring.handle("safety", run.settings).update(filter=PROD)
+    lifecycle.handle("safety", run.settings).update(filter=PROD)
     assert run.run("safety", sample_rate=1.0).success
     (asked,) = run.service.asked("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")
     assert asked["scorer_sample_rates"] == [{"name": "safety", "sample_rate": 1.0}]
@@ -659,7 +660,7 @@ def test_a_run_may_have_a_rate_of_its_own_and_a_filter_counts(run: Run) -> None:
 
 
 def test_a_stopped_scorer_is_backfilled_when_a_person_asks(run: Run) -> None:
-    scoring.handle("safety", run.settings).stop()
+    lifecycle.handle("safety", run.settings).stop()
     assert run.run("safety").success
     assert run.project.rows() != []
 

@@ -24,8 +24,8 @@ from monitoring_pipeline.api import (
 )
 from monitoring_pipeline.datasets.diverse import latency_bucket
 from monitoring_pipeline.datasets.records import Record
-from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.run import score_window

@@ -9,10 +9,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from monitoring_pipeline.definitions import build_definitions, build_resources
-from monitoring_pipeline.orchestration.assets.common import partition_key
-from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, MONITORING
+from monitoring_pipeline.keys import DAILY_REPORT, MONITORING, partition_key
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import execute, failures
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import (
     SHIPPED_SCORERS,

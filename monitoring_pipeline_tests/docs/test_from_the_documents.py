@@ -27,12 +27,11 @@ from mlflow.genai.scorers import scorer
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
-from monitoring_pipeline import api, scoring
+from monitoring_pipeline import api, lifecycle
 from monitoring_pipeline.cli.app import app
-from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.orchestration.assets.common import partition_key
-from monitoring_pipeline.orchestration.jobs import MONITORING
+from monitoring_pipeline.keys import MONITORING, partition_key
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import execute
 from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.scorers import response_quality, tool_selection_accuracy
@@ -136,15 +135,15 @@ def test_a_registered_scorer_scores_its_sample(settings: Settings, recorded_trac
 
 
 def test_a_scorer_is_registered_started_stopped_and_deleted(own: Settings) -> None:
-    registered = scoring.handle("even", settings=own).register()
+    registered = lifecycle.handle("even", settings=own).register()
     active = registered.start(sample_rate=0.1)
     stopped = active.stop()
     assert [str(handle.state) for handle in (registered, active, stopped)] == ["registered", "active", "stopped"]
     assert (registered.sample_rate, active.sample_rate) == (0.6, 0.1)  # each is as it was when it was made
-    with pytest.raises(scoring.StaleHandleError):
+    with pytest.raises(lifecycle.StaleHandleError):
         registered.stop()
     assert str(stopped.delete().state) == "unregistered"
-    assert [change.action for change in scoring.lifecycle.history("even", own)] == [
+    assert [change.action for change in lifecycle.history("even", own)] == [
         "register",
         "start",
         "stop",
@@ -154,7 +153,7 @@ def test_a_scorer_is_registered_started_stopped_and_deleted(own: Settings) -> No
 
 def test_all_scorers_are_registered_at_once(own: Settings) -> None:
     api.setup(own)
-    assert {handle.name: str(handle.state) for handle in scoring.handles(own)} == {
+    assert {handle.name: str(handle.state) for handle in lifecycle.handles(own)} == {
         entry.name: "active" for entry in own.scorers
     }
 

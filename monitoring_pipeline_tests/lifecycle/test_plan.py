@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from mlflow import MlflowClient
 
-from monitoring_pipeline import scoring
-from monitoring_pipeline.lifecycle.handles import history
+from monitoring_pipeline import lifecycle
 from monitoring_pipeline.lifecycle.plan import apply, plan
+from monitoring_pipeline.lifecycle.scorer_handles import history
 from monitoring_pipeline.scoring.states import StaleHandleError
 from monitoring_pipeline.settings import MlflowSettings, ScorerSettings, ScoringSettings, Settings
 from monitoring_pipeline_tests.sources.stores import Store
@@ -39,7 +39,7 @@ def changed(entry: ScorerSettings, **fields: object) -> ScorerSettings:
 
 
 def states(settings: Settings) -> dict[str, str]:
-    return {handle.name: handle.state.value for handle in scoring.handles(settings)}
+    return {handle.name: handle.state.value for handle in lifecycle.handles(settings)}
 
 
 def test_what_is_configured_is_created_in_its_state_once(settings_of: SettingsOf) -> None:
@@ -124,7 +124,7 @@ def test_what_is_no_longer_configured_is_deleted_and_created_when_it_is_again(se
 def test_a_plan_is_refused_where_someone_changed_a_scorer_since(settings_of: SettingsOf) -> None:
     settings = settings_of(WORDS, LONG)
     planned = plan(settings)
-    scoring.handle("long", settings).register()
+    lifecycle.handle("long", settings).register()
 
     with pytest.raises(StaleHandleError, match="scorer 'long' was changed since this handle was made, by 'register'"):
         apply(planned)

@@ -12,8 +12,8 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import freeze_time
 
-from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.orchestration.automation import automated, automation_sensor
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import (

@@ -18,10 +18,9 @@ from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.types import DaemonHeartbeat
 
-from monitoring_pipeline.definitions import build_definitions
+from monitoring_pipeline.keys import scorer_key
 from monitoring_pipeline.orchestration import backfills
 from monitoring_pipeline.orchestration.assets import assessments
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
 from monitoring_pipeline.orchestration.backfills import (
     DOWNSTREAM,
     ScorerOptions,
@@ -31,6 +30,7 @@ from monitoring_pipeline.orchestration.backfills import (
     run_backfills,
     run_side_by_side,
 )
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import StepEvent
 from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 from monitoring_pipeline.windows import Window

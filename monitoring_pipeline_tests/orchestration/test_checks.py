@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring_pipeline.analysis.soundness import silent_hours
-from monitoring_pipeline.definitions import build_definitions
+from monitoring_pipeline.keys import ASSETS
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.checks import (
     latest_hour_is_there,
     no_silent_hour,
     table_checks,
     trace_ids_unique,
 )
-from monitoring_pipeline.orchestration.runs import ASSETS, QUIET
+from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.tables import (

@@ -13,8 +13,9 @@ import pytest
 from dagster import DagsterRunStatus
 from dagster._core.events import EngineEventData
 
+from monitoring_pipeline.keys import HOST_TAG
 from monitoring_pipeline.orchestration.lost_runs import end_lost_runs
-from monitoring_pipeline.orchestration.runs import HOST_TAG, host
+from monitoring_pipeline.orchestration.runs import host
 
 
 @pytest.fixture

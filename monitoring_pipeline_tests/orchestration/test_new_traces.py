@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from mlflow.entities import Feedback, TraceState
 
 from monitoring_pipeline.archive import window as sources
-from monitoring_pipeline.definitions import build_definitions, build_resources
 from monitoring_pipeline.errors import TrackingError
+from monitoring_pipeline.keys import ARCHIVE, MONITORING, RANGE_END, RANGE_START
 from monitoring_pipeline.orchestration import new_traces, requested_runs
-from monitoring_pipeline.orchestration.jobs import ARCHIVE, MONITORING
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.new_traces import given_up
-from monitoring_pipeline.orchestration.runs import QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline.orchestration.runs import QUIET
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import (
     ArchiveSettings,

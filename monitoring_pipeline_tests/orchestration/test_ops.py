@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from monitoring_pipeline.api import assess
-from monitoring_pipeline.definitions import build_definitions
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline_tests.made_project import (
     FROM,
     IDS,

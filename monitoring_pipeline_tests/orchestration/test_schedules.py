@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import freeze_time
 
-from monitoring_pipeline.definitions import build_definitions
-from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, WEEKLY_REPORT
+from monitoring_pipeline.keys import DAILY_REPORT, WEEKLY_REPORT
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.ops import LATEST_HOUR
 from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.orchestration.schedules import days_without_report, schedules, weeks_without_report

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from monitoring_pipeline import scoring
+from monitoring_pipeline import lifecycle
 from monitoring_pipeline.orchestration.backfills import ScorerOptions, forecasts
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.forecast import Forecast, forecast
@@ -47,7 +47,7 @@ def counts(told: Forecast) -> tuple[int, ...]:
 
 
 def score(project: MadeProject, window: Window = WINDOW, **options: Any) -> None:
-    [configured] = [handle.configured for handle in scoring.handles(project.settings)]
+    [configured] = [handle.configured for handle in lifecycle.handles(project.settings)]
     assert configured is not None
     score_window(project.lake, configured, window, "run", **options)
 
@@ -63,11 +63,11 @@ def test_what_is_scored_and_failed_is_told_from_what_is_to_score(made: MadeProje
 
 def test_rate_and_filter_are_those_that_the_backfill_would_have(made: MadeProject) -> None:
     project = made.having(LATENCY)
-    scoring.handle("stage_latency", project.settings).register().update(sample_rate=0.3, filter="tags.env = 'prod'")
+    lifecycle.handle("stage_latency", project.settings).register().update(sample_rate=0.3, filter="tags.env = 'prod'")
     at_its_own, at_half = told(project), told(project, sample_rate=0.5)
     assert 0 < at_its_own.to_score < at_half.to_score < told(project, sample_rate=1.0).to_score == 20
     assert at_half.to_score == at_half.eligible
-    handle = scoring.handle("stage_latency", project.settings)
+    handle = lifecycle.handle("stage_latency", project.settings)
     assert handle.configured is not None
     run_as = replace(handle.configured, sample_rate=0.5, filter=handle.filter)
     score_window(project.lake, run_as, WINDOW, "run")

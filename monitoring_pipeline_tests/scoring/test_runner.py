@@ -19,11 +19,12 @@ from mlflow.entities import AssessmentError, AssessmentSource, Expectation, Feed
 from mlflow.genai.scorers import Scorer
 from mlflow.genai.scorers import scorer as as_scorer
 
+from monitoring_pipeline.analysis.verdicts import as_score
 from monitoring_pipeline.resources.rows import conform
 from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.runner import MESSAGE_CHARACTERS, PendingTrace, as_score, assess, assessment_id
+from monitoring_pipeline.scoring.runner import MESSAGE_CHARACTERS, PendingTrace, assess, assessment_id
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE
 
 HOUR = datetime(2026, 1, 1, tzinfo=UTC)

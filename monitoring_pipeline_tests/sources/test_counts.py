@@ -16,13 +16,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INTERNAL_ERROR
 from sqlalchemy import event, pool
 
-from monitoring_pipeline.archive.account import HourCounts
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.sources import mlflow_sql_counts
-from monitoring_pipeline.sources.counts import UncountableError, source_counts
+from monitoring_pipeline.sources.base import HourCounts, UncountableError
+from monitoring_pipeline.sources.counts import source_counts
 from monitoring_pipeline.sources.mlflow_sql import opened
 from monitoring_pipeline.windows import EPOCH, Window, floor_hour, from_milliseconds
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW

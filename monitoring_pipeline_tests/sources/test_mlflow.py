@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from monitoring_pipeline.sources import mlflow as mlflow_source
-from monitoring_pipeline.sources.mlflow import UnreadableTrace, read_traces
+from monitoring_pipeline.sources.mlflow import read_traces
+from monitoring_pipeline.traces.flatten import UnreadableTrace
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.sources.stores import (

@@ -34,10 +34,9 @@ from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.sources import mlflow as mlflow_source
 from monitoring_pipeline.sources import mlflow_sql
-from monitoring_pipeline.sources.mlflow import UnreadableTrace
 from monitoring_pipeline.sources.mlflow_sql import experiment_names, opened, read_traces
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
-from monitoring_pipeline.traces.flatten import FlatTrace
+from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.archive.test_merging import log_hostile, rows
 from monitoring_pipeline_tests.conftest import RECORDED, RECORDED_WINDOW

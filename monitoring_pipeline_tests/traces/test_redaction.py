@@ -19,9 +19,10 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings, RedactSettings
-from monitoring_pipeline.sources.mlflow import UnreadableTrace, read_traces
+from monitoring_pipeline.sources.mlflow import read_traces
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.detectors import DETECTORS
+from monitoring_pipeline.traces.flatten import UnreadableTrace
 from monitoring_pipeline.traces.redaction import Redactor
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json

@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 from playwright.sync_api import Page, expect
 
-from monitoring_pipeline.definitions import build_definitions
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.settings import load_settings
 from monitoring_pipeline_tests.ui.conftest import BIN, SCORERS, MonitoredDay, monitor_yesterday, serving
 

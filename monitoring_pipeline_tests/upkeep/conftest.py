@@ -11,8 +11,9 @@ import pytest
 from mlflow.entities import AssessmentSource, Feedback
 
 from monitoring_pipeline.archive.window import archive_window
-from monitoring_pipeline.definitions import build_definitions, build_resources
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import run_chain
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.settings import LakeSettings, MlflowSettings, ReportSettings, Settings
 from monitoring_pipeline_tests.made_project import QUALITY, WINDOW, MadeProject, scorer
 from monitoring_pipeline_tests.sources.stores import Store, span_json

@@ -8,8 +8,8 @@ import pytest
 
 from monitoring_pipeline.api import read_dataset
 from monitoring_pipeline.datasets.configured import build
-from monitoring_pipeline.definitions import build_resources
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.settings import DatasetSettings
 from monitoring_pipeline_tests.made_project import WINDOW, MadeProject
 from monitoring_pipeline_tests.sources.stores import trace_id

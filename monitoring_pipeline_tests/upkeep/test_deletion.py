@@ -15,17 +15,17 @@ from mlflow import MlflowClient
 from monitoring_pipeline.archive.merging import archive
 from monitoring_pipeline.archive.tombstones import trace_digest
 from monitoring_pipeline.archive.window import archive_window
-from monitoring_pipeline.definitions import build_definitions, build_resources
 from monitoring_pipeline.errors import LakeError, MonitoringError
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.reports.files import write_report
 from monitoring_pipeline.reports.in_mlflow import log_report
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.reading import report_data
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.coverage import ledger_problems
 from monitoring_pipeline.scoring.registry import load_scorers
-from monitoring_pipeline.sources.mlflow import UnreadableTrace
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
@@ -36,6 +36,7 @@ from monitoring_pipeline.tables import (
     SCORER_COVERAGE,
     TABLES,
 )
+from monitoring_pipeline.traces.flatten import UnreadableTrace
 from monitoring_pipeline.upkeep import deletion, others
 from monitoring_pipeline.upkeep.recount import Recount, settled
 from monitoring_pipeline_tests.cli.calling import calling

@@ -9,9 +9,10 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 from pydantic import ValidationError
 
-from monitoring_pipeline.definitions import build_definitions
-from monitoring_pipeline.orchestration.runs import RANGE_START, whole_hours
+from monitoring_pipeline.keys import RANGE_START
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.settings import Settings, UpkeepSettings
+from monitoring_pipeline.settings.hours import whole_hours
 from monitoring_pipeline.settings.upkeep import oldest_kept
 from monitoring_pipeline.tables import (
     AGENT_TRACES,

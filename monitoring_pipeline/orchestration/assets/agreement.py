@@ -5,9 +5,8 @@ import pandas as pd
 import pyarrow as pa
 
 from monitoring_pipeline.analysis.agreement import COUNTS, agreement, with_kappa
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
+from monitoring_pipeline.keys import ARCHIVE_KEY, scorer_key
 from monitoring_pipeline.orchestration.assets.common import plain_number, table_metadata, tags
-from monitoring_pipeline.orchestration.assets.performance import ARCHIVE_KEY
 from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_check_specs, table_checks
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource

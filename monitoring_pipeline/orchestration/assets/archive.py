@@ -2,8 +2,8 @@
 
 import dagster as dg
 
+from monitoring_pipeline.keys import ARCHIVE_KEY
 from monitoring_pipeline.orchestration.assets.common import record_hours, table_metadata, tags, utc_index
-from monitoring_pipeline.orchestration.assets.performance import ARCHIVE_KEY
 from monitoring_pipeline.orchestration.checks import (
     ARCHIVE_COMPLETE,
     TRACE_IDS_UNIQUE,

@@ -8,9 +8,8 @@ from pydantic import Field
 from monitoring_pipeline.databricks.managed import check_managed, is_managed
 from monitoring_pipeline.databricks.managed_backfill import backfill_and_archive
 from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
-from monitoring_pipeline.lifecycle.handles import effective
+from monitoring_pipeline.keys import ARCHIVE_KEY, AUTOMATION_TAGS, MONITORING, scorer_key
 from monitoring_pipeline.orchestration.assets.common import plain_number, record_hours, table_metadata, tags, utc_index
-from monitoring_pipeline.orchestration.assets.performance import ARCHIVE_KEY
 from monitoring_pipeline.orchestration.checks import (
     LEDGER_ADDS_UP,
     CheckedAsset,
@@ -23,7 +22,6 @@ from monitoring_pipeline.orchestration.checks import (
     within_budget,
     within_budget_spec,
 )
-from monitoring_pipeline.orchestration.jobs import MONITORING
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -31,18 +29,10 @@ from monitoring_pipeline.scoring.coverage import is_of, update_ledger
 from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.run import ScoreCounts, score_window
-from monitoring_pipeline.scoring.states import ScorerLog
+from monitoring_pipeline.scoring.states import ScorerLog, effective
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.tables import ASSESSMENTS, SCORER_COVERAGE
 from monitoring_pipeline.windows import Window
-
-# Tags that Dagster puts on runs that no person has asked for.
-AUTOMATION_TAGS = {
-    "dagster/sensor_name",
-    "dagster/schedule_name",
-    "dagster/auto_materialize",
-    "dagster/from_automation_condition",
-}
 
 
 class ScorerRunConfig(dg.Config):
@@ -56,11 +46,6 @@ class ScorerRunConfig(dg.Config):
         le=1,
         description="share of the traces to score in this run (0 to 1), in place of the scorer's own",
     )
-
-
-def scorer_key(name: str) -> dg.AssetKey:
-    """The key of a scorer's asset."""
-    return dg.AssetKey(["assessments", name])
 
 
 def assessment_assets(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal
 
 import dagster as dg
 import pandas as pd
 
 from monitoring_pipeline.columns import COMMENTS
+from monitoring_pipeline.keys import partition_key
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
 
@@ -45,11 +45,6 @@ def record_hours(context: dg.AssetExecutionContext, window: Window, figures: pd.
         metadata = {str(name): plain_number(value) for name, value in row.items() if not pd.isna(value)}
         metadata["dagster/row_count"] = metadata.pop("rows")
         context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=partition_key(hour))
-
-
-def partition_key(hour: datetime) -> str:
-    """The key of the hourly partition that starts at `hour`."""
-    return f"{hour:%Y-%m-%d-%H:%M}"
 
 
 def plain_number(value: Any) -> float | int:

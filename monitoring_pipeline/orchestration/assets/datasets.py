@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import dagster as dg
 
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
+from monitoring_pipeline.keys import ARCHIVE_KEY, GROUP, dataset_key, scorer_key
 from monitoring_pipeline.orchestration.assets.common import tags
-from monitoring_pipeline.orchestration.assets.performance import ARCHIVE_KEY
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -17,7 +16,6 @@ from monitoring_pipeline.settings import DatasetSettings
 from monitoring_pipeline.settings.datasets import Choice
 from monitoring_pipeline.traces.filters import parse_filter
 
-GROUP = "datasets"
 SHOWN_TRACES = 5
 BY_KIND = {
     "traces": "Finished traces",
@@ -27,11 +25,6 @@ BY_KIND = {
     "regression": "Traces that score below a threshold",
     "diverse": "A sample over status, latency and the order of tools",
 }
-
-
-def dataset_key(name: str) -> dg.AssetKey:
-    """The key of a dataset's asset."""
-    return dg.AssetKey([GROUP, name])
 
 
 def dataset_assets(

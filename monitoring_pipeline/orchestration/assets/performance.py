@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from monitoring_pipeline.analysis import performance
+from monitoring_pipeline.keys import ARCHIVE_KEY
 from monitoring_pipeline.orchestration.assets.common import record_hours, table_metadata, tags, utc_index
 from monitoring_pipeline.orchestration.checks import (
     LATEST_HOUR_IS_THERE,
@@ -31,8 +32,6 @@ from monitoring_pipeline.tables import (
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-
-ARCHIVE_KEY = "archived_traces"
 
 
 def performance_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDefinition]:

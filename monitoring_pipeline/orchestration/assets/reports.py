@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from monitoring_pipeline.errors import TrackingError
+from monitoring_pipeline.keys import DAILY_REPORT_KEY, WEEKLY_REPORT_KEY
 from monitoring_pipeline.orchestration.assets.common import tags
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.reports.period import Period
@@ -17,8 +18,6 @@ from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import SCORER_AGREEMENT
 
-DAILY_REPORT_KEY = "daily_report"
-WEEKLY_REPORT_KEY = "weekly_report"
 UPSTREAM = [
     "trace_performance",
     "trace_errors",

@@ -3,7 +3,7 @@
 import dagster as dg
 import pandas as pd
 
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
+from monitoring_pipeline.keys import RESULTS_IN_MLFLOW, scorer_key
 from monitoring_pipeline.orchestration.assets.common import record_hours, table_metadata, tags
 from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_check_specs, table_checks
 from monitoring_pipeline.orchestration.partitions import run_window
@@ -15,7 +15,6 @@ from monitoring_pipeline.scoring.write_back import GONE, PENDING, REFUSED, WRITT
 from monitoring_pipeline.tables import WRITTEN_BACK
 from monitoring_pipeline.windows import Window
 
-RESULTS_IN_MLFLOW = "results_in_mlflow"
 RESULTS_SENT = dg.AssetCheckSpec(
     "results_sent",
     asset=RESULTS_IN_MLFLOW,

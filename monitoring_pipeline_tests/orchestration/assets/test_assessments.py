@@ -8,11 +8,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from monitoring_pipeline import scoring
-from monitoring_pipeline.definitions import build_definitions
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
-from monitoring_pipeline.orchestration.jobs import MONITORING
-from monitoring_pipeline.orchestration.runs import ASSETS, QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline import lifecycle
+from monitoring_pipeline.keys import ASSETS, MONITORING, RANGE_END, RANGE_START, scorer_key
+from monitoring_pipeline.orchestration.build import build_definitions
+from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.tables import SCORER_COVERAGE
 from monitoring_pipeline_tests.made_project import FIRST, IDS, LAST, LATENCY, MadeProject, config_fields
 
@@ -29,7 +28,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def latency(made: MadeProject) -> MadeProject:
     """A project whose only scorer is registered and active."""
     project = made.having(LATENCY)
-    scoring.handle(LATENCY.name, project.settings).register().start()
+    lifecycle.handle(LATENCY.name, project.settings).register().start()
     return project
 
 
@@ -66,7 +65,7 @@ def run(
 def test_a_stopped_scorer_does_not_run_by_itself(
     latency: MadeProject, instance: dg.DagsterInstance, job: str, tags: dict[str, str]
 ) -> None:
-    handle = scoring.handle(LATENCY.name, latency.settings).stop()
+    handle = lifecycle.handle(LATENCY.name, latency.settings).stop()
     assert run(latency, instance, job, tags).success
     assert latency.scored(LATENCY.name) == []
     handle.start()
@@ -78,7 +77,7 @@ def test_a_stopped_scorer_does_not_run_by_itself(
 def test_a_stopped_scorer_runs_when_a_person_asks_for_it(
     latency: MadeProject, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
-    scoring.handle(LATENCY.name, latency.settings).stop()
+    lifecycle.handle(LATENCY.name, latency.settings).stop()
     assert run(latency, instance, tags=tags).success
     assert latency.scored(LATENCY.name) == IDS
 
@@ -95,7 +94,7 @@ def test_a_scorer_that_is_configured_so_does_not_run_by_itself(
 
 
 def test_rate_and_filter_are_those_of_the_scorers_state(latency: MadeProject, instance: dg.DagsterInstance) -> None:
-    handle = scoring.handle(LATENCY.name, latency.settings).update(sample_rate=0.3, filter="tags.env = 'prod'")
+    handle = lifecycle.handle(LATENCY.name, latency.settings).update(sample_rate=0.3, filter="tags.env = 'prod'")
     assert run(latency, instance, MONITORING).success
     few = latency.scored(LATENCY.name)
     assert 0 < len(few) < 20
@@ -113,7 +112,7 @@ def test_rate_and_filter_are_those_of_the_scorers_state(latency: MadeProject, in
 
 
 def test_a_run_may_have_a_rate_of_its_own(latency: MadeProject, instance: dg.DagsterInstance) -> None:
-    scoring.handle(LATENCY.name, latency.settings).update(sample_rate=0.0)
+    lifecycle.handle(LATENCY.name, latency.settings).update(sample_rate=0.0)
     assert run(latency, instance, config={"sample_rate": 1.0}).success
     assert latency.scored(LATENCY.name) == IDS
 

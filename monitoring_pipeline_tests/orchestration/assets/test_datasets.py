@@ -13,12 +13,10 @@ from dagster._core.test_utils import freeze_time
 from mlflow.genai.datasets import get_dataset
 
 from monitoring_pipeline.api import read_dataset
-from monitoring_pipeline.definitions import build_definitions
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
-from monitoring_pipeline.orchestration.assets.datasets import dataset_key
-from monitoring_pipeline.orchestration.jobs import DATASETS, MONITORING
-from monitoring_pipeline.orchestration.runs import QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline.keys import DATASETS, MONITORING, RANGE_END, RANGE_START, dataset_key, scorer_key
+from monitoring_pipeline.orchestration.build import build_definitions
+from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.run import score_window

@@ -22,13 +22,14 @@ from scipy.stats import norm
 
 from monitoring_pipeline import api
 from monitoring_pipeline.analysis.signatures import error_signature
-from monitoring_pipeline.definitions import build_definitions, build_resources
 from monitoring_pipeline.errors import LakeError, TrackingError
-from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, MONITORING, WEEKLY_REPORT
-from monitoring_pipeline.orchestration.runs import QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline.keys import DAILY_REPORT, MONITORING, RANGE_END, RANGE_START, WEEKLY_REPORT
+from monitoring_pipeline.orchestration.build import build_definitions
+from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.reports.in_mlflow import log_report
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.reading import report_data
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import (

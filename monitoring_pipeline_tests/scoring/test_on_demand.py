@@ -8,9 +8,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from monitoring_pipeline.assessing import check_thresholds, chosen_scorers, shortfalls
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.scoring.on_demand import COLUMNS, Outcome, outcomes
+from monitoring_pipeline.scoring.on_demand import (
+    COLUMNS,
+    Outcome,
+    check_thresholds,
+    chosen_scorers,
+    outcomes,
+    shortfalls,
+)
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.scorers import tool_errors
 from monitoring_pipeline_tests import odd_scorers

@@ -17,12 +17,12 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from monitoring_pipeline import scoring
+from monitoring_pipeline import lifecycle
 from monitoring_pipeline.errors import TrackingError
-from monitoring_pipeline.lifecycle.handles import UnknownScorerError, effective, history
-from monitoring_pipeline.scoring import ScorerHandle, ScorerState
+from monitoring_pipeline.lifecycle import ScorerHandle, ScorerState
+from monitoring_pipeline.lifecycle.scorer_handles import UnknownScorerError, history
 from monitoring_pipeline.scoring.registry import load_scorers
-from monitoring_pipeline.scoring.states import Change, LifecycleError, ScorerLog, StaleHandleError
+from monitoring_pipeline.scoring.states import Change, LifecycleError, ScorerLog, StaleHandleError, effective
 from monitoring_pipeline.settings import MlflowSettings, ScorerSettings, ScoringSettings, Settings
 from monitoring_pipeline_tests.sources.stores import Store
 
@@ -81,7 +81,7 @@ def mlflow_versions(store: Store, experiment: str, name: str) -> list[int]:
 
 def test_every_change_gives_a_new_handle_and_leaves_the_old_one(settings: Settings) -> None:
     before = datetime.now(UTC)
-    chain = [scoring.handle("long", settings)]
+    chain = [lifecycle.handle("long", settings)]
     chain.append(chain[-1].register())
     chain.append(chain[-1].start())
     chain.append(chain[-1].update(sample_rate=0.1))
@@ -105,18 +105,18 @@ def test_every_change_gives_a_new_handle_and_leaves_the_old_one(settings: Settin
     times = [h.changed_at for h in chain[1:] if h.changed_at]
     assert before <= times[0] and times == sorted(times) and times[-1] <= datetime.now(UTC)
     assert [h.registered_digest == h.digest for h in chain] == [h.version is not None for h in chain]
-    assert replace(scoring.handle("long", settings), note=chain[-1].note) == chain[-1]
+    assert replace(lifecycle.handle("long", settings), note=chain[-1].note) == chain[-1]
     with pytest.raises(FrozenInstanceError):
         chain[0].state = ScorerState.ACTIVE  # type: ignore[misc]
 
 
 def test_the_experiment_is_seen_the_same_by_database_and_server(store: Store, server: str, experiment: str) -> None:
     by_database, by_server = settings_of(store.uri, experiment), settings_of(server, experiment)
-    scoring.handle("long", by_database).register().start(0.3)
+    lifecycle.handle("long", by_database).register().start(0.3)
 
-    assert scoring.handle("long", by_server) == scoring.handle("long", by_database)
-    scoring.handle("long", by_server).stop()
-    assert scoring.handle("long", by_database).state is ScorerState.STOPPED
+    assert lifecycle.handle("long", by_server) == lifecycle.handle("long", by_database)
+    lifecycle.handle("long", by_server).stop()
+    assert lifecycle.handle("long", by_database).state is ScorerState.STOPPED
     assert history("long", by_server) == history("long", by_database)
 
 
@@ -124,7 +124,7 @@ def test_the_experiment_is_seen_the_same_by_database_and_server(store: Store, se
 def test_update_changes_what_is_given_in_every_registered_state(
     local: Callable[..., Settings], filter: str | None, kept: str | None
 ) -> None:
-    registered = scoring.handle("long", local()).register().update(filter="tags.a = 'b'")
+    registered = lifecycle.handle("long", local()).register().update(filter="tags.a = 'b'")
     active = registered.update(0.2, filter).start(0.7, "tags.a = 'b'")
     stopped = active.update(0.3, filter).stop().update(filter="tags.a = 'b'")
     changes = history("long", local())
@@ -142,7 +142,7 @@ def test_update_changes_what_is_given_in_every_registered_state(
 
 def test_start_without_a_rate_takes_the_default_of_the_kind(local: Callable[..., Settings]) -> None:
     judge = ScorerSettings(name="kind", builtin="Guidelines", params={"guidelines": "Be kind."}, model="openai:/gpt-4o")
-    assert scoring.handle("kind", local(judge)).register().start().sample_rate == 0.1
+    assert lifecycle.handle("kind", local(judge)).register().start().sample_rate == 0.1
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_start_without_a_rate_takes_the_default_of_the_kind(local: Callable[...,
 def test_a_wrong_transition_names_the_state_and_what_to_call(
     local: Callable[..., Settings], calls: list[str], action: str, message: str
 ) -> None:
-    handle = scoring.handle("long", local())
+    handle = lifecycle.handle("long", local())
     for call in calls:
         handle = getattr(handle, call)()
 
@@ -168,7 +168,7 @@ def test_a_wrong_transition_names_the_state_and_what_to_call(
         getattr(handle, action)()
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
-    assert scoring.handle("long", local()).revision == handle.revision
+    assert lifecycle.handle("long", local()).revision == handle.revision
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_wrong_transition_names_the_state_and_what_to_call(
 def test_a_wrong_rate_or_filter_is_told_and_nothing_is_written(
     store: Store, experiment: str, local: Callable[..., Settings], action: str, given: dict[str, Any], message: str
 ) -> None:
-    handle = scoring.handle("long", local()).register()
+    handle = lifecycle.handle("long", local()).register()
     tags = tags_of(store, experiment)
 
     with pytest.raises(LifecycleError, match="^" + re.escape(message)) as error:
@@ -196,32 +196,32 @@ def test_a_wrong_rate_or_filter_is_told_and_nothing_is_written(
 
 def test_an_update_of_nothing_is_an_error(local: Callable[..., Settings]) -> None:
     with pytest.raises(LifecycleError, match="nothing to update of scorer 'long'"):
-        scoring.handle("long", local()).register().update()
+        lifecycle.handle("long", local()).register().update()
 
 
 @pytest.mark.parametrize("action", ["register", "start", "stop", "delete"])
 def test_a_handle_is_of_no_use_once_the_scorer_changed(settings: Settings, action: str) -> None:
-    stale = scoring.handle("long", settings).register()
+    stale = lifecycle.handle("long", settings).register()
     current = stale.start()
 
     with pytest.raises(StaleHandleError) as error:
         getattr(stale, action)()
     assert str(error.value) == (
         f"scorer 'long' was changed since this handle was made, by 'start', revision 2 at "
-        f"{current.changed_at:%Y-%m-%d %H:%M:%S} UTC; get a new one by scoring.handle('long')"
+        f"{current.changed_at:%Y-%m-%d %H:%M:%S} UTC; get a new one by lifecycle.handle('long')"
     )
-    assert scoring.handle("long", settings) == current
+    assert lifecycle.handle("long", settings) == current
 
 
 def test_a_change_by_another_process_is_seen_and_makes_the_handle_stale(settings: Settings, tmp_path: Path) -> None:
-    handle = scoring.handle("long", settings).register().start()
+    handle = lifecycle.handle("long", settings).register().start()
     config = tmp_path / "monitoring.toml"
     config.write_text(
         f'[mlflow]\ntracking_uri = "{settings.mlflow.tracking_uri}"\n'
         f'[scoring]\nexperiment = "{settings.scoring.experiment}"\n'
         f'[[scorers]]\nname = "long"\nscorer = "{CODE.scorer}"\n'
     )
-    program = "from monitoring_pipeline import scoring; print(scoring.handle('long').update(sample_rate=0.9))"
+    program = "from monitoring_pipeline import lifecycle; print(lifecycle.handle('long').update(sample_rate=0.9))"
     other = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[2],  # where the scorers of the tests are found
@@ -231,15 +231,15 @@ def test_a_change_by_another_process_is_seen_and_makes_the_handle_stale(settings
         check=True,
     )
 
-    assert other.stdout.strip() == repr(scoring.handle("long", settings))
-    assert scoring.handle("long", settings).sample_rate == 0.9
+    assert other.stdout.strip() == repr(lifecycle.handle("long", settings))
+    assert lifecycle.handle("long", settings).sample_rate == 0.9
     with pytest.raises(StaleHandleError, match="by 'update', revision 3"):
         handle.stop()
 
 
 def test_history_keeps_every_change_with_its_time_also_across_a_deletion(settings: Settings) -> None:
     assert history("long", settings) == []
-    handles = [scoring.handle("long", settings)]
+    handles = [lifecycle.handle("long", settings)]
     for action in ("register", "start", "stop", "delete", "register"):
         handles.append(getattr(handles[-1], action)())
 
@@ -257,11 +257,11 @@ def test_history_keeps_every_change_with_its_time_also_across_a_deletion(setting
 def test_a_changed_digest_is_a_new_version_and_keeps_the_rest(
     store: Store, experiment: str, local: Callable[..., Settings]
 ) -> None:
-    before = scoring.handle("order_number", local(BUILTIN)).register().start(0.3, "tags.a = 'b'")
+    before = lifecycle.handle("order_number", local(BUILTIN)).register().start(0.3, "tags.a = 'b'")
     assert (before.version, before.mlflow_version, before.note) == (1, 1, None)
     assert before.register() is before
 
-    unregistered = scoring.handle("order_number", local(CHANGED_BUILTIN))
+    unregistered = lifecycle.handle("order_number", local(CHANGED_BUILTIN))
     assert (unregistered.registered_digest, unregistered.version) == (before.digest, 1)
     assert unregistered.digest != before.digest
     after = unregistered.register()
@@ -271,7 +271,7 @@ def test_a_changed_digest_is_a_new_version_and_keeps_the_rest(
     again = after.delete().register()
     assert (again.version, again.mlflow_version) == (2, 2)
     assert mlflow_versions(store, experiment, "order_number") == [1, 2]
-    assert scoring.handle("order_number", local(BUILTIN)).register().version == 3
+    assert lifecycle.handle("order_number", local(BUILTIN)).register().version == 3
 
 
 def test_what_mlflow_takes_is_registered_there_by_its_name_and_not_started(
@@ -280,7 +280,7 @@ def test_what_mlflow_takes_is_registered_there_by_its_name_and_not_started(
     judge = ScorerSettings(
         name="kind", builtin="make_judge", model="openai:/gpt-4o", params={"instructions": "{{ outputs }}?"}
     )
-    handle = scoring.handle("kind", settings_of(uri, experiment, judge)).register().start(1.0)
+    handle = lifecycle.handle("kind", settings_of(uri, experiment, judge)).register().start(1.0)
     found = MlflowClient(uri).get_experiment_by_name(experiment)
     assert found
 
@@ -302,7 +302,7 @@ def test_what_mlflow_refuses_is_registered_here_and_the_reason_is_told(
     uri: str, experiment: str, reference: str, params: dict[str, Any], reason: str
 ) -> None:
     entry = ScorerSettings(name="code", scorer=f"{SCORERS}:{reference}", params=params)
-    handle = scoring.handle("code", settings_of(uri, experiment, entry)).register()
+    handle = lifecycle.handle("code", settings_of(uri, experiment, entry)).register()
 
     assert (handle.state, handle.version, handle.mlflow_version) == (ScorerState.REGISTERED, 1, None)
     assert handle.note is not None
@@ -314,7 +314,7 @@ def test_what_mlflow_refuses_is_registered_here_and_the_reason_is_told(
 def test_mlflow_has_a_code_scorer_once_it_allows_them(
     store: Store, experiment: str, local: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = scoring.handle("long", local()).register()
+    refused = lifecycle.handle("long", local()).register()
     assert refused.mlflow_version is None
 
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_CUSTOM_SCORERS", "true")
@@ -331,14 +331,14 @@ def test_the_global_tracking_uri_stays(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
     before = mlflow.get_tracking_uri()
 
-    assert scoring.handle("order_number", local(BUILTIN)).register().mlflow_version == 1
+    assert lifecycle.handle("order_number", local(BUILTIN)).register().mlflow_version == 1
     assert os.environ.get("MLFLOW_TRACKING_URI") == variable
     assert mlflow.get_tracking_uri() == before
 
 
 def test_of_two_writers_of_one_revision_the_earlier_counts_and_the_other_is_told(settings: Settings) -> None:
     log = ScorerLog.of(settings)
-    scoring.handle("long", settings).register()
+    lifecycle.handle("long", settings).register()
     states = log.read()
     current = states.current("long")
     assert current
@@ -352,7 +352,7 @@ def test_of_two_writers_of_one_revision_the_earlier_counts_and_the_other_is_told
         (2, "start", True),
         (2, "update", False),
     ]
-    assert scoring.handle("long", settings).stop().revision == 3
+    assert lifecycle.handle("long", settings).stop().revision == 3
 
 
 @pytest.mark.parametrize(("earlier", "id"), [(timedelta(seconds=1), "ffffffff"), (timedelta(0), "00000000")])
@@ -360,7 +360,7 @@ def test_an_earlier_entry_that_arrives_late_counts_for_all_and_the_other_handle_
     store: Store, server: str, experiment: str, earlier: timedelta, id: str
 ) -> None:
     by_database, by_server = settings_of(store.uri, experiment), settings_of(server, experiment)
-    told = scoring.handle("long", by_database).register()
+    told = lifecycle.handle("long", by_database).register()
     written = history("long", by_database)[0]
     late = Change("long", 1, "apply", replace(written.standing, sample_rate=0.9), written.changed_at - earlier, id)
     found = MlflowClient(store.uri).get_experiment_by_name(experiment)
@@ -369,13 +369,13 @@ def test_an_earlier_entry_that_arrives_late_counts_for_all_and_the_other_handle_
 
     for settings in (by_database, by_server):
         assert history("long", settings) == [late, replace(written, applied=False)]
-        assert scoring.handle("long", settings).sample_rate == 0.9
+        assert lifecycle.handle("long", settings).sample_rate == 0.9
     with pytest.raises(StaleHandleError, match="by 'apply', revision 1"):
         told.start()
 
 
 def test_many_writers_at_once_leave_one_change_that_all_agree_on(settings: Settings) -> None:
-    handle = scoring.handle("long", settings).register()
+    handle = lifecycle.handle("long", settings).register()
     barrier, outcomes = threading.Barrier(4), {}
 
     def start(rate: float) -> None:
@@ -394,7 +394,7 @@ def test_many_writers_at_once_leave_one_change_that_all_agree_on(settings: Setti
     assert len(outcomes) == 4
     started = [change for change in history("long", settings) if change.revision == 2]
     assert [change.applied for change in started] == [True] + [False] * (len(started) - 1)
-    winner = scoring.handle("long", settings)
+    winner = lifecycle.handle("long", settings)
     assert outcomes[winner.sample_rate] == winner
 
 
@@ -405,11 +405,11 @@ def test_effective_scorers_are_the_configured_ones_as_the_experiment_has_them(
     entries = [CODE.model_copy(update={"name": name}) for name in names]
     settings = settings_of(uri, experiment, *entries)
     for name in names[1:-1]:
-        scoring.handle(name, settings).register()
+        lifecycle.handle(name, settings).register()
     for name in ("active", "stopped", "deleted", "changed"):
-        scoring.handle(name, settings).start(0.75, "")
-    scoring.handle("stopped", settings).stop()
-    scoring.handle("deleted", settings).delete()
+        lifecycle.handle(name, settings).start(0.75, "")
+    lifecycle.handle("stopped", settings).stop()
+    lifecycle.handle("deleted", settings).delete()
     changed = CHANGED_CODE.model_copy(update={"name": "changed"})
     inactive = entries[-1].model_copy(update={"state": "stopped"})
     scorers = load_scorers([*entries[:-2], changed, inactive])
@@ -440,7 +440,7 @@ def test_the_states_are_in_the_experiment_of_the_settings(store: Store, experime
     def register(scoring_experiment: str | None, *monitored: str) -> None:
         mlflow_settings = MlflowSettings(tracking_uri=store.uri, experiments=list(monitored))
         where = ScoringSettings(experiment=scoring_experiment)
-        scoring.handle("long", Settings(mlflow=mlflow_settings, scoring=where, scorers=[CODE])).register()
+        lifecycle.handle("long", Settings(mlflow=mlflow_settings, scoring=where, scorers=[CODE])).register()
 
     register(None)
     assert [tagged(name) for name in ("Default", "made", experiment)] == [True, False, False]
@@ -454,7 +454,7 @@ def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
     uri: str, experiment: str, store: Store
 ) -> None:
     with pytest.raises(TrackingError) as missing:
-        scoring.handles(settings_of(uri, "nowhere"))
+        lifecycle.handles(settings_of(uri, "nowhere"))
     assert str(missing.value) == (
         f"the scorers' states are kept in the experiment 'nowhere' at {uri}, and there is none; create it, or set "
         "[scoring] experiment to another"
@@ -467,12 +467,12 @@ def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
     with pytest.raises(
         TrackingError, match=f"it is deleted; restore it .mlflow experiments restore -x {found.experiment_id}."
     ):
-        scoring.handles(settings_of(uri, experiment))
+        lifecycle.handles(settings_of(uri, experiment))
 
 
 def test_a_store_without_its_default_experiment_keeps_no_states(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monitoring_pipeline.scoring.states.DEFAULT_EXPERIMENT_ID", "987654321")
-    (handle,) = scoring.handles(settings_of(uri, None, CODE))
+    (handle,) = lifecycle.handles(settings_of(uri, None, CODE))
     assert handle.state == "unregistered"
     with pytest.raises(TrackingError, match=r"kept in the default experiment at .*, and there is none; create it"):
         handle.register()
@@ -483,13 +483,13 @@ def test_a_default_experiment_that_was_deleted_keeps_its_states_from_being_forgo
     client = MlflowClient(store.uri)
     settings = settings_of(store.uri, None, CODE)
     client.delete_experiment("0")
-    (handle,) = scoring.handles(settings)
+    (handle,) = lifecycle.handles(settings)
     assert handle.state == "unregistered"
     client.restore_experiment("0")
     handle.register()
     client.delete_experiment("0")
     with pytest.raises(TrackingError, match=r"default experiment at .*, and it is deleted; restore it"):
-        scoring.handles(settings)
+        lifecycle.handles(settings)
 
 
 @pytest.mark.parametrize("value", ["not JSON", "[]", "{}", '{"state": "asleep"}'])
@@ -501,12 +501,12 @@ def test_a_tag_that_was_tampered_with_is_named(
     MlflowClient(store.uri).set_experiment_tag(found.experiment_id, "monitoring.scorer.long.000001.0123abcd", value)
 
     with pytest.raises(TrackingError, match=r"tag monitoring\.scorer\.long\.000001\.0123abcd holds no change") as error:
-        scoring.handles(local())
+        lifecycle.handles(local())
     assert "\n" not in str(error.value)
 
 
 def test_an_emptied_log_makes_a_handle_stale(store: Store, experiment: str, local: Callable[..., Settings]) -> None:
-    handle = scoring.handle("long", local()).register()
+    handle = lifecycle.handle("long", local()).register()
     found = MlflowClient(store.uri).get_experiment_by_name(experiment)
     assert found
     MlflowClient(store.uri).delete_experiment_tag(found.experiment_id, history("long", local())[0].key)
@@ -516,24 +516,24 @@ def test_an_emptied_log_makes_a_handle_stale(store: Store, experiment: str, loca
 
 
 def test_handles_are_the_configured_ones_and_those_of_the_experiment(local: Callable[..., Settings]) -> None:
-    scoring.handle("long", local()).register().start()
-    scoring.handle("order_number", local(BUILTIN)).register()
+    lifecycle.handle("long", local()).register().start()
+    lifecycle.handle("order_number", local(BUILTIN)).register()
 
-    assert [handle.name for handle in scoring.handles(local(BUILTIN))] == ["order_number", "long"]
-    orphan: ScorerHandle = scoring.handles(local(BUILTIN))[1]
+    assert [handle.name for handle in lifecycle.handles(local(BUILTIN))] == ["order_number", "long"]
+    orphan: ScorerHandle = lifecycle.handles(local(BUILTIN))[1]
     assert (orphan.state, orphan.digest, orphan.sample_rate) == (ScorerState.ACTIVE, None, 0.5)
     stopped = orphan.update(0.2).stop()
     for action in (stopped.register, stopped.start):
         with pytest.raises(LifecycleError, match=r"it is not configured; add it to \[\[scorers\]\]"):
             action()
     stopped.delete()
-    assert [handle.name for handle in scoring.handles(local(BUILTIN))] == ["order_number"]
+    assert [handle.name for handle in lifecycle.handles(local(BUILTIN))] == ["order_number"]
     assert len(history("long", local(BUILTIN))) == 5
 
 
 def test_an_unknown_name_is_told_with_those_there_are(local: Callable[..., Settings]) -> None:
-    scoring.handle("order_number", local(BUILTIN)).register()
-    for look_up in (scoring.handle, history):
+    lifecycle.handle("order_number", local(BUILTIN)).register()
+    for look_up in (lifecycle.handle, history):
         with pytest.raises(UnknownScorerError) as error:
             look_up("lnog", local())
         assert str(error.value) == "no scorer 'lnog'; there are long, order_number"

@@ -13,11 +13,11 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from monitoring_pipeline.definitions import build_definitions, build_resources
-from monitoring_pipeline.orchestration.assets.assessments import scorer_key
-from monitoring_pipeline.orchestration.assets.write_back import RESULTS_IN_MLFLOW, RESULTS_SENT
-from monitoring_pipeline.orchestration.jobs import DAILY_REPORT, MONITORING
-from monitoring_pipeline.orchestration.runs import QUIET, RANGE_END, RANGE_START
+from monitoring_pipeline.keys import DAILY_REPORT, MONITORING, RANGE_END, RANGE_START, RESULTS_IN_MLFLOW, scorer_key
+from monitoring_pipeline.orchestration.assets.write_back import RESULTS_SENT
+from monitoring_pipeline.orchestration.build import build_definitions
+from monitoring_pipeline.orchestration.runs import QUIET
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import (

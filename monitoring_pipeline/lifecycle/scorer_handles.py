@@ -238,33 +238,6 @@ def history(name: str, settings: Settings | None = None) -> list[Change]:
     return states.changes.get(name, [])
 
 
-def effective(scorers: list[ConfiguredScorer], log: ScorerLog) -> list[ConfiguredScorer]:
-    """The configured scorers with rate, filter, `active` and `version` as the experiment has them, by one read of it.
-
-    One that was never registered there stays as it is configured. A version is given where it is that of this code.
-
-    Raises:
-        TrackingError: the store or the experiment cannot be used.
-    """
-    states = log.read()
-    return [_effective(scorer, states.current(scorer.name)) for scorer in scorers]
-
-
-def _effective(scorer: ConfiguredScorer, last: Change | None) -> ConfiguredScorer:
-    if last is None:
-        return scorer
-    standing = last.standing
-    if standing.state is ScorerState.UNREGISTERED:
-        return replace(scorer, active=False)
-    return replace(
-        scorer,
-        sample_rate=standing.sample_rate,
-        filter=standing.filter,
-        active=standing.state is ScorerState.ACTIVE,
-        version=standing.version if standing.digest == scorer.digest else None,
-    )
-
-
 def _handle(log: ScorerLog, name: str, configured: ConfiguredScorer | None, last: Change | None) -> ScorerHandle:
     standing = last.standing if last else None
     registered = standing if standing and standing.state is not ScorerState.UNREGISTERED else None
