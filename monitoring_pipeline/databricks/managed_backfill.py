@@ -13,12 +13,15 @@ from tenacity import (
     stop_after_delay,
 )
 
+from monitoring_pipeline.databricks.managed import check_managed
+from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
 from monitoring_pipeline.databricks.workspace import connect, refusal
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.metering import shared_file
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.states import ScorerLog
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.windows import Window
 
@@ -43,6 +46,31 @@ class BackfillUnderWayError(MonitoringError):
             f"experiment {experiment_id} has another backfill under way, and Databricks runs one at a time; run this "
             "again when it has ended"
         )
+
+
+def take_managed(
+    log: ScorerLog,
+    lake: LakeResource,
+    scorer: ConfiguredScorer,
+    window: Window,
+    source: ArchiveSettings,
+    dagster_run_id: str,
+    *,
+    requested: bool,
+    on_progress: Callable[[str], None],
+) -> None:
+    """Take what Databricks found into `assessments` and the ledger; if `requested`, it scores the window first.
+
+    Raises:
+        SettingsError: Databricks cannot run the scorer in the monitored experiments.
+        MonitoringError: Databricks refuses or fails a backfill.
+    """
+    check_managed(log.tracking, [scorer])
+    backfilled = backfill_and_archive(log.tracking, lake, scorer, window, source, on_progress) if requested else []
+    changes = log.read().changes.get(scorer.name, [])
+    taken = take_results(lake, scorer, changes, window, dagster_run_id)
+    update_managed_ledger(lake, scorer, changes, window, backfilled)
+    on_progress(f"{window}: {taken.found} results of Databricks, {taken.written} of them new")
 
 
 def backfill_and_archive(

@@ -22,8 +22,6 @@ from monitoring_pipeline.analysis.soundness import (
     usual_traces,
 )
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.scoring.coverage import ledger_problems
-from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.tables import AGENT_TRACES, HOURLY_PERFORMANCE, Table
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
@@ -232,9 +230,8 @@ def _traces_by_hour(lake: LakeResource, window: Window) -> dict[datetime, int]:
     return dict(zip(of_all_names["hour"].to_pylist(), of_all_names["trace_count_sum"].to_pylist(), strict=True))
 
 
-def ledger_adds_up(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> dg.AssetCheckResult:
-    """The result of the check `ledger_adds_up` for the window."""
-    problems = ledger_problems(lake, scorers, window)
+def ledger_adds_up(problems: list[str]) -> dg.AssetCheckResult:
+    """The result of the check `ledger_adds_up`; `problems` are those of the window's ledger."""
     return dg.AssetCheckResult(
         asset_key="scorer_coverage",
         check_name=LEDGER_ADDS_UP.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,27 @@ def is_of(scorer: ConfiguredScorer) -> Column:
     from pyspark.sql import functions as F
 
     return (F.col("scorer") == scorer.name) & (F.col("scorer_digest") == scorer.digest)
+
+
+def results_by_hour(results: DataFrame) -> DataFrame:
+    """Rows of `assessments` counted by trace_hour: rows, scored, failed and mean_score."""
+    from pyspark.sql import functions as F
+
+    return results.groupBy("trace_hour").agg(
+        F.count("*").alias("rows"),
+        F.sum(F.col("error_code").isNull().cast("int")).alias("scored"),
+        F.sum(F.col("error_code").isNotNull().cast("int")).alias("failed"),
+        F.avg("score").alias("mean_score"),
+    )
+
+
+def coverage_by_hour(lines: DataFrame, scorers: Iterable[ConfiguredScorer]) -> DataFrame:
+    """The lines of the scorers' current digests by hour: rows, and the sums of eligible and of its parts."""
+    from pyspark.sql import functions as F
+
+    sums = (F.sum(name).alias(name) for name in ("eligible", "scored", "failed", "over_budget", "pending"))
+    current = F.col("scorer_digest").isin(*(scorer.digest for scorer in scorers))
+    return lines.where(current).groupBy("hour").agg(F.count("*").alias("rows"), *sums)
 
 
 def _counts(rows: DataFrame, *counts: Column) -> dict[tuple[datetime, str | None], tuple[int, ...]]:

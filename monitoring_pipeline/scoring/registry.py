@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -69,7 +69,7 @@ def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
     return loaded
 
 
-def pass_rules(scorers: list[ConfiguredScorer]) -> dict[str, str]:
+def pass_rules(scorers: Iterable[ConfiguredScorer]) -> dict[str, str]:
     """The `pass_if` of each scorer that has one, by its name."""
     return {scorer.name: scorer.pass_if for scorer in scorers if scorer.pass_if}
 

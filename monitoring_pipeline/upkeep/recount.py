@@ -1,4 +1,4 @@
-"""What is made of the traces of an hour, a day or a week, made anew after some of them were deleted."""
+"""Derives the tables, reports and datasets of an hour, a day or a week again after some of its traces were deleted."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from monitoring_pipeline.analysis import performance
-from monitoring_pipeline.analysis.agreement import agreement
-from monitoring_pipeline.analysis.quality import quality
 from monitoring_pipeline.databricks.managed import is_managed
-from monitoring_pipeline.databricks.managed_results import update_managed_ledger
+from monitoring_pipeline.derivations import (
+    PERFORMANCE_OF_HOURS,
+    PROFILE_OF_SPANS,
+    derive_agreement,
+    derive_coverage,
+    derive_quality,
+)
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.resources.tracking import TrackingResource
-from monitoring_pipeline.scoring.coverage import update_ledger
-from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers, pass_rules
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.states import Change, ScorerLog, effective
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
-    HOURLY_PERFORMANCE,
     HOURLY_QUALITY,
     NOT_APPLICABLE,
     SCORER_AGREEMENT,
     SCORER_COVERAGE,
-    SPAN_PROFILE,
-    TRACE_PERFORMANCE,
     Table,
 )
 from monitoring_pipeline.windows import Window
@@ -46,7 +43,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recount:
-    """What makes the figures of an hour, a day or a week anew, with the scorers as they are now."""
+    """Derives the figures of an hour, a day or a week again, with the scorers as they are now."""
 
     lake: LakeResource
     scorers: list[ConfiguredScorer]
@@ -66,28 +63,20 @@ class Recount:
         return cls(lake, effective(scorers, log), changes, settings, tracking)
 
     def hour(self, window: Window) -> None:
-        """Performance, ledger and quality of an hour, as far as it has them."""
+        """Derive performance, ledger and quality of an hour again, each if the hour has rows in its table."""
         lake = self.lake
-        for table, source, transform in (
-            (HOURLY_PERFORMANCE, TRACE_PERFORMANCE, performance.hourly_performance),
-            (SPAN_PROFILE, AGENT_TRACES, performance.span_profile),
-        ):
-            if _has_rows(lake, table, window):
-                lake.replace(table, window, transform(lake.read(source, window)))
+        for derivation in (PERFORMANCE_OF_HOURS, PROFILE_OF_SPANS):
+            if _has_rows(lake, derivation.table, window):
+                derivation.derive(lake, window)
         if _has_rows(lake, SCORER_COVERAGE, window):
             self._ledger(window)
         if _has_rows(lake, HOURLY_QUALITY, window):
-            results, ledger = lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window)
-            rows = quality(results, ledger, pass_rules(self.scorers), by_hour=True)
-            rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
-            lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
+            derive_quality(lake, window, self.scorers)
 
     def agreement(self, window: Window) -> None:
-        """Agreement of a day, where it has any."""
-        lake = self.lake
-        if _has_rows(lake, SCORER_AGREEMENT, window):
-            rows = agreement(lake.read(AGENT_TRACES, window), lake.read(ASSESSMENTS, window), self.scorers)
-            lake.replace(SCORER_AGREEMENT, window, pa.Table.from_pandas(rows, preserve_index=False))
+        """Derive the agreement of a day again, if it has any."""
+        if _has_rows(self.lake, SCORER_AGREEMENT, window):
+            derive_agreement(self.lake, window, self.scorers)
 
     def report(self, period: Period) -> list[Path]:
         """The report of a day or week, and its copy in MLflow, where there is one; returns its folder.
@@ -125,15 +114,10 @@ class Recount:
 
     def _ledger(self, window: Window) -> None:
         lake = self.lake
-        before = lake.read_columns(SCORER_COVERAGE, window, "scorer", "scorer_digest").to_pylist()
-        told = {(line["scorer"], line["scorer_digest"]) for line in before}
-        for scorer in self.scorers:
-            if (scorer.name, scorer.digest) not in told:
-                continue
-            if is_managed(scorer):
-                update_managed_ledger(lake, scorer, self.changes.get(scorer.name, []), window)
-            else:
-                update_ledger(lake, [scorer], window)
+        lines = lake.read_columns(SCORER_COVERAGE, window, "scorer", "scorer_digest").to_pylist()
+        recorded = {(line["scorer"], line["scorer_digest"]) for line in lines}
+        current = [scorer for scorer in self.scorers if (scorer.name, scorer.digest) in recorded]
+        derive_coverage(lake, window, current, self.changes)
         names = [name for name in SCORER_COVERAGE.schema.names if name != "date"]
         lines = lake.read_columns(SCORER_COVERAGE, window, *names).to_pylist()
         kept = [settled for line in lines if (settled := self._settled(line, window))["archived"]]

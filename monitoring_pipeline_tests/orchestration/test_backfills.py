@@ -18,6 +18,7 @@ from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.types import DaemonHeartbeat
 
+from monitoring_pipeline import derivations
 from monitoring_pipeline.keys import scorer_key
 from monitoring_pipeline.orchestration import backfills
 from monitoring_pipeline.orchestration.assets import assessments
@@ -166,7 +167,7 @@ def test_results_that_arrive_while_the_ledger_is_made_do_not_fail_it(
 ) -> None:
     """As the runs of several scorers beside each other do, each of which makes the ledger of all."""
     other = assessments.score_window
-    update, ended = assessments.update_ledger, []
+    update, ended = derivations.update_ledger, []
 
     def update_and_score(lake: Any, scorers: Any, window: Any) -> int:
         count = update(lake, scorers, window)
@@ -176,7 +177,7 @@ def test_results_that_arrive_while_the_ledger_is_made_do_not_fail_it(
             other(lake, next(each for each in scorers if each.name == "response_quality"), window, "another run")
         return count
 
-    monkeypatch.setattr(assessments, "update_ledger", update_and_score)
+    monkeypatch.setattr(derivations, "update_ledger", update_and_score)
     assert backfill(made, instance, "stage_latency") == {}
     assert {row["scored"] for row in made.rows(SCORER_COVERAGE, "response_quality")} == {10}
 

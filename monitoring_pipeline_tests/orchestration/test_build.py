@@ -235,9 +235,7 @@ def test_a_changed_parameter_is_stale_and_scores_beside_the_old_digest(copied: P
 
 
 def test_a_ledger_that_does_not_add_up_blocks_quality(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "monitoring_pipeline.orchestration.checks.ledger_problems", lambda *_: ["one trace is unaccounted for"]
-    )
+    monkeypatch.setattr("monitoring_pipeline.derivations.ledger_problems", lambda *_: ["one trace is unaccounted for"])
     definitions = copied.definitions()
     result = definitions.resolve_job_def(MONITORING).execute_in_process(
         instance=copied.instance,

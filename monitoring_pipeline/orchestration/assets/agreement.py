@@ -2,16 +2,16 @@
 
 import dagster as dg
 import pandas as pd
-import pyarrow as pa
 
-from monitoring_pipeline.analysis.agreement import COUNTS, agreement, with_kappa
+from monitoring_pipeline.analysis.agreement import COUNTS, with_kappa
+from monitoring_pipeline.derivations import derive_agreement
 from monitoring_pipeline.keys import ARCHIVE_KEY, scorer_key
-from monitoring_pipeline.orchestration.assets.common import plain_number, table_metadata, tags
-from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_check_specs, table_checks
+from monitoring_pipeline.orchestration.assets.common import plain_number, table_asset
+from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_checks
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, HOURLY_QUALITY, SCORER_AGREEMENT
+from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_AGREEMENT
 
 
 def agreement_assets(
@@ -19,30 +19,16 @@ def agreement_assets(
 ) -> list[dg.AssetsDefinition]:
     """The table of agreement."""
     current = {(scorer.name, scorer.digest) for scorer in scorers}
+    # Not read, but the last table of an hour: a day waits for it until its hours are complete.
+    upstream = [ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers), HOURLY_QUALITY.name]
 
-    @dg.asset(
-        # Quality is not read: it is the last that is made of an hour, and a day is made of hours that are complete.
-        deps=[ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers), HOURLY_QUALITY.name],
-        partitions_def=days,
-        group_name="quality",
-        kinds={"spark", "deltalake"},
-        code_version="1",
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        tags=tags(SCORER_AGREEMENT),
-        metadata=table_metadata(SCORER_AGREEMENT),
-        check_specs=table_check_specs(SCORER_AGREEMENT.name, SCORER_AGREEMENT),
-        description=SCORER_AGREEMENT.description,
-    )
+    @table_asset(SCORER_AGREEMENT, days, "quality", deps=upstream)
     def scorer_agreement(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
         window = run_window(context)
-        rows = agreement(lake.read(AGENT_TRACES, window), lake.read(ASSESSMENTS, window), scorers)
-        lake.replace(SCORER_AGREEMENT, window, pa.Table.from_pandas(rows, preserve_index=False))
+        rows = derive_agreement(lake, window, scorers)
         for day in window.days():
-            context.add_asset_metadata(
-                _figures(rows[rows["day"].dt.date == day], current),
-                asset_key=context.asset_key,
-                partition_key=f"{day:%Y-%m-%d}",
-            )
+            figures = _figures(rows[rows["day"].dt.date == day], current)
+            context.add_asset_metadata(figures, asset_key=context.asset_key, partition_key=f"{day:%Y-%m-%d}")
         yield from checked(
             context, table_checks(context.asset_key, SCORER_AGREEMENT, lake.read(SCORER_AGREEMENT, window))
         )

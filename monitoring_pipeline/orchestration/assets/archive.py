@@ -1,16 +1,17 @@
-"""Traces from MLflow into the lake."""
+"""Traces from their source into the lake."""
+
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from monitoring_pipeline.keys import ARCHIVE_KEY
-from monitoring_pipeline.orchestration.assets.common import record_hours, table_metadata, tags, utc_index
+from monitoring_pipeline.orchestration.assets.common import record_hours, table_asset, utc_index
 from monitoring_pipeline.orchestration.checks import (
     ARCHIVE_COMPLETE,
     TRACE_IDS_UNIQUE,
     CheckedAsset,
     archive_complete,
     checked,
-    table_check_specs,
     table_checks,
     trace_ids_unique,
 )
@@ -19,28 +20,31 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.tables import AGENT_TRACES
+from monitoring_pipeline.windows import Window
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from monitoring_pipeline.archive.merging import ArchiveCounts
 
 
 def archive_assets(hours: dg.TimeWindowPartitionsDefinition, source: ArchiveSettings) -> list[dg.AssetsDefinition]:
     """The archive itself."""
 
-    @dg.asset(
-        partitions_def=hours,
-        group_name="archive",
+    @table_asset(
+        AGENT_TRACES,
+        hours,
+        "archive",
+        key=ARCHIVE_KEY,
+        checks=[TRACE_IDS_UNIQUE, ARCHIVE_COMPLETE],
         kinds={"mlflow", "deltalake"},
-        code_version="1",
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        tags=tags(AGENT_TRACES, reads="mlflow"),
-        metadata=table_metadata(AGENT_TRACES),
-        check_specs=[*table_check_specs(ARCHIVE_KEY, AGENT_TRACES), TRACE_IDS_UNIQUE, ARCHIVE_COMPLETE],
-        description="Every trace that the source has for the hour, merged into `agent_traces`; what it has since "
-        "deleted stays. Traces that cannot be read go to `quarantined_traces`, with the reason.",
+        reads="mlflow",
+        description="Every trace that the source has for the hour, merged into `agent_traces`; traces that the source "
+        "has deleted since stay. Traces that cannot be read go to `quarantined_traces`, with the reason.",
     )
     def archived_traces(
         context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
     ) -> CheckedAsset:
-        from pyspark.sql import functions as F
-
         from monitoring_pipeline.archive.window import archive_window
 
         window = run_window(context)
@@ -48,28 +52,35 @@ def archive_assets(hours: dg.TimeWindowPartitionsDefinition, source: ArchiveSett
             source, tracking, lake, window, on_progress=lambda read: context.log.info(f"{read} traces read")
         )
         traces = lake.read(AGENT_TRACES, window)
-        status = traces["trace_info.status"]
-        by_hour = traces.groupBy("trace_hour").agg(
-            F.count("*").alias("rows"),
-            F.count("*").alias("trace_count"),
-            F.avg((status == "ERROR").cast("int")).alias("error_rate"),
-            F.sum((status == "IN_PROGRESS").cast("int")).alias("in_progress"),
-        )
-        record_hours(context, window, utc_index(by_hour.toPandas(), "trace_hour"))
-        context.log.info(
-            f"{window}: {counts.read} traces read, {counts.written} new or changed, {counts.quarantined} in quarantine"
-            f", {counts.moved} moved from another hour, {counts.deleted} left out as deleted"
-        )
-        if counts.redactions:
-            taken_out = ", ".join(f"{name} {number}" for name, number in sorted(counts.redactions.items()))
-            context.log.info(f"taken out of traces: {taken_out}")
-        yield from checked(
-            context,
-            [
-                *table_checks(ARCHIVE_KEY, AGENT_TRACES, traces),
-                trace_ids_unique(lake, window),
-                archive_complete(counts.lacking),
-            ],
-        )
+        record_hours(context, window, utc_index(_figures(traces).toPandas(), "trace_hour"))
+        for line in _report(window, counts):
+            context.log.info(line)
+        checks = table_checks(context.asset_key, AGENT_TRACES, traces)
+        yield from checked(context, [*checks, trace_ids_unique(lake, window), archive_complete(counts.lacking)])
 
     return [archived_traces]
+
+
+def _figures(traces: "DataFrame") -> "DataFrame":
+    """Traces, error rate and traces in progress of each hour."""
+    from pyspark.sql import functions as F
+
+    status = traces["trace_info.status"]
+    return traces.groupBy("trace_hour").agg(
+        F.count("*").alias("rows"),
+        F.count("*").alias("trace_count"),
+        F.avg((status == "ERROR").cast("int")).alias("error_rate"),
+        F.sum((status == "IN_PROGRESS").cast("int")).alias("in_progress"),
+    )
+
+
+def _report(window: Window, counts: "ArchiveCounts") -> list[str]:
+    """What the run did, for its log."""
+    lines = [
+        f"{window}: {counts.read} traces read, {counts.written} new or changed, {counts.quarantined} in quarantine, "
+        f"{counts.moved} moved from another hour, {counts.deleted} skipped because they were deleted on request"
+    ]
+    if counts.redactions:
+        redacted = ", ".join(f"{name} {number}" for name, number in sorted(counts.redactions.items()))
+        lines.append(f"redacted from traces: {redacted}")
+    return lines

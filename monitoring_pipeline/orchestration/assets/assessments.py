@@ -1,15 +1,15 @@
-"""Scorer assessments: one asset a scorer, and the ledger of what was scored."""
+"""Scorer assessments: one asset for each scorer, and the ledger of what was scored."""
 
 from dataclasses import replace
 
 import dagster as dg
 from pydantic import Field
 
-from monitoring_pipeline.databricks.managed import check_managed, is_managed
-from monitoring_pipeline.databricks.managed_backfill import backfill_and_archive
-from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
+from monitoring_pipeline.databricks.managed import is_managed
+from monitoring_pipeline.databricks.managed_backfill import take_managed
+from monitoring_pipeline.derivations import derive_settled_coverage
 from monitoring_pipeline.keys import ARCHIVE_KEY, AUTOMATION_TAGS, MONITORING, scorer_key
-from monitoring_pipeline.orchestration.assets.common import plain_number, record_hours, table_metadata, tags, utc_index
+from monitoring_pipeline.orchestration.assets.common import plain_number, record_hours, table_asset, utc_index
 from monitoring_pipeline.orchestration.checks import (
     LEDGER_ADDS_UP,
     CheckedAsset,
@@ -17,7 +17,6 @@ from monitoring_pipeline.orchestration.checks import (
     ledger_adds_up,
     scorer_works,
     scorer_works_spec,
-    table_check_specs,
     table_checks,
     within_budget,
     within_budget_spec,
@@ -25,7 +24,7 @@ from monitoring_pipeline.orchestration.checks import (
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
-from monitoring_pipeline.scoring.coverage import is_of, update_ledger
+from monitoring_pipeline.scoring.coverage import coverage_by_hour, is_of, results_by_hour
 from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.run import ScoreCounts, score_window
@@ -36,15 +35,15 @@ from monitoring_pipeline.windows import Window
 
 
 class ScorerRunConfig(dg.Config):
-    """What may be asked of one run of a scorer."""
+    """Options of one run of a scorer."""
 
     retry_failed: bool = Field(default=False, description="score again the traces whose result is an error")
-    newest_first: bool = Field(default=False, description="begin with the latest hour")
+    newest_first: bool = Field(default=False, description="start with the latest hour")
     sample_rate: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="share of the traces to score in this run (0 to 1), in place of the scorer's own",
+        description="share of the traces to score in this run (0 to 1), instead of the scorer's own",
     )
 
 
@@ -75,141 +74,92 @@ def _scorer_asset(
     has_budget = scorer.budget != Budget()
     share = f"{scorer.sample_rate:.0%} of the traces" + (f" that match `{scorer.filter}`" if scorer.filter else "")
 
-    @dg.asset(
+    @table_asset(
+        ASSESSMENTS,
+        hours,
+        "assessments",
         key=key,
         deps=[ARCHIVE_KEY],
-        partitions_def=hours,
-        group_name="assessments",
+        checks=[scorer_works_spec(key), *([within_budget_spec(key)] if has_budget else [])],
         kinds={"mlflow", "deltalake"},
         code_version=scorer.digest,
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run),
-        tags=tags(ASSESSMENTS),
-        metadata={**table_metadata(ASSESSMENTS), "scorer_digest": scorer.digest, "sample_rate": scorer.sample_rate},
-        check_specs=[
-            *table_check_specs(key, ASSESSMENTS),
-            scorer_works_spec(key),
-            *([within_budget_spec(key)] if has_budget else []),
-        ],
-        description=f"{scorer.scorer.description or scorer.name}, on {share}. Only what this digest of the scorer has "
-        "not seen is scored; results of earlier digests stay.",
+        metadata={"scorer_digest": scorer.digest, "sample_rate": scorer.sample_rate},
+        description=f"{scorer.scorer.description or scorer.name}, on {share}. A run scores only what this digest of "
+        "the scorer has not seen; results of earlier digests stay.",
     )
     def scorer_asset(
         context: dg.AssetExecutionContext, config: ScorerRunConfig, tracking: TrackingResource, lake: LakeResource
     ) -> CheckedAsset:
-        from pyspark.sql import functions as F
-
-        window = run_window(context)
-        (current,) = effective([scorer], ScorerLog(tracking, states_in))
+        window, log = run_window(context), ScorerLog(tracking, states_in)
+        (current,) = effective([scorer], log)
         if config.sample_rate is not None:
             current = replace(current, sample_rate=config.sample_rate)
         context.log.info(f"sample rate {current.sample_rate:g}, filter {current.filter or 'none'}")
-        counts = ScoreCounts()
         if is_managed(scorer):
-            _have_scored(context, tracking, lake, current, window, states_in, source)
-        elif current.active or not _is_automatic(context):
-            counts = score_window(
-                lake,
-                current,
-                window,
-                context.run_id,
-                config.retry_failed,
-                config.newest_first,
-                on_progress=lambda counts: context.log.info(f"{counts.seen} traces seen"),
-            )
+            requested, said = not _is_automatic(context), context.log.info
+            take_managed(log, lake, current, window, source, context.run_id, requested=requested, on_progress=said)
+            over_budget = ""
         else:
-            context.log.info("not active: only a backfill runs it; `scorers start` makes it run by itself again")
+            over_budget = _score(context, config, lake, current, window).over_budget
         results = lake.read(ASSESSMENTS, window).where(is_of(scorer))
-        by_hour = results.groupBy("trace_hour").agg(
-            F.count("*").alias("rows"),
-            F.sum(F.col("error_code").isNull().cast("int")).alias("scored"),
-            F.sum(F.col("error_code").isNotNull().cast("int")).alias("failed"),
-            F.avg("score").alias("mean_score"),
-        )
-        figures = utc_index(by_hour.toPandas(), "trace_hour")
+        figures = utc_index(results_by_hour(results).toPandas(), "trace_hour")
         record_hours(context, window, figures)
-        if not is_managed(scorer):
-            context.log.info(
-                f"{window}: {counts.scored} scored, {counts.failed} failed, {counts.not_applicable} not applicable"
-            )
         scored, failed = plain_number(figures["scored"].sum()), plain_number(figures["failed"].sum())
         checks = [*table_checks(key, ASSESSMENTS, results), scorer_works(key, results, scored, failed)]
-        if has_budget:
-            checks.append(within_budget(key, counts.over_budget))
-        if counts.over_budget:
-            context.log.warning(f"out of budget ({counts.over_budget}); a later run goes on from here")
-        yield from checked(context, checks)
+        yield from checked(context, [*checks, *([within_budget(key, over_budget)] if has_budget else [])])
 
     return scorer_asset
 
 
-def _have_scored(
+def _score(
     context: dg.AssetExecutionContext,
-    tracking: TrackingResource,
+    config: ScorerRunConfig,
     lake: LakeResource,
     scorer: ConfiguredScorer,
     window: Window,
-    states_in: str | None,
-    source: ArchiveSettings,
-) -> None:
-    """Take in what Databricks has found by itself; when a person asks, have it score the window first."""
-    check_managed(tracking, [scorer])
-    backfilled = []
-    if not _is_automatic(context):
-        backfilled = backfill_and_archive(tracking, lake, scorer, window, source, context.log.info)
-    changes = ScorerLog(tracking, states_in).read().changes.get(scorer.name, [])
-    taken = take_results(lake, scorer, changes, window, context.run_id)
-    update_managed_ledger(lake, scorer, changes, window, backfilled)
-    context.log.info(f"{window}: {taken.found} results of Databricks, {taken.written} of them new")
+) -> ScoreCounts:
+    """Score the window, unless the scorer is stopped and no person named it; logs what was done."""
+    if not scorer.active and _is_automatic(context):
+        context.log.info("not active: only backfills run it; `scorers start` makes it run automatically again")
+        return ScoreCounts()
+    counts = score_window(
+        lake,
+        scorer,
+        window,
+        context.run_id,
+        config.retry_failed,
+        config.newest_first,
+        on_progress=lambda counts: context.log.info(f"{counts.seen} traces seen"),
+    )
+    context.log.info(
+        f"{window}: {counts.scored} scored, {counts.failed} failed, {counts.not_applicable} not applicable"
+    )
+    if counts.over_budget:
+        context.log.warning(f"out of budget ({counts.over_budget}); a later run continues from here")
+    return counts
 
 
 def _is_automatic(context: dg.AssetExecutionContext) -> bool:
-    """Whether no person has named this scorer for this run: it is of the whole chain, or of a sensor or schedule."""
+    """Whether no person named this scorer for this run: the whole chain runs, or a sensor or schedule started it."""
     return context.run.job_name == MONITORING or not AUTOMATION_TAGS.isdisjoint(context.run_tags)
 
 
 def _coverage_asset(
     hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer], states_in: str | None
 ) -> dg.AssetsDefinition:
-    @dg.asset(
-        deps=[ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers)],
-        partitions_def=hours,
-        group_name="assessments",
-        kinds={"spark", "deltalake"},
-        code_version="1",
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        tags=tags(SCORER_COVERAGE),
-        metadata=table_metadata(SCORER_COVERAGE),
-        check_specs=[*table_check_specs(SCORER_COVERAGE.name, SCORER_COVERAGE), LEDGER_ADDS_UP],
-        description=SCORER_COVERAGE.description,
-    )
+    upstream = [ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers)]
+
+    @table_asset(SCORER_COVERAGE, hours, "assessments", deps=upstream, checks=[LEDGER_ADDS_UP])
     def scorer_coverage(
         context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
     ) -> CheckedAsset:
-        from pyspark.sql import functions as F
-
-        window = run_window(context)
-        log = ScorerLog(tracking, states_in)
-        current = effective(scorers, log)
-        managed = [scorer for scorer in current if is_managed(scorer)]
-        changes = log.read().changes if managed else {}
-        while True:
-            version = lake.version(ASSESSMENTS)
-            update_ledger(lake, [scorer for scorer in current if scorer not in managed], window)
-            for scorer in managed:
-                update_managed_ledger(lake, scorer, changes.get(scorer.name, []), window)
-            check = ledger_adds_up(lake, scorers, window)
-            if check.passed or lake.version(ASSESSMENTS) == version:  # else another run has added results meanwhile
-                break
+        window, log = run_window(context), ScorerLog(tracking, states_in)
+        changes = log.read().changes if any(map(is_managed, scorers)) else {}
+        problems = derive_settled_coverage(lake, window, effective(scorers, log), changes)
         ledger = lake.read(SCORER_COVERAGE, window)
-        by_hour = (
-            ledger.where(F.col("scorer_digest").isin(*(scorer.digest for scorer in scorers)))
-            .groupBy("hour")
-            .agg(
-                F.count("*").alias("rows"),
-                *(F.sum(name).alias(name) for name in ("eligible", "scored", "failed", "over_budget", "pending")),
-            )
-        )
-        record_hours(context, window, utc_index(by_hour.toPandas(), "hour"))
-        yield from checked(context, [*table_checks(context.asset_key, SCORER_COVERAGE, ledger), check])
+        record_hours(context, window, utc_index(coverage_by_hour(ledger, scorers).toPandas(), "hour"))
+        table = table_checks(context.asset_key, SCORER_COVERAGE, ledger)
+        yield from checked(context, [*table, ledger_adds_up(problems)])
 
     return scorer_coverage

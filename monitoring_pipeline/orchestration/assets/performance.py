@@ -1,14 +1,20 @@
 """Performance, errors and where the time goes, from the archive alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from monitoring_pipeline.analysis import performance
+from monitoring_pipeline.derivations import (
+    ERRORS_OF_TRACES,
+    PERFORMANCE_OF_HOURS,
+    PERFORMANCE_OF_TRACES,
+    PROFILE_OF_SPANS,
+    Derivation,
+)
 from monitoring_pipeline.keys import ARCHIVE_KEY
-from monitoring_pipeline.orchestration.assets.common import record_hours, table_metadata, tags, utc_index
+from monitoring_pipeline.orchestration.assets.common import record_hours, table_asset, utc_index
 from monitoring_pipeline.orchestration.checks import (
     LATEST_HOUR_IS_THERE,
     NO_SILENT_HOUR,
@@ -16,81 +22,56 @@ from monitoring_pipeline.orchestration.checks import (
     checked,
     latest_hour_is_there,
     no_silent_hour,
-    table_check_specs,
     table_checks,
 )
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.tables import (
-    AGENT_TRACES,
-    HOURLY_PERFORMANCE,
-    SPAN_PROFILE,
-    TRACE_ERRORS,
-    TRACE_PERFORMANCE,
-    Table,
-)
+from monitoring_pipeline.tables import AGENT_TRACES
+from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+    Figures = Callable[[DataFrame], DataFrame]
+    Checks = Callable[[LakeResource, Window], list[dg.AssetCheckResult]]
 
 
 def performance_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDefinition]:
     """The four tables of performance."""
     return [
-        _table_asset(
-            hours, TRACE_PERFORMANCE, AGENT_TRACES, ARCHIVE_KEY, performance.trace_performance, _trace_figures
+        _derived_asset(hours, PERFORMANCE_OF_TRACES, _trace_figures),
+        _derived_asset(hours, ERRORS_OF_TRACES, _error_figures),
+        _derived_asset(
+            hours, PERFORMANCE_OF_HOURS, _hourly_figures, [NO_SILENT_HOUR, LATEST_HOUR_IS_THERE], _hours_are_there
         ),
-        _table_asset(hours, TRACE_ERRORS, AGENT_TRACES, ARCHIVE_KEY, performance.trace_errors, _error_figures),
-        _table_asset(
-            hours,
-            HOURLY_PERFORMANCE,
-            TRACE_PERFORMANCE,
-            TRACE_PERFORMANCE.name,
-            performance.hourly_performance,
-            _hourly_figures,
-        ),
-        _table_asset(hours, SPAN_PROFILE, AGENT_TRACES, ARCHIVE_KEY, performance.span_profile, _span_figures),
+        _derived_asset(hours, PROFILE_OF_SPANS, _span_figures),
     ]
 
 
-def _table_asset(
+def _derived_asset(
     hours: dg.TimeWindowPartitionsDefinition,
-    table: Table,
-    source: Table,
-    upstream: str,
-    transform: "Callable[[DataFrame], DataFrame]",
-    figures: "Callable[[DataFrame], DataFrame]",
+    derivation: Derivation,
+    figures: "Figures",
+    more_specs: Sequence[dg.AssetCheckSpec] = (),
+    more_checks: "Checks" = lambda lake, window: [],
 ) -> dg.AssetsDefinition:
-    """An asset that makes the window's rows of `table` out of those of `source`, and plots `figures` of each hour."""
-    is_watched = table == HOURLY_PERFORMANCE  # for hours that are missing
+    """The asset of a derived table; Dagster plots `figures` of each hour, and `more_checks` follow the table's own."""
+    table, source = derivation.table, derivation.source
+    upstream = ARCHIVE_KEY if source is AGENT_TRACES else source.name
 
-    @dg.asset(
-        name=table.name,
-        deps=[upstream],
-        partitions_def=hours,
-        group_name="performance",
-        kinds={"spark", "deltalake"},
-        code_version="1",
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        tags=tags(table),
-        metadata=table_metadata(table),
-        check_specs=[
-            *table_check_specs(table.name, table),
-            *([NO_SILENT_HOUR, LATEST_HOUR_IS_THERE] if is_watched else []),
-        ],
-        description=table.description,
-    )
-    def table_asset(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
+    @table_asset(table, hours, "performance", deps=[upstream], checks=more_specs)
+    def derived_table(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
         window = run_window(context)
-        lake.replace(table, window, transform(lake.read(source, window)))
+        derivation.derive(lake, window)
         rows = lake.read(table, window)
         record_hours(context, window, utc_index(figures(rows).toPandas(), table.hour))
-        checks = table_checks(context.asset_key, table, rows)
-        if is_watched:
-            checks += [no_silent_hour(lake, window), latest_hour_is_there(lake, datetime.now(UTC))]
-        yield from checked(context, checks)
+        yield from checked(context, [*table_checks(context.asset_key, table, rows), *more_checks(lake, window)])
 
-    return table_asset
+    return derived_table
+
+
+def _hours_are_there(lake: LakeResource, window: Window) -> list[dg.AssetCheckResult]:
+    return [no_silent_hour(lake, window), latest_hour_is_there(lake, datetime.now(UTC))]
 
 
 def _trace_figures(rows: "DataFrame") -> "DataFrame":

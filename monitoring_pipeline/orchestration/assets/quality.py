@@ -2,15 +2,14 @@
 
 import dagster as dg
 import pandas as pd
-import pyarrow as pa
 
-from monitoring_pipeline.analysis.quality import quality
-from monitoring_pipeline.orchestration.assets.common import record_hours, table_metadata, tags, utc_index
-from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_check_specs, table_checks
+from monitoring_pipeline.derivations import derive_quality
+from monitoring_pipeline.orchestration.assets.common import record_hours, table_asset, utc_index
+from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_checks
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
-from monitoring_pipeline.tables import ASSESSMENTS, HOURLY_QUALITY, SCORER_COVERAGE
+from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 
 
 def quality_assets(
@@ -18,26 +17,12 @@ def quality_assets(
 ) -> list[dg.AssetsDefinition]:
     """The table of quality."""
     current = {(scorer.name, scorer.digest) for scorer in scorers}
-    rules = pass_rules(scorers)
+    rules = " ".join(["1", *(f"{name} {rule}" for name, rule in sorted(pass_rules(scorers).items()))])
 
-    @dg.asset(
-        deps=["scorer_coverage"],
-        partitions_def=hours,
-        group_name="quality",
-        kinds={"spark", "deltalake"},
-        code_version=" ".join(["1", *(f"{name} {rule}" for name, rule in sorted(rules.items()))]),
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        tags=tags(HOURLY_QUALITY),
-        metadata=table_metadata(HOURLY_QUALITY),
-        check_specs=table_check_specs(HOURLY_QUALITY.name, HOURLY_QUALITY),
-        description=HOURLY_QUALITY.description,
-    )
+    @table_asset(HOURLY_QUALITY, hours, "quality", deps=[SCORER_COVERAGE.name], code_version=rules)
     def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
         window = run_window(context)
-        rows = quality(lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window), rules, by_hour=True)
-        rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
-        lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
-        record_hours(context, window, _figures(rows, current))
+        record_hours(context, window, _figures(derive_quality(lake, window, scorers), current))
         yield from checked(context, table_checks(context.asset_key, HOURLY_QUALITY, lake.read(HOURLY_QUALITY, window)))
 
     return [hourly_quality]

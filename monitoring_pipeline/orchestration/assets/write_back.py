@@ -1,11 +1,11 @@
-"""Results in MLflow, as feedback on the traces that they are about."""
+"""Results in MLflow, as feedback on their traces."""
 
 import dagster as dg
 import pandas as pd
 
 from monitoring_pipeline.keys import RESULTS_IN_MLFLOW, scorer_key
-from monitoring_pipeline.orchestration.assets.common import record_hours, table_metadata, tags
-from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_check_specs, table_checks
+from monitoring_pipeline.orchestration.assets.common import record_hours, table_asset
+from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_checks
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -18,7 +18,7 @@ from monitoring_pipeline.windows import Window
 RESULTS_SENT = dg.AssetCheckSpec(
     "results_sent",
     asset=RESULTS_IN_MLFLOW,
-    description="MLflow has every result. A warning where it failed meanwhile: the next run sends the rest.",
+    description="MLflow has every result. A warning if it failed meanwhile: the next run sends the rest.",
 )
 
 
@@ -27,19 +27,17 @@ def write_back_assets(
 ) -> list[dg.AssetsDefinition]:
     """The results of all scorers as feedback in MLflow."""
 
-    @dg.asset(
-        name=RESULTS_IN_MLFLOW,
+    @table_asset(
+        WRITTEN_BACK,
+        hours,
+        "assessments",
+        key=RESULTS_IN_MLFLOW,
         deps=[scorer_key(scorer.name) for scorer in scorers],
-        partitions_def=hours,
-        group_name="assessments",
+        checks=[RESULTS_SENT],
         kinds={"mlflow", "deltalake"},
-        code_version="1",
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        tags=tags(WRITTEN_BACK, reads="mlflow"),
-        metadata=table_metadata(WRITTEN_BACK),
-        check_specs=[*table_check_specs(RESULTS_IN_MLFLOW, WRITTEN_BACK), RESULTS_SENT],
-        description="Every result as feedback on its trace in MLflow, once; recorded in `written_back`. Those of "
-        "sessions that began earlier and what a failing server left pending go along.",
+        reads="mlflow",
+        description="Every result as feedback on its trace in MLflow, once; recorded in `written_back`. A run also "
+        "sends results of sessions that began earlier, and what a failing server left pending.",
     )
     def results_in_mlflow(
         context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
@@ -57,7 +55,7 @@ def write_back_assets(
             f"{window}: {counts.written} written, {counts.already_there} already there, {counts.gone} of deleted "
             f"traces, {counts.refused} refused, {counts.pending} pending"
         )
-        checks = table_checks(RESULTS_IN_MLFLOW, WRITTEN_BACK, lake.read(WRITTEN_BACK, window))
+        checks = table_checks(context.asset_key, WRITTEN_BACK, lake.read(WRITTEN_BACK, window))
         yield from checked(context, [*checks, _results_sent(counts)])
 
     return [results_in_mlflow]
