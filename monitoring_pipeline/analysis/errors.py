@@ -51,10 +51,12 @@ def error_groups(errors: DataFrame) -> DataFrame:
 
 def new_groups(groups: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """The rows of `groups` (as `error_groups` gives them) whose signature and span are not among the `known`."""
+    import numpy as np
+
     before = set(known[GROUP].itertuples(index=False, name=None))
-    return groups[[group not in before for group in groups[GROUP].itertuples(index=False, name=None)]].reset_index(
-        drop=True
-    )
+    is_new = [group not in before for group in groups[GROUP].itertuples(index=False, name=None)]
+    # An array of bool: pandas takes an empty list for names of columns.
+    return groups[np.array(is_new, bool)].reset_index(drop=True)
 
 
 def _causes(errors: DataFrame) -> DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from monitoring_pipeline.analysis.percentiles import PERCENTILES, percentiles
 from monitoring_pipeline.analysis.statistics import share_interval
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def overview(traces: DataFrame) -> dict[str, Any]:
         F.sum((status == "OK").cast("long")).alias("succeeded"),
         F.sum((status == "ERROR").cast("long")).alias("failed"),
         F.avg("duration_ms").alias("avg"),
-        F.percentile("duration_ms", F.array(F.lit(0.5), F.lit(0.95), F.lit(0.99))).alias("percentiles"),
+        percentiles("duration_ms"),
     )
     [row] = figures.toArrow().to_pylist()
     if row["total"] == 0:
         return {"total_traces": 0}
-    p50, p95, p99 = row["percentiles"] or (None, None, None)
+    p50, p95, p99 = row[PERCENTILES] or (None, None, None)
     succeeded = row["succeeded"] or 0
     latest = traces.where(status == "ERROR").orderBy(F.desc("trace_info.timestamp"), "trace_id").limit(SAMPLE_ERRORS)
     return {

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from monitoring_pipeline.analysis.percentiles import percentile_columns, percentiles
 from monitoring_pipeline.analysis.sums import in_order, mean, total
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
-
-RANKS = (50, 95, 99)
 
 
 def trace_performance(traces: DataFrame, *more: Column) -> DataFrame:
@@ -88,7 +87,7 @@ def performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
         F.sum(is_error).alias("error_count"),
         in_order("duration_ms").alias("durations_ms"),
         in_order("cost_usd").alias("costs_usd"),
-        _percentiles("duration_ms"),
+        percentiles("duration_ms"),
         F.sum("span_count").alias("span_count"),
         *(F.sum(column).alias(column) for column in ("input_tokens", "output_tokens", "total_tokens")),
     )
@@ -98,7 +97,7 @@ def performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
         "error_count",
         (F.col("error_count") / F.col("trace_count")).alias("error_rate"),
         mean(F.col("durations_ms")).alias("avg_duration_ms"),
-        *(F.col("percentiles")[index].alias(f"p{rank}_duration_ms") for index, rank in enumerate(RANKS)),
+        *percentile_columns("duration_ms"),
         "span_count",
         "input_tokens",
         "output_tokens",
@@ -130,7 +129,7 @@ def span_figures(spans: DataFrame, *keys: str) -> DataFrame:
         F.sum("span_us").alias("total_us"),
         F.max("span_us").alias("max_us"),
         F.sum("self_time_us").alias("self_time_us"),
-        _percentiles("span_us"),
+        percentiles("span_us"),
     )
     return figures.select(
         *keys,
@@ -138,7 +137,7 @@ def span_figures(spans: DataFrame, *keys: str) -> DataFrame:
         "error_count",
         (F.col("total_us") / 1000).alias("total_ms"),
         F.when(F.col("finished") > 0, F.col("total_us") / F.col("finished") / 1000).alias("avg_ms"),
-        *((F.col("percentiles")[index] / 1000).alias(f"p{rank}_ms") for index, rank in enumerate(RANKS)),
+        *percentile_columns("ms", divisor=1000),
         (F.col("max_us") / 1000).alias("max_ms"),
         (F.col("self_time_us") / 1000).alias("self_time_ms"),
     )
@@ -208,9 +207,3 @@ def _error_spans() -> Column:
     from pyspark.sql import functions as F
 
     return F.filter("spans", lambda span: span["status"] == "ERROR")
-
-
-def _percentiles(column: str) -> Column:
-    from pyspark.sql import functions as F
-
-    return F.percentile(column, F.array(*(F.lit(rank / 100) for rank in RANKS))).alias("percentiles")

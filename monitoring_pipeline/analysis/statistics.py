@@ -45,14 +45,14 @@ def mean_interval(scores: Sequence[float], population: int) -> tuple[float, floa
     return mean - margin, mean + margin
 
 
-def share_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a probability, from independent trials (at least one): E. B. Wilson, JASA 22, 1927."""
-    return _wilson(successes / trials, trials)
+def share_interval(successes: float, trials: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The interval of a probability, from independent trials (more than none), by E. B. Wilson (JASA 22, 1927)."""
+    return _wilson(successes / trials, trials, NormalDist().inv_cdf((1 + confidence) / 2))
 
 
-def _wilson(share: float, count: float) -> tuple[float, float]:
-    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    margin = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+def _wilson(share: float, count: float, z: float = Z) -> tuple[float, float]:
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    margin = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return max(0.0, centre - margin), min(1.0, centre + margin)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from monitoring_pipeline.analysis.percentiles import percentile_columns, percentiles
 from monitoring_pipeline.analysis.sums import in_order, mean, total
 from monitoring_pipeline.analysis.verdicts import PASS_FAIL, passes
 
@@ -38,13 +39,12 @@ def _totals(performance: DataFrame, *keys: str) -> DataFrame:
     def with_status(status: str) -> Column:
         return F.sum((F.col("status") == status).cast("long"))
 
-    quantiles = F.percentile("duration_ms", F.array(F.lit(0.5), F.lit(0.95), F.lit(0.99)))
     sums = performance.groupBy(*keys).agg(
         F.count("*").alias("trace_count"),
         with_status("OK").alias("ok_count"),
         with_status("ERROR").alias("error_count"),
         in_order("duration_ms").alias("durations_ms"),
-        quantiles.alias("quantiles"),
+        percentiles("duration_ms"),
         *(F.sum(column).alias(column) for column in ("input_tokens", "output_tokens", "total_tokens")),
         in_order("cost_usd").alias("costs_usd"),
         F.count("cost_usd").alias("costed"),
@@ -57,7 +57,7 @@ def _totals(performance: DataFrame, *keys: str) -> DataFrame:
         "ok_count",
         "error_count",
         mean(F.col("durations_ms")).alias("mean_duration_ms"),
-        *(F.col("quantiles")[index].alias(f"p{rank}_duration_ms") for index, rank in enumerate((50, 95, 99))),
+        *percentile_columns("duration_ms"),
         low.alias("p95_low"),
         high.alias("p95_high"),
         "input_tokens",

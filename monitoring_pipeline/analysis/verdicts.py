@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 UPPER_HALF = ">= 0.5"
 COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
 SPACE = r"[\t-\r\x1c-\x1f\x85\p{Z}]*"  # what Python's strip takes for white space; to \s it differs by engine
-PASS_WORD = f"^{SPACE}(true|yes|pass){SPACE}$"
-FAIL_WORD = f"^{SPACE}(false|no|fail){SPACE}$"
+PASS_WORDS, FAIL_WORDS = ("true", "yes", "pass"), ("false", "no", "fail")
+PASS_WORD = f"^{SPACE}({'|'.join(PASS_WORDS)}){SPACE}$"
+FAIL_WORD = f"^{SPACE}({'|'.join(FAIL_WORDS)}){SPACE}$"
+# The JSON of a pass or a fail: a truth value, or one of the words in any case, between spaces.
+PASS_FAIL = rf'^(true|false|"( |\\[nrt])*(?i:{"|".join(PASS_WORDS + FAIL_WORDS)})( |\\[nrt])*")$'
 JSON_NUMBER = r"^-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?$"
 
 
@@ -43,19 +46,9 @@ def score_of(value: Column) -> Column:
     )
 
 
-PASS_WORDS = {"true", "yes", "pass"}
-
-
-FAIL_WORDS = {"false", "no", "fail"}
-
-
 def as_score(value: Any) -> float | None:
     """The number that a value counts as: true, yes, pass 1; false, no, fail 0; numbers themselves; else None."""
     if isinstance(value, bool | int | float):
         return float(value)
     word = value.strip().lower() if isinstance(value, str) else None
     return 1.0 if word in PASS_WORDS else 0.0 if word in FAIL_WORDS else None
-
-
-# JSON of what `as_score` takes for a pass or a fail, which looks past spaces around a word.
-PASS_FAIL = r'^(true|false|"( |\\[nrt])*(?i:yes|no|true|false|pass|fail)( |\\[nrt])*")$'

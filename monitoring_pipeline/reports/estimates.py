@@ -9,16 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from monitoring_pipeline.analysis.statistics import Estimate
+from monitoring_pipeline.analysis.statistics import Estimate, share_interval
 from monitoring_pipeline.analysis.summaries import CONFIDENCE
 
 
 def share(marked: float, count: float) -> Estimate:
     """A share of so many traces and its 99 % interval by E. B. Wilson (JASA 22, 1927)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(marked), round(count)).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(marked / count, float(interval.low), float(interval.high))
+    return Estimate(marked / count, *share_interval(round(marked), round(count), CONFIDENCE))
 
 
 def mean_of(count: float, mean: float, variance: float) -> Estimate | None:

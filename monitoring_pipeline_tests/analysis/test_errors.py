@@ -85,3 +85,12 @@ def test_new_groups_are_those_not_known(spark: SparkResource, known: list[str], 
     elsewhere = groups_of(spark, [("change", "TOOL", "a")], [])
     assert len(new_groups(after, elsewhere)) == 2
     assert [*new_groups(elsewhere, after)["signature"]] == [NO_FAILED_SPAN, "a"]
+
+
+def test_a_day_without_errors_has_no_new_groups(spark: SparkResource) -> None:
+    none = groups_of(spark, []).iloc[:0]
+    before = groups_of(spark, [("book", "TOOL", "a")])
+    for known in (none, before):
+        found = new_groups(none, known)
+        assert found.empty
+        assert [*found.columns] == [*before.columns]
