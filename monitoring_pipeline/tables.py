@@ -71,9 +71,9 @@ TOKENS = [("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("total_t
 class Table:
     """One table of the lake.
 
-    `hour` names the column that holds the start of a row's hour (or day); `key` the columns that identify a row within
-    it; `content` the columns that tell two versions of a row apart (without any, rows with the same key are the same);
-    `kept_with` which of [upkeep] keep_archive_days and keep_results_days says how long rows stay (None: always).
+    `hour` names the column with the start of a row's hour (or day). `key` names the columns that identify a row within
+    that hour, `content` those that distinguish two versions of a row (without any, rows with the same key are equal).
+    `kept_with` says whether [upkeep] keep_archive_days or keep_results_days limits how long rows stay (None: neither).
     """
 
     name: str
@@ -138,8 +138,7 @@ QUARANTINED_TRACES = Table(
 
 ARCHIVED_HOURS = Table(
     "archived_hours",
-    "What the source had of each hour just before it was last archived: an hour of which it has something else now is "
-    "due.",
+    "Source counts of each hour at its last archive run; an hour whose counts differ now is due.",
     _schema(
         ("hour", TIME),
         ("source_traces", pa.int64()),
@@ -152,7 +151,7 @@ ARCHIVED_HOURS = Table(
     hour="hour",
     key=("hour",),
     content=("source_traces", "source_in_progress", "source_assessments", "source_mark"),
-    kept_with=None,  # else an hour whose archive was removed by its age would be due again
+    kept_with=None,  # an hour whose archive retention removed must not be due again
 )
 
 TRACE_PERFORMANCE = Table(
@@ -244,9 +243,9 @@ SPAN_PROFILE = Table(
 
 ASSESSMENTS = Table(
     "assessments",
-    "One row for each trace, scorer and digest: the score, or the error in its place. Tokens and cost include those of "
-    "earlier tries at the same assessment. session_id and session_traces (how many traces it had) of a scorer of "
-    "sessions, whose row stands at the session's first trace.",
+    "One row for each trace, scorer and digest: a score or an error. Tokens and cost include those of earlier attempts "
+    "at the same assessment. A scorer of sessions has one row for each session, at its first trace; session_id and "
+    "session_traces (the number of its traces) are set only there.",
     _schema(
         ("trace_id", pa.string()),
         ("trace_hour", TIME),
@@ -279,7 +278,7 @@ ASSESSMENTS = Table(
 
 NOT_APPLICABLE = Table(
     "not_applicable",
-    "Traces that a scorer looked at and had nothing to say about (it returned None); no row in assessments.",
+    "Traces for which a scorer returned None: not applicable. They have no row in assessments.",
     _schema(
         ("trace_id", pa.string()),
         ("trace_hour", TIME),
@@ -299,7 +298,7 @@ NOT_APPLICABLE = Table(
 SCORER_COVERAGE = Table(
     "scorer_coverage",
     "The ledger: archived = eligible + filtered_out + unsampled, eligible = scored + failed + over_budget + pending. "
-    "not_applicable is the part of filtered_out that the scorer itself declined.",
+    "not_applicable is the part of filtered_out for which the scorer returned None.",
     _schema(
         ("hour", TIME),
         ("experiment_id", pa.string()),
@@ -332,8 +331,8 @@ SCORER_COVERAGE = Table(
 
 HOURLY_QUALITY = Table(
     "hourly_quality",
-    "Mean score of each hour, experiment, scorer and digest with its 95 % interval; pass_rate by the scorer's pass_if, "
-    "else where its scores are pass or fail.",
+    "Mean score and 95 % interval of each hour, experiment, scorer and digest. pass_rate follows the scorer's pass_if; "
+    "without one it is set only if every score is a pass or a fail.",
     _schema(
         ("hour", TIME),
         ("experiment_id", pa.string()),
@@ -353,7 +352,7 @@ HOURLY_QUALITY = Table(
 
 WRITTEN_BACK = Table(
     "written_back",
-    "Which results are feedback in MLflow: assessed_at is that of the result that was sent.",
+    "Results that were sent to MLflow as feedback; assessed_at is the time of the result that was sent.",
     _schema(
         ("assessment_id", pa.string()),
         ("trace_id", pa.string()),
@@ -372,9 +371,9 @@ WRITTEN_BACK = Table(
 
 SCORER_AGREEMENT = Table(
     "scorer_agreement",
-    "How far a scorer agrees with people's feedback (reference human) or with its own earlier digest (reference "
-    "digest) on the traces of a day that both judged: counts of pass and fail, agreement, Cohen's kappa and its 95 % "
-    "interval. In the counts the scorer's verdict comes first.",
+    "Agreement of a scorer with people's feedback (reference human) or with another of its own digests (reference "
+    "digest), on the traces of a day that both assessed: counts of pass and fail, agreement, Cohen's kappa and its "
+    "95 % interval. In the names of the counts the scorer's result comes first.",
     _schema(
         ("day", TIME),
         ("experiment_id", pa.string()),
@@ -398,7 +397,7 @@ SCORER_AGREEMENT = Table(
 
 DELETED_TRACES = Table(
     "deleted_traces",
-    "Traces that were deleted on request, which archiving leaves out from then on: digests of their ids, no content.",
+    "Traces deleted on request, which archiving skips from then on: digests of their ids, no content.",
     _schema(
         ("trace_digest", pa.string()),
         ("trace_hour", TIME),
@@ -415,8 +414,8 @@ DELETED_TRACES = Table(
 
 ALERTS = Table(
     "alerts",
-    "One row for each episode of an alert: from when a rule first held in a scope until it has not for a whole window; "
-    "deliveries are its messages, sent or still to be sent.",
+    "One row for each episode of an alert: from the time a rule first held in a scope until it has not held for a "
+    "whole window. deliveries lists its messages, sent or waiting.",
     _schema(
         ("hour", TIME),
         ("rule", pa.string()),

@@ -1,7 +1,7 @@
-"""Asset checks: what must hold of a table before anything is built on it, and what a person should be told.
+"""Asset checks: conditions that a table must meet before others use it, and warnings for people.
 
-They run within the asset's own run, on its window, so they cost an hour and not the archive; in a run over a range one
-result names the hours at fault. Where a blocking one fails, the asset is not made (`checked`).
+They run within the asset's own run, on its window, so that they cost an hour and not the archive. In a run over a range
+one result names the hours at fault. If a blocking check fails, the asset is not materialized (`checked`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ARCHIVE_COMPLETE = dg.AssetCheckSpec(
     "archive_complete",
     asset="archived_traces",
     blocking=True,
-    description="Archive and quarantine have at least the traces that the source had of each hour before it was read.",
+    description="Archive and quarantine have at least the traces of each hour that the source had before it was read.",
 )
 
 
 def archive_complete(lacking: Mapping[datetime, int] | None) -> dg.AssetCheckResult:
-    """The result of the check `archive_complete`: how many traces each hour lacks; None where none could be counted."""
+    """The result of the check `archive_complete`; `lacking` counts each hour's missing traces (None: not counted)."""
     hours = [f"{hour:%Y-%m-%d %H:%M}: {number} lacking" for hour, number in sorted((lacking or {}).items())]
     return dg.AssetCheckResult(
         asset_key="archived_traces",
@@ -60,7 +60,7 @@ LEDGER_ADDS_UP = dg.AssetCheckSpec(
     "ledger_adds_up",
     asset="scorer_coverage",
     blocking=True,
-    description="Every archived trace is accounted for, and the counts are those of the archive and of assessments. "
+    description="Every archived trace is accounted for, and the counts agree with the archive and with assessments. "
     "Quality is not computed from a ledger that fails.",
 )
 
@@ -69,13 +69,13 @@ CheckedAsset: TypeAlias = Iterator[dg.AssetCheckResult | dg.MaterializeResult]
 
 
 def checked(context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckResult]) -> CheckedAsset:
-    """What an asset yields in the end: that it was made, with the results of its checks.
+    """Yields what an asset ends with: its materialization with the results of its checks.
 
-    Dagster's blocking checks hold back what is downstream within the same run, and an asset that fails one counts as
-    made. Here it does not, so that no other run starts from it either.
+    In Dagster a blocking check stops downstream assets of the same run only, and an asset that fails one counts as
+    materialized. Here it does not, so that no other run starts from it either.
 
     Raises:
-        Failure: a blocking check has failed, and not as a mere warning; the results have been recorded by then.
+        Failure: a blocking check failed with severity ERROR; the results are recorded first.
     """
     found = list(results)
     blocking = {spec.name for spec in context.assets_def.check_specs if spec.blocking}
@@ -85,7 +85,7 @@ def checked(context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckRe
         return
     yield from found
     raise dg.Failure(
-        f"not made, for what is wrong would spread: {', '.join(failed)} failed",
+        f"not materialized: {', '.join(failed)} failed, and downstream assets would spread the error",
         allow_retries=False,
     )
 
@@ -94,8 +94,8 @@ def _is_error(result: dg.AssetCheckResult) -> bool:
     return not result.passed and result.severity == dg.AssetCheckSeverity.ERROR
 
 
-def _told(problems: Iterable[object]) -> dict[str, int | str]:
-    """The metadata of a check: how many problems there are, and the first of them."""
+def _problems(problems: Iterable[object]) -> dict[str, int | str]:
+    """The metadata of a check: the number of problems, and the first of them."""
     lines = [str(problem) for problem in problems]
     return {"problems": len(lines), "first_problems": "\n".join(lines[:SHOWN]) or "none"}
 
@@ -106,14 +106,14 @@ def table_check_specs(key: dg.AssetKey | str, table: Table) -> list[dg.AssetChec
         SCHEMA,
         asset=key,
         blocking=True,
-        description="The table has exactly the columns that are declared: no other writer has changed it.",
+        description="The table has exactly the declared columns: no other writer has changed it.",
     )
     ranges = dg.AssetCheckSpec(
         RANGES,
         asset=key,
         blocking=True,
         description="Counts, durations and costs are not negative, shares lie between 0 and 1, percentiles and "
-        "intervals are in order. Only a warning where a trace itself says what cannot be.",
+        "intervals are in order. Only a warning if the impossible value is a trace's own claim.",
     )
     return [schema, ranges] if has_numbers(table) else [schema]
 
@@ -121,10 +121,10 @@ def table_check_specs(key: dg.AssetKey | str, table: Table) -> list[dg.AssetChec
 def table_checks(key: dg.AssetKey | str, table: Table, rows: DataFrame) -> list[dg.AssetCheckResult]:
     """The results of the checks of `table_check_specs`; `rows` are the window's in the table."""
     problems = schema_problems(table, rows.schema)
-    schema = dg.AssetCheckResult(asset_key=key, check_name=SCHEMA, passed=not problems, metadata=_told(problems))
+    schema = dg.AssetCheckResult(asset_key=key, check_name=SCHEMA, passed=not problems, metadata=_problems(problems))
     if not has_numbers(table):
         return [schema]
-    # Columns that are missing or of another type cannot be looked at.
+    # Columns that are missing or of another type cannot be checked.
     found = [] if problems else breaches(table, rows)
     is_error = problems or any(not breach.is_claim for breach in found)
     return [
@@ -134,7 +134,7 @@ def table_checks(key: dg.AssetKey | str, table: Table, rows: DataFrame) -> list[
             check_name=RANGES,
             passed=not problems and not found,
             severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
-            metadata=_told(["not looked at, for the columns"] if problems else found),
+            metadata=_problems(["not checked, because the columns differ"] if problems else found),
         ),
     ]
 
@@ -148,7 +148,7 @@ TRACE_IDS_UNIQUE = dg.AssetCheckSpec(
 
 
 def trace_ids_unique(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
-    """The result of the check `trace_ids_unique`; looks at the window and an hour on each side, as traces may move."""
+    """The result of the check `trace_ids_unique`; covers the window and an hour on each side, as traces may move."""
     from pyspark.sql import functions as F
 
     around = Window(window.start - HOUR, window.end + HOUR)
@@ -171,7 +171,7 @@ def trace_ids_unique(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
         asset_key=TRACE_IDS_UNIQUE.asset_key,
         check_name=TRACE_IDS_UNIQUE.name,
         passed=not problems,
-        metadata=_told(problems),
+        metadata=_problems(problems),
     )
 
 
@@ -179,13 +179,13 @@ NO_SILENT_HOUR = dg.AssetCheckSpec(
     "no_silent_hour",
     asset=HOURLY_PERFORMANCE.name,
     description=f"No hour of the window, or of the 24 before it, is empty where {BUSY} traces or more are usual. A "
-    "warning: it may be the agent that was quiet, or its tracing, or the archive.",
+    "warning: the agent may have been quiet, or its tracing or the archive may have failed.",
 )
 
 
 def no_silent_hour(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
-    """The result of the check `no_silent_hour`. Hours that nothing came in have no run of their own, so a run looks at
-    the day before it too."""
+    """The result of the check `no_silent_hour`. Hours without a trace have no run of their own, so a run also checks
+    the 24 hours before its window."""
     looked_at = Window(window.start - SILENCE_LOOK_BACK, min(window.end, floor_hour(datetime.now(UTC) - GRACE)))
     silent = silent_hours(_traces_by_hour(lake, looked_at), list(looked_at.hours()))
     return dg.AssetCheckResult(
@@ -193,15 +193,15 @@ def no_silent_hour(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
         check_name=NO_SILENT_HOUR.name,
         passed=not silent,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata=_told(f"{hour:%Y-%m-%d %H:%M} no trace, against {usual}" for hour, usual in silent.items()),
+        metadata=_problems(f"{hour:%Y-%m-%d %H:%M} no trace, against {usual}" for hour, usual in silent.items()),
     )
 
 
 LATEST_HOUR_IS_THERE = dg.AssetCheckSpec(
     "latest_hour_is_there",
     asset=HOURLY_PERFORMANCE.name,
-    description="The latest full hour has the figures of all its archived traces, and some where they are usual. "
-    "Looked at in each run, and by a schedule, as nothing runs where all stands still.",
+    description="The latest full hour has the figures of all its archived traces, and some if traffic is usual then. "
+    "Evaluated in each run and hourly by a schedule, so that it also fires when nothing runs.",
 )
 
 
@@ -223,7 +223,7 @@ def latest_hour_is_there(lake: LakeResource, now: datetime) -> dg.AssetCheckResu
 
 
 def _traces_by_hour(lake: LakeResource, window: Window) -> dict[datetime, int]:
-    """The traces of each hour of `window`, and of those that tell what is usual there; one without any is left out."""
+    """The traces of each hour of `window` and of the baseline before it; an hour without any is left out."""
     around = Window(window.start - timedelta(days=BASELINE_DAYS) - HOUR, window.end + HOUR)
     rows = lake.read_columns(HOURLY_PERFORMANCE, around, "hour", "trace_name", "trace_count")
     of_all_names = rows.filter(rows["trace_name"].is_null()).group_by("hour").aggregate([("trace_count", "sum")])
@@ -236,14 +236,14 @@ def ledger_adds_up(problems: list[str]) -> dg.AssetCheckResult:
         asset_key="scorer_coverage",
         check_name=LEDGER_ADDS_UP.name,
         passed=not problems,
-        metadata=_told(problems),
+        metadata=_problems(problems),
     )
 
 
 def scorer_works_spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
-    """The check that a scorer does not fail: a warning where some results are errors, an error where all are."""
+    """The check that a scorer does not fail: a warning if some results are errors, an error if all are."""
     return dg.AssetCheckSpec(
-        "scorer_works", asset=key, description="No result is an error. A warning where some are, red where all are."
+        "scorer_works", asset=key, description="No result is an error. A warning if some are, an error if all are."
     )
 
 
@@ -266,9 +266,9 @@ def scorer_works(key: dg.AssetKey, results: DataFrame, scored: int | float, fail
 
 
 def within_budget_spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
-    """The check that a scorer's budget was enough for the window; a warning where it was not."""
+    """The check that a scorer's budget was enough for the window; a warning if it was not."""
     return dg.AssetCheckSpec(
-        "within_budget", asset=key, description="The budget was enough. A warning where a later run has to go on."
+        "within_budget", asset=key, description="The budget was enough. A warning if a later run has to continue."
     )
 
 

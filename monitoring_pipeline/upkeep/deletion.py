@@ -1,7 +1,7 @@
-"""Deletion on request: all that the lake has of some traces goes, is shown to be gone, and does not come back.
+"""Deletion on request: removes everything the lake has about given traces or users, verifies it, and keeps it out.
 
-The request is written down first, in `deleted_traces`, and all else follows from that: archiving leaves these traces
-out from then on, and a deletion that was interrupted is completed by the next one, or by upkeep.
+The request is recorded first, in `deleted_traces`, and everything else follows from it: archiving skips these traces
+from then on, and the next deletion, or upkeep, completes one that was interrupted.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from monitoring_pipeline.upkeep.others import wait_for_others
 from monitoring_pipeline.upkeep.recount import Recount, hour_window
 from monitoring_pipeline.windows import HOUR, Window
 
-# The archive goes last: what is found by it is found again when this is interrupted.
+# The archive goes last: an interrupted deletion finds the traces there again.
 OF_TRACES = sorted((t for t in TABLES if "trace_id" in t.schema.names), key=lambda table: table is AGENT_TRACES)
 Places = set[tuple[str, datetime]]
 
 
 @dataclass
 class Deletion:
-    """What a deletion did: traces, the rows removed from each table, and the reports and datasets written anew."""
+    """What a deletion did: traces, rows removed from each table, and the reports and datasets written again."""
 
     traces: int = 0
     rows: Counter[str] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ def find(lake: LakeResource, trace_ids: Collection[str], user_ids: Collection[st
 
 
 def preview(lake: LakeResource, places: Places) -> Deletion:
-    """The rows that deleting the traces would remove, but for results on sessions that they are part of."""
+    """The rows that deleting the traces would remove, except results on sessions that they belong to."""
     deletion = Deletion(len({trace_id for trace_id, _ in places}))
     by_hour: defaultdict[datetime, set[str]] = defaultdict(set)
     for trace_id, hour in places:
@@ -90,7 +90,7 @@ def delete(
     reference: str | None = None,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> Deletion:
-    """Delete the traces with these ids and those of these users, once nothing else of this Dagster instance runs.
+    """Delete the traces with these ids and the traces of these users, once no other run of ours is in progress.
 
     Raises:
         MonitoringError: the lake has nothing of one, other runs do not end, or something cannot be deleted.
@@ -102,12 +102,12 @@ def delete(
 
 
 def has_unfinished(lake: LakeResource) -> bool:
-    """Whether a deletion was asked for and has not come to its end."""
+    """Whether a requested deletion has not been completed."""
     return bool(_unfinished(lake))
 
 
 def request(lake: LakeResource, places: Places, reference: str | None) -> None:
-    """Write down that the traces are to be deleted; `reference` is what the request is called where it came from."""
+    """Record the request to delete the traces; `reference` is its name in the system that it came from."""
     now = datetime.now(UTC)
     rows = [
         {
@@ -125,13 +125,13 @@ def request(lake: LakeResource, places: Places, reference: str | None) -> None:
 def carry_out(
     lake: LakeResource, recount: Recount, on_progress: Callable[[str], None] = lambda message: None
 ) -> Deletion:
-    """Delete the traces that are written down and not yet deleted; nothing else may read or write meanwhile.
+    """Delete the traces of all recorded requests; nothing else may read or write meanwhile.
 
-    Their rows go from every table, figures and reports of their hours and days are made anew, their records go from the
-    configured datasets, files that still have them are deleted, and then it is looked for them again.
+    Removes their rows from every table, derives figures and reports of their hours and days again, removes their
+    records from the configured datasets, deletes files that still contain them, and then checks that no row is left.
 
     Raises:
-        LakeError: something cannot be deleted, or is still there; running it again goes on.
+        LakeError: something cannot be deleted, or is still there; running it again continues.
     """
     wanted = _unfinished(lake)
     deletion = Deletion(len({digest for _, digests in wanted.items() for digest in digests}))
@@ -143,7 +143,7 @@ def carry_out(
         for table in OF_TRACES:
             if removed := lake.remove(table, window, "trace_id", ids):
                 deletion.rows[table.name] += removed
-        if lake.kept_since is None or hour >= lake.kept_since:  # else there is nothing left to count again
+        if lake.kept_since is None or hour >= lake.kept_since:  # an older hour has nothing left to derive from
             recount.hour(window)
         on_progress(f"{window}: {len(digests)} traces")
     if not wanted:
@@ -187,7 +187,7 @@ def _places(lake: LakeResource, trace_ids: Collection[str]) -> Places:
 
 
 def _unfinished(lake: LakeResource) -> dict[datetime, frozenset[str]]:
-    """The digests of the traces that are to be deleted and are not yet, by hour."""
+    """The digests of the traces that still have to be deleted, by hour."""
     rows = lake.read(DELETED_TRACES).where("completed_at IS NULL").select("trace_hour", "trace_digest").toArrow()
     wanted: defaultdict[datetime, set[str]] = defaultdict(set)
     for hour, digest in zip(rows["trace_hour"].cast(TIME).to_pylist(), rows["trace_digest"].to_pylist(), strict=True):
@@ -196,7 +196,7 @@ def _unfinished(lake: LakeResource) -> dict[datetime, frozenset[str]]:
 
 
 def _ids(lake: LakeResource, window: Window, digests: frozenset[str]) -> set[str]:
-    """The ids of the traces that the lake has of these in the window."""
+    """The ids of those traces that the lake has in the window."""
     found: set[str] = set()
     for table in OF_TRACES:
         found |= set(pc.unique(lake.read_columns(table, window, "trace_id")["trace_id"]).to_pylist())
@@ -204,7 +204,7 @@ def _ids(lake: LakeResource, window: Window, digests: frozenset[str]) -> set[str
 
 
 def _remove_of_sessions(lake: LakeResource, window: Window, ids: set[str], rows: Counter[str]) -> set[datetime]:
-    """Remove the results on the sessions that the traces are part of, which tell of them too; returns their hours."""
+    """Remove the results on the sessions of the traces, which describe them too; returns the hours of these results."""
     traces = lake.read_columns(AGENT_TRACES, window, "trace_id", "experiment_id", "session_id")
     traces = traces.filter(pc.is_in(traces["trace_id"], pa.array(ids, pa.string())))
     sessions = {(row["experiment_id"], row["session_id"]) for row in traces.to_pylist() if row["session_id"]}
@@ -213,10 +213,12 @@ def _remove_of_sessions(lake: LakeResource, window: Window, ids: set[str], rows:
     around = Window(window.start - SPAN, window.end + SPAN)
     columns = ("assessment_id", "trace_hour", "experiment_id", "session_id")
     results = lake.read_columns(ASSESSMENTS, around, *columns).to_pylist()
-    told = [row for row in results if (row["experiment_id"], row["session_id"]) in sessions]
-    if told:
-        rows[ASSESSMENTS.name] += lake.remove(ASSESSMENTS, around, "assessment_id", {r["assessment_id"] for r in told})
-    return {row["trace_hour"] for row in told}
+    affected = [row for row in results if (row["experiment_id"], row["session_id"]) in sessions]
+    if affected:
+        rows[ASSESSMENTS.name] += lake.remove(
+            ASSESSMENTS, around, "assessment_id", {r["assessment_id"] for r in affected}
+        )
+    return {row["trace_hour"] for row in affected}
 
 
 def _check_gone(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:
@@ -226,7 +228,7 @@ def _check_gone(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> N
         for part in hours.by_day():
             found = pc.unique(lake.read_columns(table, part, "trace_id")["trace_id"]).to_pylist()
             if left := sum(trace_digest(trace_id) in digests for trace_id in found):
-                raise LakeError(f"{left} deleted traces are in {table.name} again; run the deletion once more")
+                raise LakeError(f"{left} deleted traces are in {table.name} again; run the deletion again")
 
 
 def _complete(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:

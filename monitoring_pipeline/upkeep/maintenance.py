@@ -1,4 +1,4 @@
-"""Upkeep of the lake: what is due to go goes, small files become large ones, and old files are deleted."""
+"""Upkeep of the lake: expires old rows, compacts small files, and deletes files that no table version needs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import UpkeepSettings
 from monitoring_pipeline.tables import TABLES
 from monitoring_pipeline.upkeep.others import named, readers
-from monitoring_pipeline.upkeep.retention import expire, first_read_by_none
+from monitoring_pipeline.upkeep.retention import expire, expires_before
 
 
 @dataclass
 class Upkept:
     """What upkeep did: rows removed by retention, and for each table what `LakeResource.maintain` returns.
 
-    `put_off` says why nothing was removed; empty where nothing stood in the way.
+    `put_off` says why retention was postponed; empty if it was not.
     """
 
     expired: dict[str, int] = field(default_factory=dict)
@@ -33,18 +33,18 @@ def keep_up(
     own_run_id: str | None,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> Upkept:
-    """Remove what is older than it is kept, then compact every table and delete files that are no longer part of it.
+    """Remove expired rows, then compact every table and delete the files that it no longer uses.
 
-    Rows that a run in progress may read stay until the next time. Files stay for [upkeep] keep_versions_hours, so that
-    whoever reads a version of a table can read it to its end.
+    Rows that a run in progress may read stay until the next upkeep. Unused files stay for [upkeep] keep_versions_hours,
+    so that a reader of an older version can finish.
 
     Raises:
-        LakeError: a table cannot be written; the next time goes on.
+        LakeError: a table cannot be written; the next upkeep continues.
     """
     done = Upkept()
-    cut = first_read_by_none(upkeep)
+    cut = expires_before(upkeep)
     if cut and (found := readers(instance, own_run_id, before=cut)):
-        done.put_off = f"{named(found)} may read what is older than {cut:%Y-%m-%d}"
+        done.put_off = f"{named(found)} may read rows older than {cut:%Y-%m-%d}"
         on_progress(f"nothing removed: {done.put_off}")
     elif cut:
         done.expired = expire(lake, upkeep)

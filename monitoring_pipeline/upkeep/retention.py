@@ -1,4 +1,4 @@
-"""Retention: days that are older than they are to be kept go, whole, from the tables of traces and of results."""
+"""Retention: removes whole days that are older than [upkeep] keeps them, from the tables of traces and of results."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from monitoring_pipeline.settings.upkeep import oldest_kept
 from monitoring_pipeline.tables import TABLES
 
 
-def first_read_by_none(upkeep: UpkeepSettings) -> datetime | None:
-    """Before this moment something is to be removed; None where all is kept for ever."""
+def expires_before(upkeep: UpkeepSettings) -> datetime | None:
+    """The moment before which some rows expire; None if everything is kept forever."""
     cuts = [oldest_kept(days) for days in (upkeep.keep_archive_days, upkeep.keep_results_days)]
     return max((cut for cut in cuts if cut is not None), default=None)
 
@@ -20,7 +20,7 @@ def expire(lake: LakeResource, upkeep: UpkeepSettings, now: datetime | None = No
     """Remove the days that are older than they are kept; returns the rows removed from each table that lost any.
 
     Raises:
-        LakeError: a table cannot be written; the next time goes on.
+        LakeError: a table cannot be written; the next upkeep continues.
     """
     days = {"archive": upkeep.keep_archive_days, "results": upkeep.keep_results_days, None: None}
     removed: dict[str, int] = {}
