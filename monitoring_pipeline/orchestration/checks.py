@@ -79,7 +79,8 @@ def checked(context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckRe
     Raises:
         Failure: a blocking check has failed, and not as a mere warning; the results have been recorded by then.
     """
-    found = list(results)
+    # The key of the asset as it is called in this code location, which may have a prefix.
+    found = [result._replace(asset_key=context.asset_key) for result in results]
     blocking = {spec.name for spec in context.assets_def.check_specs if spec.blocking}
     failed = [str(result.check_name) for result in found if result.check_name in blocking and _is_error(result)]
     if not failed:

@@ -11,7 +11,8 @@ import dagster as dg
 
 from monitoring_pipeline.databricks.workspace import REASON_CHARACTERS, connect, is_passing, refusal
 from monitoring_pipeline.errors import MonitoringError, SettingsError
-from monitoring_pipeline.keys import AUTOMATION_TAGS
+from monitoring_pipeline.keys import AUTOMATION_TAGS, WHOLE_CHAIN_TAG
+from monitoring_pipeline.orchestration.naming import config_fields
 from monitoring_pipeline.settings import DatabricksSettings, Settings, in_catalog, without_password
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ ENVIRONMENT_VERSION = "4"  # of serverless compute: Python 3.12, and a client of
 POLL_SECONDS = 5.0
 # The task writes messages every ten seconds; reading must not fall behind.
 READ_SECONDS = 3.0
+KEPT_TAGS = {WHOLE_CHAIN_TAG, *AUTOMATION_TAGS}  # of the run, which the asset in the job asks for
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def on_databricks(asset: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDe
         check_specs=[*asset.check_specs],
         partitions_def=asset.partitions_def,
         backfill_policy=asset.backfill_policy,
-        config_schema=_config_fields(asset),
+        config_schema=config_fields(asset),
     )
     def launched(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         extras = {
@@ -57,7 +59,7 @@ def on_databricks(asset: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDe
             # Pipes itself tells of partitions only where there is one.
             "partitions": [context.partition_key_range.start, context.partition_key_range.end],
             "config": context.op_execution_context.op_config,
-            "tags": {name: value for name, value in context.run_tags.items() if name in AUTOMATION_TAGS},
+            "tags": {name: value for name, value in context.run_tags.items() if name in KEPT_TAGS},
         }
         reported = _run_job(context, settings.databricks, extras)
         for materialization in reported.materializations:
@@ -79,13 +81,6 @@ def on_databricks(asset: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDe
         )
 
     return launched
-
-
-def _config_fields(asset: dg.AssetsDefinition) -> dict[str, Any] | None:
-    """The fields of the asset's run configuration; None where it takes none."""
-    schema = asset.op.config_schema
-    field = schema.as_field() if schema else None
-    return getattr(field.config_type, "fields", None) if field else None
 
 
 def handed_over(settings: Settings) -> dict[str, Any]:

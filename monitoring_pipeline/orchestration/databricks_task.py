@@ -49,7 +49,7 @@ def run_asset(pipes: PipesContext) -> None:
     # Imported here, so that Dagster is told of a package that is missing.
     import dagster as dg
 
-    from monitoring_pipeline.keys import RANGE_END, RANGE_START
+    from monitoring_pipeline.keys import ASSETS, RANGE_END, RANGE_START
     from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import failures
 
@@ -57,7 +57,9 @@ def run_asset(pipes: PipesContext) -> None:
     key = dg.AssetKey.from_escaped_user_string(pipes.asset_key)
     first, last = pipes.get_extra("partitions")
     _check_version(definitions, key, pipes.code_version)
-    job = definitions.resolve_job_def(pipes.job_name or "")
+    # A job of another code location is not there; Dagster's own job over all assets runs the asset as well.
+    is_ours = definitions.get_repository_def().has_job(pipes.job_name or "")
+    job = definitions.resolve_job_def(pipes.job_name or "") if is_ours else definitions.resolve_job_def(ASSETS)
 
     def forward(entry: EventLogEntry) -> None:
         if entry.step_key and not entry.is_dagster_event:

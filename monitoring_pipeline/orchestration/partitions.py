@@ -28,14 +28,14 @@ def weekly(start: datetime) -> dg.WeeklyPartitionsDefinition:
     return dg.WeeklyPartitionsDefinition(start_date=monday, day_offset=1, timezone="UTC", end_offset=1)
 
 
-def run_window(context: dg.AssetExecutionContext) -> Window:
+def run_window(context: dg.AssetExecutionContext, lake: LakeResource) -> Window:
     """The window of the partition, or of the range of partitions, that this run is for.
 
     Raises:
         LakeError: the archive no longer keeps it, so that what was made of it could not be made again.
     """
     start, end = context.partition_time_window
-    check_kept(context.resources.lake, start)
+    check_kept(lake, start)
     return Window(start, end)
 
 

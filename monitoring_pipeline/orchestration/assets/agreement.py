@@ -34,7 +34,7 @@ def agreement_assets(
         description=SCORER_AGREEMENT.description,
     )
     def scorer_agreement(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
-        window = run_window(context)
+        window = run_window(context, lake)
         rows = agreement(lake.read(AGENT_TRACES, window), lake.read(ASSESSMENTS, window), scorers)
         lake.replace(SCORER_AGREEMENT, window, pa.Table.from_pandas(rows, preserve_index=False))
         for day in window.days():

@@ -8,7 +8,7 @@ from pydantic import Field
 from monitoring_pipeline.databricks.managed import check_managed, is_managed
 from monitoring_pipeline.databricks.managed_backfill import backfill_and_archive
 from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
-from monitoring_pipeline.keys import ARCHIVE_KEY, AUTOMATION_TAGS, MONITORING, scorer_key
+from monitoring_pipeline.keys import ARCHIVE_KEY, AUTOMATION_TAGS, WHOLE_CHAIN_TAG, scorer_key
 from monitoring_pipeline.orchestration.assets.common import plain_number, record_hours, table_metadata, tags, utc_index
 from monitoring_pipeline.orchestration.checks import (
     LEDGER_ADDS_UP,
@@ -98,7 +98,7 @@ def _scorer_asset(
     ) -> CheckedAsset:
         from pyspark.sql import functions as F
 
-        window = run_window(context)
+        window = run_window(context, lake)
         (current,) = effective([scorer], ScorerLog(tracking, states_in))
         if config.sample_rate is not None:
             current = replace(current, sample_rate=config.sample_rate)
@@ -164,7 +164,7 @@ def _have_scored(
 
 def _is_automatic(context: dg.AssetExecutionContext) -> bool:
     """Whether no person has named this scorer for this run: it is of the whole chain, or of a sensor or schedule."""
-    return context.run.job_name == MONITORING or not AUTOMATION_TAGS.isdisjoint(context.run_tags)
+    return not {WHOLE_CHAIN_TAG, *AUTOMATION_TAGS}.isdisjoint(context.run_tags)
 
 
 def _coverage_asset(
@@ -187,7 +187,7 @@ def _coverage_asset(
     ) -> CheckedAsset:
         from pyspark.sql import functions as F
 
-        window = run_window(context)
+        window = run_window(context, lake)
         log = ScorerLog(tracking, states_in)
         current = effective(scorers, log)
         managed = [scorer for scorer in current if is_managed(scorer)]

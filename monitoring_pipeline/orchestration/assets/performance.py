@@ -81,7 +81,7 @@ def _table_asset(
         description=table.description,
     )
     def table_asset(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
-        window = run_window(context)
+        window = run_window(context, lake)
         lake.replace(table, window, transform(lake.read(source, window)))
         rows = lake.read(table, window)
         record_hours(context, window, utc_index(figures(rows).toPandas(), table.hour))

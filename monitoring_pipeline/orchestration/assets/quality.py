@@ -33,7 +33,7 @@ def quality_assets(
         description=HOURLY_QUALITY.description,
     )
     def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
-        window = run_window(context)
+        window = run_window(context, lake)
         rows = quality(lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window), rules, by_hour=True)
         rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
         lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
