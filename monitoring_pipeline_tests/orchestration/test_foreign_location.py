@@ -186,7 +186,7 @@ def test_our_jobs_and_our_automation_have_our_assets_alone(made: MadeProject, da
     assert sensor.asset_selection.resolve(merged.asset_graph) == keys
     theirs_evaluated = merged.get_sensor_def("default_automation_condition_sensor").asset_selection
     assert theirs_evaluated is not None
-    assert theirs_evaluated.resolve(merged.asset_graph) == {dg.AssetKey("sales")}
+    assert theirs_evaluated.resolve(merged.asset_graph) == merged.asset_graph.get_all_asset_keys() - keys
 
 
 def test_two_pipelines_fit_into_one_location(made: MadeProject) -> None:
@@ -236,7 +236,8 @@ def test_our_chain_runs_over_made_traces(
         )
         assert ran.success, job
     latest = dg.AssetCheckKey(OURS.key("hourly_performance"), "latest_hour_is_there")
-    assert len(instance.event_log_storage.get_asset_check_execution_history(latest, limit=9)) == 2
+    [last] = instance.event_log_storage.get_asset_check_execution_history(latest, limit=1)
+    assert last.partition is None  # of the job, and not of a run of the asset
 
 
 def test_our_backfills_run_and_are_launched(
