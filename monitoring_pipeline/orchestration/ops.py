@@ -1,4 +1,4 @@
-"""Steps of jobs that are no assets: what they do is asked for once and leaves no table."""
+"""Jobs that materialise no asset: people or schedules launch them, and they write no table of their own."""
 
 from datetime import UTC, datetime
 
@@ -23,21 +23,21 @@ from monitoring_pipeline.windows import Window, parse_utc
 
 
 class AssessConfig(dg.Config):
-    """What to assess, by which scorers, and what is expected of it."""
+    """The traces to assess, the scorers, and the least mean scores."""
 
     start: str | None = Field(default=None, description="such as 2026-01-01T05:00Z; default: 24 h before the end")
     end: str | None = Field(default=None, description="exclusive; default: now")
     filter: str | None = Field(default=None, description="MLflow trace filter")
     trace_ids: list[str] | None = Field(default=None, description="only these traces")
     scorers: list[str] | None = Field(default=None, description="names of configured scorers; default: all")
-    experiment_name: str | None = Field(default=None, description="MLflow experiment to log figures and results to")
+    experiment_name: str | None = Field(default=None, description="MLflow experiment to log summary and results to")
     fail_under: dict[str, float] = Field(
-        default={}, description="least mean score by scorer; the run fails where one is under it"
+        default={}, description="least mean score by scorer; the run fails if one is lower"
     )
 
 
 def latest_hour_job(settings: DagsterSettings) -> dg.JobDefinition:
-    """The job that evaluates the check `latest_hour_is_there` when the asset that it belongs to does not run."""
+    """The job that evaluates the check `latest_hour_is_there` without a run of its asset."""
 
     names = settings.names
 
@@ -67,7 +67,7 @@ def latest_hour_job(settings: DagsterSettings) -> dg.JobDefinition:
 
 
 def assess_job(settings: Settings) -> dg.JobDefinition:
-    """The job that runs scorers on chosen archived traces, all of them; nothing is added to the ledger."""
+    """The job that runs scorers on all of the chosen archived traces; it adds nothing to the ledger."""
 
     names = settings.dagster.names
 

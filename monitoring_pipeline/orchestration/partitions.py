@@ -29,10 +29,10 @@ def weekly(start: datetime) -> dg.WeeklyPartitionsDefinition:
 
 
 def run_window(context: dg.AssetExecutionContext, lake: LakeResource) -> Window:
-    """The window of the partition, or of the range of partitions, that this run is for.
+    """The window of the partition or range of partitions of this run.
 
     Raises:
-        LakeError: the archive no longer keeps it, so that what was made of it could not be made again.
+        LakeError: the archive no longer keeps the window, so that its tables cannot be computed again.
     """
     start, end = context.partition_time_window
     check_kept(lake, start)
@@ -40,10 +40,10 @@ def run_window(context: dg.AssetExecutionContext, lake: LakeResource) -> Window:
 
 
 def check_kept(lake: LakeResource, start: datetime) -> None:
-    """Raise LakeError where the archive no longer keeps what began at `start`."""
+    """Raise LakeError if the archive no longer keeps traces from `start` on."""
     kept_since = lake.kept_since
     if kept_since and start < kept_since:
         raise LakeError(
             f"{start:%Y-%m-%d %H:%M} is before {kept_since:%Y-%m-%d}, the first day that [upkeep] keep_archive_days "
-            "keeps; what was made of earlier traces stays as it is"
+            "keeps; tables and reports of earlier traces stay as they are"
         )

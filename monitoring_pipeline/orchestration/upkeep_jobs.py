@@ -1,4 +1,4 @@
-"""Jobs that take out of the lake what is not to stay there."""
+"""Jobs that remove data from the lake: retention and deletion on request."""
 
 from typing import Any
 
@@ -13,16 +13,18 @@ from monitoring_pipeline.settings import Settings
 
 
 class DeleteConfig(dg.Config):
-    """Whose traces to delete, or which."""
+    """Which traces to delete: by their ids, or by the ids of their users."""
 
     trace_ids: list[str] = Field(default=[], description="ids of traces")
-    user_ids: list[str] = Field(default=[], description="ids of users, all of whose traces go")
-    reference: str | None = Field(default=None, description="what the request is called where it came from; kept")
+    user_ids: list[str] = Field(default=[], description="ids of users whose traces are all deleted")
+    reference: str | None = Field(
+        default=None, description="name of the request in another system; stored with the deletion"
+    )
     dry_run: bool = Field(default=False, description="only count the traces")
 
 
 def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
-    """Upkeep of all tables, by settings, and deletion on request."""
+    """The job that maintains all tables as the settings say, and the one that deletes traces on request."""
 
     names, run_by = settings.dagster.names, executor(settings.dagster)
 
