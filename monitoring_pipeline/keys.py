@@ -1,7 +1,11 @@
-"""Names that Dagster and people see: keys of assets, names of jobs, tags of runs, keys of partitions."""
+"""Names that Dagster and people see: keys of assets, groups, jobs, sensors, schedules, tags of runs, partitions.
+
+They are the names of a code location of our own. In another one, `Names` puts the prefixes of [dagster] before them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
@@ -11,7 +15,11 @@ ARCHIVE_KEY = "archived_traces"
 RESULTS_IN_MLFLOW = "results_in_mlflow"
 DAILY_REPORT_KEY = "daily_report"
 WEEKLY_REPORT_KEY = "weekly_report"
-GROUP = "datasets"
+
+# Groups of assets that a job selects.
+DATASETS_GROUP = "datasets"
+REPORTS_GROUP = "reports"
+ALERTS_GROUP = "alerts"
 
 # Jobs.
 MONITORING = "monitoring"
@@ -19,12 +27,31 @@ ARCHIVE = "archive_job"
 DAILY_REPORT = "daily_report_job"
 WEEKLY_REPORT = "weekly_report_job"
 DATASETS = "datasets_job"
-ASSETS = "__ASSET_JOB"  # Dagster's own job over all assets
+ALERTS_JOB = "alerts_job"
+ASSESS = "assess_job"
+LATEST_HOUR = "latest_hour_job"
+UPKEEP = "upkeep_job"
+DELETE = "delete_traces_job"
+ASSETS = "__ASSET_JOB"  # Dagster's own job over all assets of a code location; it takes no prefix
+
+# Sensors.
+NEW_TRACES = "new_traces"
+AUTOMATION = "automation"
+LOST_RUNS = "lost_runs"
+
+# Tags of assets.
+PIPELINE_TAG = "monitoring/pipeline"  # on every asset of ours; jobs and sensors select by it
 
 # Tags of runs.
 PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+PRIORITY = "dagster/priority"
 HOST_TAG = "monitoring/host"  # the machine of a run that a command runs in its own process
+WHOLE_CHAIN_TAG = "monitoring/whole_chain"  # on every run of the job `monitoring`, which names no scorer
+# On runs that the sensor new_traces requests: its name, the source's counts of each hour, and the attempt.
+REQUESTED_BY_TAG = "monitoring/asked_by"
+COUNTS_TAG = "monitoring/source_counts"
+ATTEMPT_TAG = "monitoring/attempt"
 AUTOMATION_TAGS = {  # Dagster sets one of them on every run that no person started
     "dagster/sensor_name",
     "dagster/schedule_name",
@@ -40,9 +67,52 @@ def scorer_key(name: str) -> dg.AssetKey:
 
 def dataset_key(name: str) -> dg.AssetKey:
     """The key of a dataset's asset."""
-    return dg.AssetKey([GROUP, name])
+    return dg.AssetKey([DATASETS_GROUP, name])
 
 
 def partition_key(hour: datetime) -> str:
     """The key of the hourly partition that starts at `hour`."""
     return f"{hour:%Y-%m-%d-%H:%M}"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What our definitions are called in a code location: the names of this file, behind the prefixes of [dagster]."""
+
+    key_prefix: tuple[str, ...] = ()
+    group_prefix: str | None = None
+    resource_prefix: str | None = None
+
+    def key(self, key: dg.AssetKey | str) -> dg.AssetKey:
+        """The key of one of our assets."""
+        return (dg.AssetKey(key) if isinstance(key, str) else key).with_prefix(self.key_prefix)
+
+    def definition(self, name: str) -> str:
+        """The name of one of our jobs, sensors or schedules."""
+        return "_".join([*self.key_prefix, name])
+
+    def op(self, name: str) -> str:
+        """The name of an op: for an asset's, its key with the parts joined by two underscores, as Dagster does."""
+        return "__".join([*self.key_prefix, name])
+
+    def group(self, name: str) -> str:
+        """The name of one of our groups of assets."""
+        return f"{self.group_prefix}_{name}" if self.group_prefix else name
+
+    def resource(self, name: str) -> str:
+        """The key of one of our resources: of `tracking`, `spark` or `lake`."""
+        return f"{self.resource_prefix}_{name}" if self.resource_prefix else name
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tag that all our assets carry; its value tells two pipelines in one code location apart."""
+        return {PIPELINE_TAG: ".".join(self.key_prefix) or MONITORING}
+
+    @property
+    def ours(self) -> dg.AssetSelection:
+        """All our assets, and no others of the code location."""
+        ((tag, value),) = self.tags.items()
+        return dg.AssetSelection.tag(tag, value)
+
+
+NO_PREFIX = Names()

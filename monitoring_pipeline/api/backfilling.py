@@ -79,6 +79,6 @@ def _backfill(
     options = ScorerOptions(sample_rate)
     if not daemon_is_running(instance):
         return run_backfills(definitions, settings, window, scorer_names, options, instance, lambda event: None)
-    for name, backfill_id in launch_backfills(definitions, window, scorer_names, options, instance).items():
+    for name, backfill_id in launch_backfills(definitions, settings, window, scorer_names, options, instance).items():
         print(f"{name}: launched; watch it at {address_of(backfill_id)}")
     return {}

@@ -69,7 +69,7 @@ def _run(settings: Settings, window: Window, scorers: list[str], options: Scorer
     instance = start_instance(config_folder())
     if daemon_is_running(instance):
         definitions = build_definitions(settings)
-        for name, backfill_id in launch_backfills(definitions, window, scorers, options, instance).items():
+        for name, backfill_id in launch_backfills(definitions, settings, window, scorers, options, instance).items():
             typer.echo(f"{name}: launched; watch it at {address_of(backfill_id)}")
         return 0
     steps = len(parts(window, settings.backfill.max_partitions_per_run)) * len(scorers) * 3

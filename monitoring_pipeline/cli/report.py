@@ -31,7 +31,7 @@ def report(
 
     result = execute(
         build_definitions(settings),
-        DAILY_REPORT if period.kind == "day" else WEEKLY_REPORT,
+        settings.dagster.names.definition(DAILY_REPORT if period.kind == "day" else WEEKLY_REPORT),
         None,
         (period.partition_key, period.partition_key),
         start_instance(config_folder()),

@@ -5,15 +5,16 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from monitoring_pipeline.alerts.checking import Checked, check_alerts
+from monitoring_pipeline.keys import ALERTS_GROUP, ALERTS_JOB, Names
 from monitoring_pipeline.orchestration.assets.common import table_metadata, tags
+from monitoring_pipeline.orchestration.jobs import asset_job
+from monitoring_pipeline.orchestration.naming import named_asset
 from monitoring_pipeline.orchestration.requested_runs import given_up
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import ALERTS
 
-GROUP = "alerts"
-JOB = "alerts_job"
 NOTIFIERS_ANSWER = dg.AssetCheckSpec(
     "notifiers_answer",
     asset=ALERTS.name,
@@ -26,13 +27,17 @@ def alert_definitions(settings: Settings, scorers: list[ConfiguredScorer], runni
     """The asset `alerts`, its job and its schedule, which starts by itself where `running`; nothing without rules."""
     if not settings.alerts:
         return dg.Definitions()
-    job = dg.define_asset_job(
-        JOB,
-        selection=dg.AssetSelection.assets(ALERTS.name),
-        description="Every rule of [[alerts]] looked at, and what changed told.",
+    names = settings.dagster.names
+    job = asset_job(
+        settings.dagster,
+        ALERTS_JOB,
+        dg.AssetSelection.assets(names.key(ALERTS.name)),
+        "Evaluates every rule of [[alerts]] and notifies about changes.",
     )
     return dg.Definitions(
-        assets=[_alerts(settings, scorers)], jobs=[job], schedules=[_schedule(settings.notify.every_minutes, running)]
+        assets=[named_asset(_alerts(settings, scorers), settings.dagster)],
+        jobs=[job],
+        schedules=[_schedule(names, settings.notify.every_minutes, running)],
     )
 
 
@@ -44,7 +49,7 @@ def _alerts(settings: Settings, scorers: list[ConfiguredScorer]) -> dg.AssetsDef
         specs=[
             dg.AssetSpec(
                 ALERTS.name,
-                group_name=GROUP,
+                group_name=ALERTS_GROUP,
                 kinds={"deltalake"},
                 tags=tags(ALERTS),
                 metadata=table_metadata(ALERTS),
@@ -55,7 +60,12 @@ def _alerts(settings: Settings, scorers: list[ConfiguredScorer]) -> dg.AssetsDef
     )
     def alerts(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         checked = check_alerts(
-            lake, settings, digests, lambda: len(given_up(context.instance)), datetime.now(UTC), context.log
+            lake,
+            settings,
+            digests,
+            lambda: len(given_up(context.instance, settings.dagster.names)),
+            datetime.now(UTC),
+            context.log,
         )
         failures = checked.delivered.failures
         return dg.MaterializeResult(
@@ -100,17 +110,19 @@ def _listed(checked: Checked) -> dg.TableMetadataValue:
     )
 
 
-def _schedule(every_minutes: int, running: bool) -> dg.ScheduleDefinition:
+def _schedule(names: Names, every_minutes: int, running: bool) -> dg.ScheduleDefinition:
+    job = names.definition(ALERTS_JOB)
+
     @dg.schedule(
-        name="alerts",
+        name=names.definition("alerts"),
         cron_schedule="0 * * * *" if every_minutes == 60 else f"*/{every_minutes} * * * *",
-        job_name=JOB,
+        job_name=job,
         default_status=dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED,
         description="Looks at the rules of [[alerts]].",
     )
     def alerts(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         # Two checks at a time would send what is pending twice.
-        if context.instance.get_runs_count(dg.RunsFilter(job_name=JOB, statuses=UNDER_WAY)):
+        if context.instance.get_runs_count(dg.RunsFilter(job_name=job, statuses=UNDER_WAY)):
             return dg.SkipReason("the last check is still under way")
         return dg.RunRequest()
 

@@ -1,4 +1,4 @@
-"""Backfills of scorers: as Dagster backfills where a daemon runs, else as runs of this process or beside it."""
+"""Backfills of scorers: as Dagster backfills if a daemon runs, otherwise as runs in this process or in others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multiprocessing.managers import SyncManager
 import dagster as dg
 
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.keys import ASSETS, partition_key, scorer_key
+from monitoring_pipeline.keys import ASSETS, Names, partition_key, scorer_key
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import StepEvent, execute, failures
 from monitoring_pipeline.resources.build import build_resources
@@ -27,10 +27,10 @@ from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 from monitoring_pipeline.windows import HOUR, Window, parts
 
-# What is made of the assessments, hour by hour.
+# The hourly tables computed from assessments.
 DOWNSTREAM = [dg.AssetKey(SCORER_COVERAGE.name), dg.AssetKey(HOURLY_QUALITY.name)]
 LOCAL_UI = "http://127.0.0.1:3000"
-# How late a daemon's next sign of life may be, due every 30 seconds; Dagster itself waits half an hour for it.
+# How old a daemon's last heartbeat may be. One is due every 30 seconds; Dagster itself waits half an hour.
 LATE_SECONDS = 60
 
 
@@ -39,7 +39,7 @@ class ScorerOptions:
     """How a backfill runs a scorer, as in the run configuration of its asset.
 
     Raises:
-        MonitoringError: the sample rate is none.
+        MonitoringError: the sample rate is not from 0 to 1.
     """
 
     sample_rate: float | None = None
@@ -47,12 +47,12 @@ class ScorerOptions:
     newest_first: bool = False
 
     def __post_init__(self) -> None:
-        if self.sample_rate is not None and not 0 <= self.sample_rate <= 1:  # as nan is not
+        if self.sample_rate is not None and not 0 <= self.sample_rate <= 1:  # also refuses nan
             raise MonitoringError(f"sample rate {self.sample_rate}: must be from 0 to 1")
 
 
 def daemon_is_running(instance: dg.DagsterInstance) -> bool:
-    """Whether a Dagster daemon that launches backfills has lately given a sign of life."""
+    """Whether a Dagster daemon that launches backfills has had a heartbeat within `LATE_SECONDS`."""
     from dagster._daemon.controller import get_daemon_statuses
     from dagster._daemon.daemon import BackfillDaemon
 
@@ -63,19 +63,20 @@ def daemon_is_running(instance: dg.DagsterInstance) -> bool:
 
 def launch_backfills(
     definitions: dg.Definitions,
+    settings: Settings,
     window: Window,
     scorers: Sequence[str],
     options: ScorerOptions,
     instance: dg.DagsterInstance,
 ) -> dict[str, str]:
-    """Ask the daemon for a backfill of each scorer, and what is made of its results; returns their ids.
+    """Request a backfill of each scorer, and the tables computed from its results, from the daemon; returns their ids.
 
-    One for each, so that one which fails stops no other.
+    Each scorer gets a backfill of its own, so that one that fails does not stop the others.
     """
     from dagster._core.execution.backfill import PartitionBackfill
     from dagster._core.utils import make_new_backfill_id
 
-    graph = definitions.resolve_asset_graph()
+    graph, names = definitions.resolve_asset_graph(), settings.dagster.names
     hours = [partition_key(hour) for hour in window.hours()]
     launched = {}
     for name in scorers:
@@ -85,21 +86,21 @@ def launch_backfills(
                 backfill_id=launched[name],
                 asset_graph=graph,
                 partition_names=hours,
-                asset_selection=[scorer_key(name), *DOWNSTREAM],
+                asset_selection=[names.key(key) for key in (scorer_key(name), *DOWNSTREAM)],
                 backfill_timestamp=time.time(),
                 tags={},
                 dynamic_partitions_store=instance,
                 all_partitions=False,
                 title=f"{name}, {window}",
                 description=None,
-                run_config={"ops": _ops(name, options)},
+                run_config={"ops": _ops(names, name, options)},
             )
         )
     return launched
 
 
 def address_of(backfill_id: str) -> str:
-    """Where to watch a backfill: its page, if the UI is at its usual address, else how to find it."""
+    """Where to watch a backfill: its page if the UI runs at its usual address, otherwise how to find it."""
     try:
         with urllib.request.urlopen(f"{LOCAL_UI}/server_info", timeout=2):
             return f"{LOCAL_UI}/runs/b/{backfill_id}"
@@ -116,18 +117,20 @@ def run_backfills(
     instance: dg.DagsterInstance,
     on_event: Callable[[StepEvent], None],
 ) -> dict[str, str]:
-    """Run the scorers over `window` in this process, one after the other, then what is made of their results.
+    """Run the scorers over `window` in this process, one after the other, then the tables computed from their results.
 
-    Returns the steps that failed, with the reason; one that fails stops no other.
+    Returns the steps that failed, with the reason; a scorer that fails does not stop the others.
     """
+    names = settings.dagster.names
     windows = parts(window, settings.backfill.max_partitions_per_run)
     failed: dict[str, str] = {}
-    # What is made of the results goes apart: it must not wait for a scorer that fails.
+    # The tables get runs of their own, because Dagster would skip them after a scorer that fails.
     for selection in ([scorer_key(name) for name in scorers], DOWNSTREAM):
         for part in windows[::-1] if options.newest_first else windows:
             keys = (partition_key(part.start), partition_key(part.end - HOUR))
-            ops = {name: config for scorer in scorers for name, config in _ops(scorer, options).items()}
-            failed |= failures(execute(definitions, ASSETS, selection, keys, instance, on_event, ops))
+            ops = {name: config for scorer in scorers for name, config in _ops(names, scorer, options).items()}
+            ours = [names.key(key) for key in selection]
+            failed |= failures(execute(definitions, ASSETS, ours, keys, instance, on_event, ops))
     return failed
 
 
@@ -138,14 +141,16 @@ def run_side_by_side(
     options: ScorerOptions,
     on_event: Callable[[StepEvent], None],
 ) -> dict[str, str]:
-    """`run_backfills` for each scorer in a process of its own, `[backfill] max_scorers_at_once` of them at a time.
+    """Run `run_backfills` for each scorer in its own process, `[backfill] max_scorers_at_once` at a time.
 
-    The instance of DAGSTER_HOME must have been opened before: two processes that make it at once fail. Returns the
-    steps that failed, and the scorers whose process ended, with the reason.
+    The caller must have opened the instance of DAGSTER_HOME before: two processes that create it at once fail. Returns
+    the steps that failed, and the scorers whose process died, with the reason.
     """
-    processes = get_context("spawn")  # Dagster runs no two jobs in threads of one process
+    processes = get_context("spawn")  # Dagster cannot run two jobs in threads of one process
     manager = SyncManager(ctx=processes)
-    manager.start(signal.signal, (signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is for those that can end well
+    manager.start(
+        signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )  # Ctrl-C must reach only the processes that run scorers
     with manager, ThreadPoolExecutor(settings.backfill.max_scorers_at_once) as pool:
         events = manager.Queue()
 
@@ -162,7 +167,7 @@ def run_side_by_side(
                 with suppress(queue.Empty):
                     on_event(events.get(timeout=0.2))
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)  # those under way have had it too, and end by themselves
+            pool.shutdown(cancel_futures=True)  # running processes have received Ctrl-C too, and end by themselves
             raise
         while not events.empty():
             on_event(events.get())
@@ -183,12 +188,12 @@ def _run_one(
 
 
 def forecasts(settings: Settings, window: Window, scorers: Sequence[str], options: ScorerOptions) -> list[Forecast]:
-    """What a backfill of each scorer would do, at the rate and filter that it has now."""
+    """What a backfill of each scorer would do, at its current sample rate and filter."""
     lake = build_resources(settings)["lake"]
     configured = load_scorers([entry for entry in settings.scorers if entry.name in scorers])
     current = effective(configured, ScorerLog.of(settings))
     return [forecast(lake, scorer, window, options.sample_rate, options.retry_failed) for scorer in current]
 
 
-def _ops(scorer: str, options: ScorerOptions) -> dict[str, object]:
-    return {"__".join(scorer_key(scorer).path): {"config": asdict(options)}}
+def _ops(names: Names, scorer: str, options: ScorerOptions) -> dict[str, object]:
+    return {names.op("__".join(scorer_key(scorer).path)): {"config": asdict(options)}}

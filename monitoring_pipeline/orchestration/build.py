@@ -1,4 +1,4 @@
-"""Puts all Dagster objects together; importing it builds nothing."""
+"""Builds all Dagster definitions; importing this module builds nothing."""
 
 from __future__ import annotations
 
@@ -20,27 +20,68 @@ from monitoring_pipeline.orchestration.assets.reports import report_assets
 from monitoring_pipeline.orchestration.assets.write_back import write_back_assets
 from monitoring_pipeline.orchestration.automation import automated, automation_sensor
 from monitoring_pipeline.orchestration.databricks_jobs import on_databricks
-from monitoring_pipeline.orchestration.jobs import dataset_jobs, jobs
+from monitoring_pipeline.orchestration.jobs import jobs
 from monitoring_pipeline.orchestration.lost_runs import lost_runs_sensor
+from monitoring_pipeline.orchestration.naming import beta_parameters, named_asset
 from monitoring_pipeline.orchestration.new_traces import new_traces_sensor
 from monitoring_pipeline.orchestration.ops import assess_job, latest_hour_job
 from monitoring_pipeline.orchestration.partitions import daily, hourly, weekly
 from monitoring_pipeline.orchestration.schedules import schedules
 from monitoring_pipeline.orchestration.upkeep_jobs import upkeep_jobs
 from monitoring_pipeline.resources.build import build_resources
-from monitoring_pipeline.scoring.registry import load_scorers
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.settings import Settings
 
 
 def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
-    """All definitions for `settings`; `resources` replace those of the same name (`tracking`, `spark`, `lake`).
+    """All definitions for `settings`; `resources` replace ours of the same name (`tracking`, `spark`, `lake`).
+
+    They fit into any code location: `dg.Definitions.merge(theirs, build_definitions(settings))`. Jobs, sensors and
+    schedules select our assets alone, each job has its executor, and `[dagster]` key_prefix, group_prefix and
+    resource_prefix keep names apart.
 
     Raises:
         SettingsError: a scorer cannot be loaded.
     """
-    hours, days = hourly(settings.archive.start), daily(settings.archive.start)
     scorers = load_scorers(settings.scorers)
-    ours = [scorer for scorer in scorers if not is_managed(scorer)]  # the others' results are in MLflow already
+    names, enabled = settings.dagster.names, settings.automation.enabled
+    with beta_parameters():
+        assets = _assets(settings, scorers)
+        alerts = alert_definitions(settings, scorers, enabled)
+    assets = automated([named_asset(asset, settings.dagster) for asset in assets], scorers, settings.automation, names)
+    all_jobs = [
+        *jobs(settings.dagster, settings.datasets),
+        assess_job(settings),
+        latest_hour_job(settings.dagster),
+        *upkeep_jobs(settings),
+    ]
+    keys = {key for asset in [*assets, *(alerts.assets or [])] for key in asset.keys}  # pyright: ignore
+    job_names = {job.name for job in [*all_jobs, *(alerts.jobs or [])]}
+
+    def is_ours(run: dg.DagsterRun) -> bool:
+        return run.job_name in job_names or not keys.isdisjoint(run.asset_selection or ())
+
+    pipeline = dg.Definitions(
+        assets=assets,
+        jobs=all_jobs,
+        sensors=[
+            new_traces_sensor(settings.archive, settings.sensor, names, enabled),
+            automation_sensor(settings.automation, names),
+            lost_runs_sensor(names, is_ours, enabled),
+        ],
+        schedules=schedules(settings),
+        resources={
+            names.resource(name): resource
+            for name, resource in {**build_resources(_addresses_by_name(settings)), **(resources or {})}.items()
+        },
+    )
+    return dg.Definitions.merge(pipeline, alerts)
+
+
+def _assets(settings: Settings, scorers: list[ConfiguredScorer]) -> list[dg.AssetsDefinition]:
+    """All assets but the alerts, under their names without prefix."""
+    hours, days = hourly(settings.archive.start), daily(settings.archive.start)
+    ours = [scorer for scorer in scorers if not is_managed(scorer)]  # MLflow has the others' results already
     of_tables = [
         *archive_assets(hours, settings.archive),
         *performance_assets(hours),
@@ -53,41 +94,15 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
     ]
     if settings.databricks.jobs:
         of_tables = [on_databricks(asset, settings) for asset in of_tables]
-    assets = [
+    return [
         *of_tables,
         *report_assets(days, weekly(settings.archive.start), scorers, settings),
         *dataset_assets(days, scorers, settings.datasets),
     ]
-    all_jobs = [
-        *jobs(),
-        *dataset_jobs(settings.datasets),
-        assess_job(settings),
-        latest_hour_job(),
-        *upkeep_jobs(settings),
-    ]
-    monitoring = dg.Definitions(
-        assets=automated(assets, scorers, settings.automation),
-        jobs=all_jobs,
-        sensors=[
-            new_traces_sensor(settings.archive, settings.sensor, settings.automation.enabled),
-            automation_sensor(settings.automation),
-            lost_runs_sensor(settings.automation.enabled),
-        ],
-        schedules=schedules(
-            settings.archive,
-            settings.automation,
-            [job.name for job in all_jobs],
-            settings.datasets,
-            settings.upkeep.keep_archive_days,
-        ),
-        resources={**build_resources(_addresses_by_name(settings)), **(resources or {})},
-        executor=dg.in_process_executor if settings.dagster.executor == "in_process" else dg.multiprocess_executor,
-    )
-    return dg.Definitions.merge(monitoring, alert_definitions(settings, scorers, settings.automation.enabled))
 
 
 def _addresses_by_name(settings: Settings) -> Settings:
-    """`settings` with addresses from the environment given as the names of their variables.
+    """`settings` with the variable's name in place of each address that comes from the environment.
 
     The UI shows the values of resources, and an address may hold a password or token.
     """

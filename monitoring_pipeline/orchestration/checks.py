@@ -1,7 +1,7 @@
-"""Asset checks: conditions that a table must meet before others use it, and warnings for people.
+"""Asset checks: what must hold for a table before anything is computed from it, and what people should know.
 
-They run within the asset's own run, on its window, so that they cost an hour and not the archive. In a run over a range
-one result names the hours at fault. If a blocking check fails, the asset is not materialized (`checked`).
+Checks run within the asset's run, on its window, so each reads the hours of the run and not the whole archive. In a run
+over a range, one result names the failing hours. If a blocking check fails, the asset is not materialised (`checked`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ ARCHIVE_COMPLETE = dg.AssetCheckSpec(
     "archive_complete",
     asset="archived_traces",
     blocking=True,
-    description="Archive and quarantine have at least the traces of each hour that the source had before it was read.",
+    description="Archive and quarantine together hold at least the traces that the source counted for each hour before "
+    "it was read.",
 )
 
 
 def archive_complete(lacking: Mapping[datetime, int] | None) -> dg.AssetCheckResult:
-    """The result of the check `archive_complete`; `lacking` counts each hour's missing traces (None: not counted)."""
+    """The result of the check `archive_complete`.
+
+    `lacking` is the number of missing traces by hour; None if the source cannot count its traces.
+    """
     hours = [f"{hour:%Y-%m-%d %H:%M}: {number} lacking" for hour, number in sorted((lacking or {}).items())]
     return dg.AssetCheckResult(
         asset_key="archived_traces",
@@ -51,16 +55,16 @@ def archive_complete(lacking: Mapping[datetime, int] | None) -> dg.AssetCheckRes
     )
 
 
-SHOWN = 10  # problems that a result names; it counts all of them
+SHOWN = 10  # problems that a result lists; it counts all of them
 SCHEMA, RANGES = "schema_as_declared", "values_in_range"
 SILENCE_LOOK_BACK = timedelta(hours=24)
-GRACE = timedelta(minutes=15)  # from the end of an hour until its figures are expected
+GRACE = timedelta(minutes=15)  # from the end of an hour until its metrics are expected
 
 LEDGER_ADDS_UP = dg.AssetCheckSpec(
     "ledger_adds_up",
     asset="scorer_coverage",
     blocking=True,
-    description="Every archived trace is accounted for, and the counts agree with the archive and with assessments. "
+    description="The ledger accounts for every archived trace, and its counts match the archive and the assessments. "
     "Quality is not computed from a ledger that fails.",
 )
 
@@ -69,15 +73,16 @@ CheckedAsset: TypeAlias = Iterator[dg.AssetCheckResult | dg.MaterializeResult]
 
 
 def checked(context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckResult]) -> CheckedAsset:
-    """Yields what an asset ends with: its materialization with the results of its checks.
+    """The last events of an asset: its materialisation with the results of its checks.
 
-    In Dagster a blocking check stops downstream assets of the same run only, and an asset that fails one counts as
-    materialized. Here it does not, so that no other run starts from it either.
+    In Dagster, a blocking check stops only downstream assets of the same run, and the asset itself counts as
+    materialised. Here it does not, so that no other run starts from it either.
 
     Raises:
-        Failure: a blocking check failed with severity ERROR; the results are recorded first.
+        Failure: a blocking check has failed with severity ERROR; its results are recorded first.
     """
-    found = list(results)
+    # The key of the asset as it is called in this code location, which may have a prefix.
+    found = [result._replace(asset_key=context.asset_key) for result in results]
     blocking = {spec.name for spec in context.assets_def.check_specs if spec.blocking}
     failed = [str(result.check_name) for result in found if result.check_name in blocking and _is_error(result)]
     if not failed:
@@ -94,14 +99,14 @@ def _is_error(result: dg.AssetCheckResult) -> bool:
     return not result.passed and result.severity == dg.AssetCheckSeverity.ERROR
 
 
-def _problems(problems: Iterable[object]) -> dict[str, int | str]:
+def _summary(problems: Iterable[object]) -> dict[str, int | str]:
     """The metadata of a check: the number of problems, and the first of them."""
     lines = [str(problem) for problem in problems]
     return {"problems": len(lines), "first_problems": "\n".join(lines[:SHOWN]) or "none"}
 
 
 def table_check_specs(key: dg.AssetKey | str, table: Table) -> list[dg.AssetCheckSpec]:
-    """The checks that every table has, the second one where it holds numbers; see `table_checks`."""
+    """The checks of every table: its schema and, if it has numbers, their ranges; see `table_checks`."""
     schema = dg.AssetCheckSpec(
         SCHEMA,
         asset=key,
@@ -113,18 +118,18 @@ def table_check_specs(key: dg.AssetKey | str, table: Table) -> list[dg.AssetChec
         asset=key,
         blocking=True,
         description="Counts, durations and costs are not negative, shares lie between 0 and 1, percentiles and "
-        "intervals are in order. Only a warning if the impossible value is a trace's own claim.",
+        "intervals are in order. Only a warning if a trace itself reports an impossible value.",
     )
     return [schema, ranges] if has_numbers(table) else [schema]
 
 
 def table_checks(key: dg.AssetKey | str, table: Table, rows: DataFrame) -> list[dg.AssetCheckResult]:
-    """The results of the checks of `table_check_specs`; `rows` are the window's in the table."""
+    """The results of the checks of `table_check_specs`; `rows` are the table's rows in the window."""
     problems = schema_problems(table, rows.schema)
-    schema = dg.AssetCheckResult(asset_key=key, check_name=SCHEMA, passed=not problems, metadata=_problems(problems))
+    schema = dg.AssetCheckResult(asset_key=key, check_name=SCHEMA, passed=not problems, metadata=_summary(problems))
     if not has_numbers(table):
         return [schema]
-    # Columns that are missing or of another type cannot be checked.
+    # Columns that are missing or have another type cannot be checked.
     found = [] if problems else breaches(table, rows)
     is_error = problems or any(not breach.is_claim for breach in found)
     return [
@@ -134,7 +139,7 @@ def table_checks(key: dg.AssetKey | str, table: Table, rows: DataFrame) -> list[
             check_name=RANGES,
             passed=not problems and not found,
             severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
-            metadata=_problems(["not checked, because the columns differ"] if problems else found),
+            metadata=_summary(["not checked, because the columns differ"] if problems else found),
         ),
     ]
 
@@ -143,12 +148,12 @@ TRACE_IDS_UNIQUE = dg.AssetCheckSpec(
     "trace_ids_unique",
     asset="archived_traces",
     blocking=True,
-    description="No trace of the window is in the archive twice, under its hour or one beside it.",
+    description="No trace of the window is in the archive twice, in its hour or an adjacent one.",
 )
 
 
 def trace_ids_unique(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
-    """The result of the check `trace_ids_unique`; covers the window and an hour on each side, as traces may move."""
+    """The result of the check `trace_ids_unique`; reads the window and an hour on each side, as traces may move."""
     from pyspark.sql import functions as F
 
     around = Window(window.start - HOUR, window.end + HOUR)
@@ -171,21 +176,23 @@ def trace_ids_unique(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
         asset_key=TRACE_IDS_UNIQUE.asset_key,
         check_name=TRACE_IDS_UNIQUE.name,
         passed=not problems,
-        metadata=_problems(problems),
+        metadata=_summary(problems),
     )
 
 
 NO_SILENT_HOUR = dg.AssetCheckSpec(
     "no_silent_hour",
     asset=HOURLY_PERFORMANCE.name,
-    description=f"No hour of the window, or of the 24 before it, is empty where {BUSY} traces or more are usual. A "
-    "warning: the agent may have been quiet, or its tracing or the archive may have failed.",
+    description=f"No hour of the window, or of the 24 before it, is empty if {BUSY} or more traces are usual. A "
+    "warning: the agent may have been idle, or its tracing or the archive may have stopped.",
 )
 
 
 def no_silent_hour(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
-    """The result of the check `no_silent_hour`. Hours without a trace have no run of their own, so a run also checks
-    the 24 hours before its window."""
+    """The result of the check `no_silent_hour`.
+
+    Hours without traces have no run of their own, so each run also checks the day before its window.
+    """
     looked_at = Window(window.start - SILENCE_LOOK_BACK, min(window.end, floor_hour(datetime.now(UTC) - GRACE)))
     silent = silent_hours(_traces_by_hour(lake, looked_at), list(looked_at.hours()))
     return dg.AssetCheckResult(
@@ -193,7 +200,7 @@ def no_silent_hour(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
         check_name=NO_SILENT_HOUR.name,
         passed=not silent,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata=_problems(f"{hour:%Y-%m-%d %H:%M} no trace, against {usual}" for hour, usual in silent.items()),
+        metadata=_summary(f"{hour:%Y-%m-%d %H:%M} no trace, against {usual}" for hour, usual in silent.items()),
     )
 
 
@@ -223,7 +230,7 @@ def latest_hour_is_there(lake: LakeResource, now: datetime) -> dg.AssetCheckResu
 
 
 def _traces_by_hour(lake: LakeResource, window: Window) -> dict[datetime, int]:
-    """The traces of each hour of `window` and of the baseline before it; an hour without any is left out."""
+    """The traces of each hour of `window` and of the hours its baseline needs; hours without traces are left out."""
     around = Window(window.start - timedelta(days=BASELINE_DAYS) - HOUR, window.end + HOUR)
     rows = lake.read_columns(HOURLY_PERFORMANCE, around, "hour", "trace_name", "trace_count")
     of_all_names = rows.filter(rows["trace_name"].is_null()).group_by("hour").aggregate([("trace_count", "sum")])
@@ -236,14 +243,14 @@ def ledger_adds_up(problems: list[str]) -> dg.AssetCheckResult:
         asset_key="scorer_coverage",
         check_name=LEDGER_ADDS_UP.name,
         passed=not problems,
-        metadata=_problems(problems),
+        metadata=_summary(problems),
     )
 
 
 def scorer_works_spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
     """The check that a scorer does not fail: a warning if some results are errors, an error if all are."""
     return dg.AssetCheckSpec(
-        "scorer_works", asset=key, description="No result is an error. A warning if some are, an error if all are."
+        "scorer_works", asset=key, description="No result is an error. A warning if some are, a failure if all are."
     )
 
 
@@ -268,12 +275,12 @@ def scorer_works(key: dg.AssetKey, results: DataFrame, scored: int | float, fail
 def within_budget_spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
     """The check that a scorer's budget was enough for the window; a warning if it was not."""
     return dg.AssetCheckSpec(
-        "within_budget", asset=key, description="The budget was enough. A warning if a later run has to continue."
+        "within_budget", asset=key, description="The budget was enough. A warning if a later run has to score the rest."
     )
 
 
 def within_budget(key: dg.AssetKey, over_budget: str) -> dg.AssetCheckResult:
-    """The result of the check `within_budget`; `over_budget` says what was used up, or is empty."""
+    """The result of the check `within_budget`; `over_budget` names the limit that was reached, or is empty."""
     return dg.AssetCheckResult(
         asset_key=key,
         check_name="within_budget",

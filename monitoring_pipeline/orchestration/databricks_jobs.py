@@ -1,4 +1,4 @@
-"""Assets made by Databricks jobs: Dagster launches the job, follows it, and records what it reports."""
+"""Assets that run as Databricks jobs: Dagster submits the job, waits for it, and records what it reports."""
 
 import dataclasses
 import time
@@ -11,7 +11,8 @@ import dagster as dg
 
 from monitoring_pipeline.databricks.workspace import REASON_CHARACTERS, connect, is_passing, refusal
 from monitoring_pipeline.errors import MonitoringError, SettingsError
-from monitoring_pipeline.keys import AUTOMATION_TAGS
+from monitoring_pipeline.keys import AUTOMATION_TAGS, WHOLE_CHAIN_TAG
+from monitoring_pipeline.orchestration.naming import config_fields
 from monitoring_pipeline.settings import DatabricksSettings, Settings, in_catalog, without_password
 
 if TYPE_CHECKING:
@@ -22,23 +23,24 @@ PACKAGE, ENTRY_POINT = "monitoring_pipeline", "databricks-task"
 TASK = "asset"
 ENVIRONMENT_VERSION = "4"  # of serverless compute: Python 3.12, and a client of Spark 4
 POLL_SECONDS = 5.0
-# The task writes messages every ten seconds; reading must not fall behind.
+# The task writes messages every ten seconds; Dagster must read them at least as often.
 READ_SECONDS = 3.0
+KEPT_TAGS = {WHOLE_CHAIN_TAG, *AUTOMATION_TAGS}  # tags of the run that the asset reads in the job
 
 
 @dataclass(frozen=True)
 class Reported:
-    """What a job has said of the asset that it made: an event for each partition, and the checks."""
+    """What a job has reported: a materialisation for each partition, and the results of the checks."""
 
     materializations: list[dg.AssetMaterialization]
     checks: list[dg.AssetCheckEvaluation]
 
 
 def on_databricks(asset: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDefinition:
-    """The same asset (key, partitions, checks, configuration and all), made by a Databricks job for each run of it.
+    """The same asset (key, partitions, checks, configuration), run as a Databricks job.
 
     Raises:
-        SettingsError: the lake is in a folder that no job sees.
+        SettingsError: the lake is in a folder of this machine, which Databricks jobs cannot read.
     """
     (spec,) = asset.specs
     handed = handed_over(settings)
@@ -49,15 +51,15 @@ def on_databricks(asset: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDe
         check_specs=[*asset.check_specs],
         partitions_def=asset.partitions_def,
         backfill_policy=asset.backfill_policy,
-        config_schema=_config_fields(asset),
+        config_schema=config_fields(asset),
     )
     def launched(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         extras = {
             "settings": handed,
-            # Pipes itself tells of partitions only where there is one.
+            # Pipes itself passes on the partition only if there is a single one.
             "partitions": [context.partition_key_range.start, context.partition_key_range.end],
             "config": context.op_execution_context.op_config,
-            "tags": {name: value for name, value in context.run_tags.items() if name in AUTOMATION_TAGS},
+            "tags": {name: value for name, value in context.run_tags.items() if name in KEPT_TAGS},
         }
         reported = _run_job(context, settings.databricks, extras)
         for materialization in reported.materializations:
@@ -81,34 +83,27 @@ def on_databricks(asset: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDe
     return launched
 
 
-def _config_fields(asset: dg.AssetsDefinition) -> dict[str, Any] | None:
-    """The fields of the asset's run configuration; None where it takes none."""
-    schema = asset.op.config_schema
-    field = schema.as_field() if schema else None
-    return getattr(field.config_type, "fields", None) if field else None
-
-
 def handed_over(settings: Settings) -> dict[str, Any]:
-    """What a job is told of `settings`, as JSON: all but the sections on Databricks and Spark.
+    """The part of `settings` that a job receives, as JSON: all sections but those on Databricks and Spark.
 
-    An address that holds a password is left out; the job takes it from its own environment.
+    Addresses that hold a password are left out; the job takes them from its own environment.
 
     Raises:
-        SettingsError: the lake is in a folder that no job sees.
+        SettingsError: the lake is in a folder of this machine, which Databricks jobs cannot read.
     """
     location = settings.lake.location
     if not ("://" in location or in_catalog(location) or location.startswith("/Volumes/")):
         raise SettingsError(
             [
-                f"lake.location = {location!r}: Databricks jobs do not see a folder of this machine; set it to "
+                f"lake.location = {location!r}: Databricks jobs cannot read a folder of this machine; set it to "
                 "catalog.schema or an object store address"
             ]
         )
-    # Said outright, so that nothing in the job's environment can say otherwise.
+    # Set explicitly, so that the job's environment cannot override them.
     values: dict[str, Any] = settings.model_dump(mode="json")
     values |= {"databricks": {"jobs": None}, "spark": {"remote": None}}
     if values["mlflow"]["tracking_uri"].startswith("databricks"):
-        values["mlflow"]["tracking_uri"] = "databricks"  # a profile of this machine is not there
+        values["mlflow"]["tracking_uri"] = "databricks"  # the job has no profiles of this machine
     databases = [
         ("mlflow", "tracking_uri"),
         *([("archive", "location")] if settings.archive.source == "mlflow-sql" else []),
@@ -123,11 +118,11 @@ def handed_over(settings: Settings) -> dict[str, Any]:
 def _run_job(context: dg.AssetExecutionContext, settings: DatabricksSettings, extras: dict[str, Any]) -> Reported:
     """Run the step's asset as a job, and return what it reports once it has succeeded.
 
-    The job is submitted and followed here rather than by dagster-databricks' clients (0.29.27): those take a cancelled
-    run for a finished one, let it go on alone when asking for its state fails, and may start it twice.
+    This function submits and polls the job itself, because the clients of dagster-databricks (0.29.27) take a cancelled
+    run for a finished one, abandon it when a request for its state fails, and may start it twice.
 
     Raises:
-        MonitoringError: the job failed, was cancelled, did not report every partition, or cannot be asked for.
+        MonitoringError: the job failed, was cancelled, did not report every partition, or could not be submitted.
         DagsterExecutionInterruptedError: the step was interrupted; the job has been cancelled and has ended.
     """
     from dagster_databricks.pipes import PipesUnityCatalogVolumesContextInjector, PipesUnityCatalogVolumesMessageReader
@@ -149,8 +144,8 @@ def _run_job(context: dg.AssetExecutionContext, settings: DatabricksSettings, ex
     except (DatabricksError, TimeoutError) as error:
         if done is None:
             raise refusal(client.config.host, error) from None
-        context.log.warning(f"what the job wrote stays in {volume}/tmp: {refusal(client.config.host, error)}")
-    assert done is not None  # a session ends no exception
+        context.log.warning(f"the job's messages stay in {volume}/tmp: {refusal(client.config.host, error)}")
+    assert done is not None  # the session suppresses no exception
     run, session = done
     return _reported(
         context, client, run, session.get_custom_messages(), session.message_handler.received_closed_message
@@ -160,7 +155,7 @@ def _run_job(context: dg.AssetExecutionContext, settings: DatabricksSettings, ex
 def _run_to_its_end(
     context: dg.AssetExecutionContext, client: "WorkspaceClient", settings: DatabricksSettings, parameters: list[str]
 ) -> "Run":
-    """Submit the job, once, and wait until it has ended; where that is interrupted, cancel it first."""
+    """Submit the job once and wait until it has ended; on an interruption, cancel it."""
     from dagster._core.errors import DagsterExecutionInterruptedError
     from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
 
@@ -170,7 +165,7 @@ def _run_to_its_end(
         "tasks": [_task(settings, parameters)],
         **_environments(settings),
     }
-    with capture_interrupts():  # an interruption between request and answer would leave a job that nobody knows of
+    with capture_interrupts():  # an interruption between request and response would leave an unknown job running
         run_id = client.jobs.submit(**arguments).bind()["run_id"]
         interrupted = check_captured_interrupt()
     try:
@@ -193,7 +188,7 @@ def _task(settings: DatabricksSettings, parameters: list[str]) -> "SubmitTask":
         return dataclasses.replace(
             task, existing_cluster_id=settings.cluster_id, libraries=_libraries(settings.packages)
         )
-    # The SDK would leave out without a word what it does not know.
+    # The SDK silently drops fields it does not know.
     unknown = sorted(settings.new_cluster.keys() - {field.name for field in dataclasses.fields(ClusterSpec)})
     if unknown:
         raise MonitoringError(f"databricks.new_cluster: the Jobs API has no {', '.join(unknown)}; check the spelling")
@@ -221,7 +216,7 @@ def _libraries(packages: list[str]) -> list[Any]:
 
 
 def _ended(context: dg.AssetExecutionContext, client: "WorkspaceClient", run_id: int) -> "Run":
-    """The run once it has ended; for as long as the workspace does not say how it stands, it counts as going on."""
+    """The run once it has ended; while the workspace does not return its state, the run counts as running."""
     from databricks.sdk.service.jobs import RunLifeCycleState
 
     last = None
@@ -231,7 +226,7 @@ def _ended(context: dg.AssetExecutionContext, client: "WorkspaceClient", run_id:
         except Exception as error:
             if not is_passing(error):
                 raise
-            context.log.warning(f"Databricks run {run_id} cannot be asked for its state; asking again")
+            context.log.warning(f"Databricks run {run_id} did not return its state; retrying")
         else:
             state = run.state.life_cycle_state if run.state else None
             if state and state != last:
@@ -253,7 +248,7 @@ def _cancel(context: dg.AssetExecutionContext, client: "WorkspaceClient", run_id
         _ended(context, client, run_id)
     except OSError as error:
         reason = refusal(client.config.host, error)
-        context.log.error(f"Databricks run {run_id} may be going on; cancel it there ({reason})")
+        context.log.error(f"Databricks run {run_id} may still be running; cancel it in Databricks ({reason})")
 
 
 def _reported(
@@ -262,7 +257,7 @@ def _reported(
     """What the job reported.
 
     Raises:
-        MonitoringError: the job has not succeeded, or has not reported everything; in a line with its page.
+        MonitoringError: the job did not succeed or did not report everything; the message links to its page.
     """
     from databricks.sdk.service.jobs import RunResultState
 
@@ -284,17 +279,21 @@ def _reported(
         {*context.partition_keys} - {event.partition for event in reported.materializations if event.partition}
     )
     if missing or not closed:
-        lack = f"without a word on {len(missing)} partitions, {missing[0]} first" if missing else "in mid-sentence"
+        lack = (
+            f"without reporting {len(missing)} partitions, {missing[0]} first"
+            if missing
+            else "before its report was complete"
+        )
         raise MonitoringError(f"Databricks run {run.run_id} ended {lack}; {page}, and run this again")
     return reported
 
 
 def _reason(client: "WorkspaceClient", run: "Run") -> str:
-    """Why a run has failed, in Databricks' words, on one line."""
+    """Why a run has failed, as Databricks reports it, on one line."""
     try:
         task = next(iter(run.tasks or []), None)
         error = client.jobs.get_run_output(task.run_id).error if task and task.run_id else None
-    except OSError:  # the run's own message is all there is, then
+    except OSError:  # fall back on the run's own message
         error = None
     message = run.state.state_message if run.state else None
     return " ".join((error or message or "no reason given").split())

@@ -1,4 +1,4 @@
-"""What a Databricks job runs: the very asset, on a Dagster instance of its own, reported to the Dagster that asked."""
+"""The task of a Databricks job: runs the asset on an ephemeral Dagster instance and reports to the calling Dagster."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Make the asset that the Pipes parameters on the command line name; the entry point of the job's task."""
+    """Run the asset that the Pipes parameters on the command line name; the entry point of the job's task."""
     parameters = PipesCliArgsParamsLoader()
     if not parameters.is_dagster_pipes_process():
-        sys.exit("started by Dagster only, as a Databricks job: set [databricks] jobs")
+        sys.exit("only Dagster can start this, as a Databricks job: set [databricks] jobs")
     with open_dagster_pipes(
         params_loader=parameters,
         context_loader=PipesUnityCatalogVolumesContextLoader(),
@@ -41,15 +41,15 @@ def main() -> None:
 
 
 def run_asset(pipes: PipesContext) -> None:
-    """Make the asset for its range of partitions, and report each one's event and the results of the checks.
+    """Run the asset for its range of partitions, and report the materialisations and the results of the checks.
 
     Raises:
-        MonitoringError: an address is missing, this is not the code that Dagster has, or the asset failed.
+        MonitoringError: an address is missing, the code differs from the calling Dagster's, or the asset failed.
     """
-    # Imported here, so that Dagster is told of a package that is missing.
+    # Imported here, so that a missing package is reported to Dagster.
     import dagster as dg
 
-    from monitoring_pipeline.keys import RANGE_END, RANGE_START
+    from monitoring_pipeline.keys import ASSETS, RANGE_END, RANGE_START
     from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import failures
 
@@ -57,7 +57,9 @@ def run_asset(pipes: PipesContext) -> None:
     key = dg.AssetKey.from_escaped_user_string(pipes.asset_key)
     first, last = pipes.get_extra("partitions")
     _check_version(definitions, key, pipes.code_version)
-    job = definitions.resolve_job_def(pipes.job_name or "")
+    # The run may be of another code location's job; Dagster's job over all assets runs the asset as well.
+    is_ours = definitions.get_repository_def().has_job(pipes.job_name or "")
+    job = definitions.resolve_job_def(pipes.job_name or "") if is_ours else definitions.resolve_job_def(ASSETS)
 
     def forward(entry: EventLogEntry) -> None:
         if entry.step_key and not entry.is_dagster_event:
@@ -66,7 +68,7 @@ def run_asset(pipes: PipesContext) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_event_listener(pipes.run_id, forward)
         result = job.execute_in_process(
-            run_id=pipes.run_id,  # results carry the id of the run that asked for them
+            run_id=pipes.run_id,  # results carry the id of the calling run
             instance=instance,
             asset_selection=[key],
             tags={**pipes.get_extra("tags"), RANGE_START: first, RANGE_END: last},
@@ -82,12 +84,12 @@ def run_asset(pipes: PipesContext) -> None:
 
 
 def _settings(handed: dict[str, Any]) -> Settings:
-    """The settings that were handed over, with the addresses that were not from the environment."""
+    """The settings that Dagster passed, with missing addresses taken from the environment."""
     for section, key in (("mlflow", "tracking_uri"), ("archive", "location")):
         variable = f"MONITORING_{section}__{key}".upper()
         if key not in handed[section] and variable not in os.environ:
             raise MonitoringError(
-                f"[{section}] {key} holds a password, which is not handed to a job; set {variable} in its cluster's "
+                f"[{section}] {key} holds a password, which is not passed to a job; set {variable} in its cluster's "
                 "spark_env_vars ([databricks] new_cluster), as a reference to a secret"
             )
     return Settings.model_validate(handed)
@@ -103,7 +105,7 @@ def _check_version(definitions: Any, key: Any, wanted: str | None) -> None:
 
 
 def _run_config(definitions: Any, key: Any, config: dict[str, Any] | None) -> dict[str, Any]:
-    """The run's configuration: that of the asset, where it takes one, and no line of output for each partition."""
+    """The run configuration: the asset's, if it takes any, and a log level that omits a line for each partition."""
     step = definitions.resolve_asset_graph().assets_def_for_key(key).op.name
     return {
         "ops": {step: {"config": config}} if config else {},

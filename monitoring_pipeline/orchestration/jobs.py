@@ -1,53 +1,81 @@
-"""Jobs: what a person launches at once.
+"""Asset jobs: what a person launches at once.
 
-Dagster refuses a job over assets of different partitions: the chain is hourly; agreement and reports daily, and
-reports weekly.
+Dagster refuses a job over assets of different partitions: the chain is hourly; agreement and reports are daily, and
+reports are weekly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
 from monitoring_pipeline.keys import (
+    ALERTS_GROUP,
     ARCHIVE,
     ARCHIVE_KEY,
     DAILY_REPORT,
     DATASETS,
+    DATASETS_GROUP,
     MONITORING,
+    NEW_TRACES,
+    REPORTS_GROUP,
     WEEKLY_REPORT,
     WEEKLY_REPORT_KEY,
+    WHOLE_CHAIN_TAG,
 )
-from monitoring_pipeline.settings import DatasetSettings
+from monitoring_pipeline.orchestration.naming import AssetJob, executor
+from monitoring_pipeline.settings import DagsterSettings, DatasetSettings
 from monitoring_pipeline.tables import SCORER_AGREEMENT
 
-OF_DATASETS = dg.AssetSelection.groups("datasets")
-ALERTING = dg.AssetSelection.groups("alerts")  # has a job of its own, and neither hours nor days
-BY_WEEK = dg.AssetSelection.assets(WEEKLY_REPORT_KEY)
-BY_DAY = (dg.AssetSelection.groups("reports") - BY_WEEK) | dg.AssetSelection.assets(SCORER_AGREEMENT.name)
 
+def jobs(settings: DagsterSettings, datasets: Sequence[DatasetSettings]) -> list[AssetJob]:
+    """The jobs of the hourly chain, of its archive alone, of reports by day and week, and of datasets where there are.
 
-def jobs() -> list[dg.UnresolvedAssetJobDefinition]:
-    """The whole hourly chain, from the archive to quality; its first asset alone; what is made of it by day or week."""
+    They select our assets alone, whatever else is in the code location.
+    """
+    names = settings.names
+
+    def group(name: str) -> dg.AssetSelection:
+        return names.ours & dg.AssetSelection.groups(names.group(name))
+
+    of_datasets = group(DATASETS_GROUP)
+    by_week = dg.AssetSelection.assets(names.key(WEEKLY_REPORT_KEY))
+    by_day = (group(REPORTS_GROUP) - by_week) | dg.AssetSelection.assets(names.key(SCORER_AGREEMENT.name))
+    alerting = group(ALERTS_GROUP)  # has a job of its own, and neither hours nor days
+
+    job = functools.partial(asset_job, settings)
     return [
-        dg.define_asset_job(
+        job(
             MONITORING,
-            selection=dg.AssetSelection.all() - BY_DAY - BY_WEEK - OF_DATASETS - ALERTING,
-            description="Archive, performance, assessments and quality of the chosen hours.",
+            names.ours - by_day - by_week - of_datasets - alerting,
+            "Archives, measures and scores the chosen hours.",
+            {WHOLE_CHAIN_TAG: "true"},
         ),
-        dg.define_asset_job(
+        job(
             ARCHIVE,
-            selection=dg.AssetSelection.assets(ARCHIVE_KEY),
-            description="The archive of the chosen hours alone; the sensor new_traces requests it.",
+            dg.AssetSelection.assets(names.key(ARCHIVE_KEY)),
+            f"Archives the chosen hours and nothing else; the sensor {names.definition(NEW_TRACES)} requests it.",
         ),
-        dg.define_asset_job(DAILY_REPORT, selection=BY_DAY, description="Agreement and reports of the chosen days."),
-        dg.define_asset_job(WEEKLY_REPORT, selection=BY_WEEK, description="Reports of the chosen weeks."),
+        job(DAILY_REPORT, by_day, "Computes agreement and writes the report of the chosen days."),
+        job(WEEKLY_REPORT, by_week, "Writes the report of the chosen weeks."),
+        *([job(DATASETS, of_datasets, "Builds the datasets of the chosen days.")] if datasets else []),
     ]
 
 
-def dataset_jobs(datasets: Sequence[DatasetSettings]) -> list[dg.UnresolvedAssetJobDefinition]:
-    """The datasets of the chosen days; none where none are configured."""
-    if not datasets:
-        return []
-    return [dg.define_asset_job(DATASETS, selection=OF_DATASETS, description="The datasets of the chosen days.")]
+def asset_job(
+    settings: DagsterSettings,
+    name: str,
+    selection: dg.AssetSelection,
+    description: str,
+    run_tags: Mapping[str, str] | None = None,
+) -> AssetJob:
+    """A job over assets of ours, with its name behind the prefix and the executor of the settings."""
+    return AssetJob(
+        name=settings.names.definition(name),
+        selection=selection,
+        description=description,
+        run_tags=run_tags,
+        executor_def=executor(settings),
+    )

@@ -1,45 +1,52 @@
-"""Runs whose process is gone. Dagster's default launcher does not look after them: they would be in progress for ever,
-and what waits for their hours would wait with them.
+"""Runs of ours whose process is gone. Dagster's default launcher does not notice: they would stay in progress for
+ever, and everything that waits for their hours with them.
 """
 
 import os
+from collections.abc import Callable
 
 import dagster as dg
 from dagster import DagsterEventType, DagsterRunStatus, DefaultRunLauncher
 
-from monitoring_pipeline.keys import HOST_TAG
+from monitoring_pipeline.keys import HOST_TAG, LOST_RUNS, Names
 from monitoring_pipeline.orchestration.runs import host
 
-UNDER_WAY = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
-LOOK_SECONDS = 30
+STARTED = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+INTERVAL_SECONDS = 30
 GONE = "its process is gone: it was killed, or its machine was restarted"
 
 
-def lost_runs_sensor(is_running: bool) -> dg.SensorDefinition:
-    """The sensor `lost_runs`, which has Dagster know of runs that died without a word."""
+def lost_runs_sensor(names: Names, is_ours: Callable[[dg.DagsterRun], bool], is_running: bool) -> dg.SensorDefinition:
+    """The sensor `lost_runs`, which marks our runs whose process has died as failed.
+
+    Runs of other pipelines on the same instance, which `is_ours` refuses, are left alone.
+    """
 
     @dg.sensor(
-        name="lost_runs",
+        name=names.definition(LOST_RUNS),
         target=None,
-        minimum_interval_seconds=LOOK_SECONDS,
+        minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING if is_running else dg.DefaultSensorStatus.STOPPED,
-        description="Ends, as failed, the runs whose process is gone, so that their hours are asked for again.",
+        description="Marks runs whose process is gone as failed, so that their hours are requested again.",
     )
     def lost_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        ended = end_lost_runs(context.instance)
+        ended = end_lost_runs(context.instance, is_ours)
         return dg.SkipReason(f"ended {', '.join(ended)}: {GONE}" if ended else "no run is lost")
 
     return lost_runs
 
 
-def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Record the runs of this machine whose process is gone as failed; returns their ids.
+def end_lost_runs(
+    instance: dg.DagsterInstance, is_ours: Callable[[dg.DagsterRun], bool] = lambda run: True
+) -> list[str]:
+    """Mark the runs of this machine that `is_ours` accepts and whose process is gone as failed; returns their ids.
 
-    Another launcher than the default one looks after its runs itself.
+    Does nothing if the instance has another launcher than the default one: such launchers monitor their runs.
     """
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
         return []
-    lost = [run for run in instance.get_runs(dg.RunsFilter(statuses=UNDER_WAY)) if _is_lost(instance, run)]
+    started = filter(is_ours, instance.get_runs(dg.RunsFilter(statuses=STARTED)))
+    lost = [run for run in started if _is_lost(instance, run)]
     for run in lost:
         instance.report_run_failed(run, GONE)
     return [run.run_id for run in lost]
@@ -53,9 +60,9 @@ def _is_lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def _pid(instance: dg.DagsterInstance, run_id: str) -> int | None:
-    """The process of the run, as it has said last."""
-    told = instance.get_records_for_run(run_id, of_type=DagsterEventType.ENGINE_EVENT, ascending=False).records
-    for record in told:
+    """The process id that the run reported last."""
+    reports = instance.get_records_for_run(run_id, of_type=DagsterEventType.ENGINE_EVENT, ascending=False).records
+    for record in reports:
         event = record.event_log_entry.get_dagster_event()
         pid = event.engine_event_data.metadata.get("pid")
         if isinstance(pid, dg.TextMetadataValue) and pid.text:
@@ -68,12 +75,12 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is there, and another user's
+    except PermissionError:  # it exists and belongs to another user
         return True
     return True
 
 
 def _has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether it has ended well since it was listed."""
+    """Whether the run has ended since it was listed."""
     run = instance.get_run_by_id(run_id)
     return run is None or run.is_finished

@@ -1,11 +1,13 @@
-"""Steps of jobs that are no assets: what they do is asked for once and leaves no table."""
+"""Jobs that materialise no asset: people or schedules launch them, and they write no table of their own."""
 
 from datetime import UTC, datetime
 
 import dagster as dg
 from pydantic import Field
 
+from monitoring_pipeline.keys import ASSESS, LATEST_HOUR
 from monitoring_pipeline.orchestration.checks import LATEST_HOUR_IS_THERE, latest_hour_is_there
+from monitoring_pipeline.orchestration.naming import executor, with_named_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.on_demand import (
@@ -15,36 +17,36 @@ from monitoring_pipeline.scoring.on_demand import (
     chosen_traces,
     shortfalls,
 )
-from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.settings import DagsterSettings, Settings
 from monitoring_pipeline.settings.hours import whole_hours
 from monitoring_pipeline.windows import Window, parse_utc
 
-ASSESS = "assess"
-LATEST_HOUR = "latest_hour_job"
-
 
 class AssessConfig(dg.Config):
-    """What to assess, by which scorers, and what is expected of it."""
+    """The traces to assess, the scorers, and the least mean scores."""
 
     start: str | None = Field(default=None, description="such as 2026-01-01T05:00Z; default: 24 h before the end")
     end: str | None = Field(default=None, description="exclusive; default: now")
     filter: str | None = Field(default=None, description="MLflow trace filter")
     trace_ids: list[str] | None = Field(default=None, description="only these traces")
     scorers: list[str] | None = Field(default=None, description="names of configured scorers; default: all")
-    experiment_name: str | None = Field(default=None, description="MLflow experiment to log figures and results to")
+    experiment_name: str | None = Field(default=None, description="MLflow experiment to log summary and results to")
     fail_under: dict[str, float] = Field(
-        default={}, description="least mean score by scorer; the run fails where one is under it"
+        default={}, description="least mean score by scorer; the run fails if one is lower"
     )
 
 
-def latest_hour_job() -> dg.JobDefinition:
-    """The job that evaluates the check `latest_hour_is_there` when the asset that it belongs to does not run."""
+def latest_hour_job(settings: DagsterSettings) -> dg.JobDefinition:
+    """The job that evaluates the check `latest_hour_is_there` without a run of its asset."""
 
-    @dg.op
+    names = settings.names
+
+    @dg.op(name=names.op("look_at_latest_hour"))
+    @with_named_resources(names)
     def look_at_latest_hour(context: dg.OpExecutionContext, lake: LakeResource) -> None:
         result = latest_hour_is_there(lake, datetime.now(UTC))
         evaluation = dg.AssetCheckEvaluation(
-            asset_key=LATEST_HOUR_IS_THERE.asset_key,
+            asset_key=names.key(LATEST_HOUR_IS_THERE.asset_key),
             check_name=LATEST_HOUR_IS_THERE.name,
             passed=result.passed,
             severity=result.severity,
@@ -53,7 +55,11 @@ def latest_hour_job() -> dg.JobDefinition:
         context.instance.report_runless_asset_event(evaluation)
         context.log.log("INFO" if result.passed else "WARNING", f"latest hour: {evaluation.metadata}")
 
-    @dg.job(name=LATEST_HOUR, description="Looks whether the latest full hour has its figures.")
+    @dg.job(
+        name=names.definition(LATEST_HOUR),
+        executor_def=executor(settings),
+        description="Checks that the latest full hour has its figures, even when no asset runs.",
+    )
     def job() -> None:
         look_at_latest_hour()
 
@@ -61,9 +67,12 @@ def latest_hour_job() -> dg.JobDefinition:
 
 
 def assess_job(settings: Settings) -> dg.JobDefinition:
-    """The job that runs scorers on chosen archived traces, all of them; nothing is added to the ledger."""
+    """The job that runs scorers on all of the chosen archived traces; it adds nothing to the ledger."""
 
-    @dg.op(name=ASSESS)
+    names = settings.dagster.names
+
+    @dg.op(name=names.op("assess"))
+    @with_named_resources(names)
     def assess(
         context: dg.OpExecutionContext, config: AssessConfig, tracking: TrackingResource, lake: LakeResource
     ) -> None:
@@ -87,7 +96,11 @@ def assess_job(settings: Settings) -> dg.JobDefinition:
         if short := shortfalls(assessed.outcomes, config.fail_under):
             raise dg.Failure("; ".join(short), allow_retries=False)
 
-    @dg.job(name=f"{ASSESS}_job", description="Scorers on chosen archived traces, all of them, as a table and a gate.")
+    @dg.job(
+        name=names.definition(ASSESS),
+        executor_def=executor(settings.dagster),
+        description="Runs scorers on all of the chosen archived traces, and fails where a mean score is too low.",
+    )
     def job() -> None:
         assess()
 

@@ -28,22 +28,22 @@ def weekly(start: datetime) -> dg.WeeklyPartitionsDefinition:
     return dg.WeeklyPartitionsDefinition(start_date=monday, day_offset=1, timezone="UTC", end_offset=1)
 
 
-def run_window(context: dg.AssetExecutionContext) -> Window:
-    """The window of the partition, or of the range of partitions, that this run is for.
+def run_window(context: dg.AssetExecutionContext, lake: LakeResource) -> Window:
+    """The window of the partition or range of partitions of this run.
 
     Raises:
-        LakeError: the archive no longer keeps it, so that what was made of it could not be made again.
+        LakeError: the archive no longer keeps the window, so that its tables cannot be computed again.
     """
     start, end = context.partition_time_window
-    check_kept(context.resources.lake, start)
+    check_kept(lake, start)
     return Window(start, end)
 
 
 def check_kept(lake: LakeResource, start: datetime) -> None:
-    """Raise LakeError where the archive no longer keeps what began at `start`."""
+    """Raise LakeError if the archive no longer keeps traces from `start` on."""
     kept_since = lake.kept_since
     if kept_since and start < kept_since:
         raise LakeError(
             f"{start:%Y-%m-%d %H:%M} is before {kept_since:%Y-%m-%d}, the first day that [upkeep] keep_archive_days "
-            "keeps; what was made of earlier traces stays as it is"
+            "keeps; tables and reports of earlier traces stay as they are"
         )

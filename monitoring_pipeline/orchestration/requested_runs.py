@@ -1,4 +1,4 @@
-"""Runs that archive: those that are under way, those that the sensor asked for today, and what it has given up."""
+"""Archive runs: those in progress, those the sensor requested today, and the hours it has given up."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from monitoring_pipeline.keys import (
     ARCHIVE,
     ARCHIVE_KEY,
     ASSETS,
+    ATTEMPT_TAG,
+    COUNTS_TAG,
     MONITORING,
+    NEW_TRACES,
     PARTITION,
     RANGE_END,
     RANGE_START,
+    REQUESTED_BY_TAG,
+    Names,
     partition_key,
 )
 from monitoring_pipeline.windows import HOUR, Window
@@ -29,12 +34,10 @@ if TYPE_CHECKING:
 
     from monitoring_pipeline.sources.base import HourCounts
 
-ASKED_BY, COUNTS, ATTEMPT = "monitoring/asked_by", "monitoring/source_counts", "monitoring/attempt"
-SENSOR = "new_traces"
-# A run that reads says so every few thousand traces. One that was killed with its machine says nothing, for ever.
+# A run that reads traces logs a message every few thousand. One that was killed with its machine logs nothing more.
 SILENCE = timedelta(minutes=15)
 FAILED = (DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
-UNDER_WAY = (
+NOT_FINISHED = (
     DagsterRunStatus.NOT_STARTED,
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.STARTING,
@@ -45,8 +48,8 @@ REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
-class AskedRun:
-    """A run that the sensor asked for: for which hours, at which counts of the source (`text_of`), and its end."""
+class RequestedRun:
+    """A run that the sensor requested: its hours with the source's counts of each (`text_of`), and how it ended."""
 
     run_id: str
     created_at: datetime
@@ -58,7 +61,7 @@ class AskedRun:
 
 @dataclass(frozen=True)
 class GivenUpHour:
-    """An hour that the sensor no longer asks for today: how many runs failed, the last of them and its reason."""
+    """An hour that the sensor requests no more today: how many runs failed, the last of them and its reason."""
 
     hour: datetime
     attempts: int
@@ -67,62 +70,62 @@ class GivenUpHour:
 
 
 def text_of(counts: HourCounts) -> str:
-    """The counts as a short text without a space: traces/in progress/assessments, and what stands for the mark."""
+    """The counts as a short text without spaces: traces/in progress/assessments, and a hash of the mark."""
     mark = f"/{hashlib.sha256(counts.mark.encode()).hexdigest()[:8]}" if counts.mark else ""
     return f"{counts.traces}/{counts.in_progress}/{counts.assessments}{mark}"
 
 
-def hours_under_way(instance: dg.DagsterInstance, now: datetime) -> set[datetime]:
-    """The hours that a queued or running run archives, whoever launched it; but for runs that have fallen silent."""
+def hours_in_progress(instance: dg.DagsterInstance, names: Names, now: datetime) -> set[datetime]:
+    """The hours that a queued or running run archives, whoever launched it; without runs that have fallen silent."""
     hours: set[datetime] = set()
-    for record in instance.get_run_records(filters=RunsFilter(statuses=list(UNDER_WAY))):
-        if _archives(record.dagster_run) and not _is_silent(instance, record, now):
+    for record in instance.get_run_records(filters=RunsFilter(statuses=list(NOT_FINISHED))):
+        if _archives(record.dagster_run, names) and not _is_silent(instance, record, now):
             hours.update(_hours(record.dagster_run))
     return hours
 
 
-def asked_today(instance: dg.DagsterInstance, now: datetime) -> list[AskedRun]:
-    """The runs that the sensor has asked for since midnight (UTC), the latest first."""
+def requested_today(instance: dg.DagsterInstance, names: Names, now: datetime) -> list[RequestedRun]:
+    """The runs that the sensor has requested since midnight (UTC), the latest first."""
     midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    tagged = RunsFilter(tags={ASKED_BY: SENSOR}, created_after=midnight)
-    return [_asked(instance, record, now) for record in instance.get_run_records(filters=tagged)]
+    tagged = RunsFilter(tags={REQUESTED_BY_TAG: names.definition(NEW_TRACES)}, created_after=midnight)
+    return [_requested(instance, record, now) for record in instance.get_run_records(filters=tagged)]
 
 
-def given_up(instance: dg.DagsterInstance, now: datetime | None = None) -> list[GivenUpHour]:
-    """The hours that the sensor asks for no more today, as the last run that it allowed has failed; oldest first.
+def given_up(instance: dg.DagsterInstance, names: Names, now: datetime | None = None) -> list[GivenUpHour]:
+    """The hours that the sensor requests no more today, because their last attempt has failed; oldest first.
 
-    An hour that another run has since archived is not among them.
+    Hours that another run has archived since are left out.
     """
     now = now or datetime.now(UTC)
-    last: dict[datetime, AskedRun] = {}
-    for run in asked_today(instance, now):
+    last: dict[datetime, RequestedRun] = {}
+    for run in requested_today(instance, names, now):
         for hour in run.counts:
             last.setdefault(hour, run)
     found = []
     for hour, run in sorted(last.items()):
         attempt, attempts = map(int, run.attempt.split("/"))
-        if run.has_failed and attempt >= attempts and not _archived_since(instance, hour, run.created_at):
+        if run.has_failed and attempt >= attempts and not _archived_since(instance, names, hour, run.created_at):
             found.append(GivenUpHour(hour, attempt, run.run_id, _reason(instance, run.run_id)))
     return found
 
 
-def _asked(instance: dg.DagsterInstance, record: RunRecord, now: datetime) -> AskedRun:
+def _requested(instance: dg.DagsterInstance, record: RunRecord, now: datetime) -> RequestedRun:
     run = record.dagster_run
-    is_lost = run.status in UNDER_WAY and _is_silent(instance, record, now)
-    return AskedRun(
+    is_lost = run.status in NOT_FINISHED and _is_silent(instance, record, now)
+    return RequestedRun(
         run_id=run.run_id,
         created_at=record.create_timestamp,
-        counts=dict(zip(_hours(run), run.tags[COUNTS].split(), strict=True)),
-        attempt=run.tags[ATTEMPT],
+        counts=dict(zip(_hours(run), run.tags[COUNTS_TAG].split(), strict=True)),
+        attempt=run.tags[ATTEMPT_TAG],
         has_ended=run.is_finished or is_lost,
         has_failed=run.status in FAILED or is_lost,
     )
 
 
-def _archives(run: dg.DagsterRun) -> bool:
+def _archives(run: dg.DagsterRun, names: Names) -> bool:
     if run.asset_selection is not None:
-        return dg.AssetKey(ARCHIVE_KEY) in run.asset_selection
-    return run.job_name in (ARCHIVE, MONITORING, ASSETS)
+        return names.key(ARCHIVE_KEY) in run.asset_selection
+    return run.job_name in (names.definition(ARCHIVE), names.definition(MONITORING), ASSETS)
 
 
 def _hours(run: dg.DagsterRun) -> Iterator[datetime]:
@@ -137,16 +140,16 @@ def _start(key: str) -> datetime:
 
 
 def _is_silent(instance: dg.DagsterInstance, record: RunRecord, now: datetime) -> bool:
-    """Whether a run that is not waiting in the queue has said nothing for long."""
+    """Whether a run that is not waiting in the queue has logged nothing for `SILENCE`."""
     if record.dagster_run.status == DagsterRunStatus.QUEUED or now - record.update_timestamp < SILENCE:
         return False
     latest = instance.get_records_for_run(record.dagster_run.run_id, limit=1, ascending=False).records
     return not latest or now - datetime.fromtimestamp(latest[0].event_log_entry.timestamp, UTC) >= SILENCE
 
 
-def _archived_since(instance: dg.DagsterInstance, hour: datetime, moment: datetime) -> bool:
+def _archived_since(instance: dg.DagsterInstance, names: Names, hour: datetime, moment: datetime) -> bool:
     later = dg.AssetRecordsFilter(
-        asset_key=dg.AssetKey(ARCHIVE_KEY),
+        asset_key=names.key(ARCHIVE_KEY),
         asset_partitions=[partition_key(hour)],
         after_timestamp=moment.timestamp(),
     )
@@ -154,7 +157,7 @@ def _archived_since(instance: dg.DagsterInstance, hour: datetime, moment: dateti
 
 
 def _reason(instance: dg.DagsterInstance, run_id: str) -> str:
-    """What failed the run, in a line."""
+    """Why the run failed, in one line."""
     failures = {DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_CANCELED}
     records = instance.get_records_for_run(run_id, of_type=failures, limit=1).records
     if not records:

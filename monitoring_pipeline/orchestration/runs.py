@@ -1,4 +1,4 @@
-"""The chain run in this process, as Dagster runs that the UI shows afterwards."""
+"""Runs the chain in this process, as Dagster runs that the UI shows afterwards."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from monitoring_pipeline.windows import HOUR, Window, parts
 if TYPE_CHECKING:
     from dagster._core.events.log import EventLogEntry
 
-# Log messages of steps reach the caller as events; the console is the caller's.
+# Callers receive the log messages of steps as events, and print what they want.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @dataclass(frozen=True)
 class StepEvent:
-    """Something that a step of the chain said: that it started, succeeded or failed, or how far it is."""
+    """An event of a step: it started, succeeded or failed, or it reports its progress."""
 
     step: str
     kind: str  # start, progress, success, failure
@@ -41,7 +41,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class ChainResult:
-    """How a run of the chain ended: the steps that failed, with the reason, and the checks that did."""
+    """How a run of the chain ended: the steps that failed, with the reason, and the checks that failed."""
 
     failed_steps: dict[str, str]
     failed_checks: list[dg.AssetCheckEvaluation]
@@ -54,9 +54,9 @@ class ChainResult:
 
 
 def start_instance(folder: Path) -> dg.DagsterInstance:
-    """The Dagster instance of DAGSTER_HOME, else of data/dagster in `folder`, made if need be.
+    """The Dagster instance of DAGSTER_HOME, else of data/dagster in `folder`, which is created if it is missing.
 
-    The dagster.yaml in `folder`, where there is one, configures the latter.
+    If `folder` has a dagster.yaml, it configures the instance of data/dagster.
     """
     if "DAGSTER_HOME" not in os.environ:
         home = folder.absolute() / "data" / "dagster"
@@ -81,32 +81,38 @@ def run_chain(
 ) -> ChainResult:
     """Materialise the chain for the whole hours of `window`, then the reports of its days; only `scorers`, if given.
 
-    Long windows are taken in runs of `[backfill] max_partitions_per_run` hours, in order, until one fails.
+    A long window is split into runs of `[backfill] max_partitions_per_run` hours, in order, until one fails.
     """
+    names = settings.dagster.names
     selection = _selection(definitions, settings, scorers)
     failed_checks: list[dg.AssetCheckEvaluation] = []
     for part in parts(window, settings.backfill.max_partitions_per_run):
         keys = (partition_key(part.start), partition_key(part.end - HOUR))
-        result = execute(definitions, MONITORING, selection, keys, instance, on_event)
+        result = execute(definitions, names.definition(MONITORING), selection, keys, instance, on_event)
         failed_checks += [check for check in result.get_asset_check_evaluations() if not check.passed]
         if not result.success:
             return ChainResult(failures(result), failed_checks)
     days = window.days()
-    reports = execute(definitions, DAILY_REPORT, None, (f"{days[0]}", f"{days[-1]}"), instance, on_event)
+    keys = (f"{days[0]}", f"{days[-1]}")
+    reports = execute(definitions, names.definition(DAILY_REPORT), None, keys, instance, on_event)
     return ChainResult(failures(reports), failed_checks)
 
 
 def step_count(definitions: dg.Definitions, settings: Settings, window: Window, scorers: list[str] | None) -> int:
-    """How many steps `run_chain` takes: those of each part of the window, and those of its days."""
+    """The number of steps of `run_chain`: those of each part of the window, and those of its days."""
     runs = len(parts(window, settings.backfill.max_partitions_per_run))
-    by_day = definitions.resolve_job_def(DAILY_REPORT).asset_layer.selected_asset_keys
+    by_day = definitions.resolve_job_def(
+        settings.dagster.names.definition(DAILY_REPORT)
+    ).asset_layer.selected_asset_keys
     return runs * len(_selection(definitions, settings, scorers)) + len(by_day)
 
 
 def _selection(definitions: dg.Definitions, settings: Settings, scorers: list[str] | None) -> list[dg.AssetKey]:
     """The assets of the hourly chain, with only `scorers`, if given."""
-    left_out = {scorer_key(scorer.name) for scorer in settings.scorers if scorers and scorer.name not in scorers}
-    every = definitions.resolve_job_def(MONITORING).asset_layer.selected_asset_keys
+    names = settings.dagster.names
+    others = [scorer.name for scorer in settings.scorers if scorers and scorer.name not in scorers]
+    left_out = {names.key(scorer_key(name)) for name in others}
+    every = definitions.resolve_job_def(names.definition(MONITORING)).asset_layer.selected_asset_keys
     return [key for key in every if key not in left_out]
 
 
@@ -124,7 +130,8 @@ def execute(
     `ops` is the run configuration of its steps.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted, as by Ctrl-C. Dagster ends it well, and would begin the next.
+        KeyboardInterrupt: the run was interrupted, for example by Ctrl-C. Dagster only ends the run; this stops the
+            caller from starting the next.
     """
     from dagster._core.utils import make_new_run_id
 
@@ -181,6 +188,6 @@ def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
     for event in result.all_events:
         if event.is_step_failure and event.step_key:
             error = event.step_failure_data.error
-            raised = error.cause or error if error else None  # Dagster's own error wraps the one that was raised
+            raised = error.cause or error if error else None  # Dagster wraps the error that was raised
             failed[event.step_key.replace("__", "/")] = raised.message.strip() if raised else "unknown reason"
     return failed

@@ -1,31 +1,35 @@
-"""Jobs that take out of the lake what is not to stay there."""
+"""Jobs that remove data from the lake: retention and deletion on request."""
 
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from monitoring_pipeline.keys import DELETE, UPKEEP
+from monitoring_pipeline.orchestration.naming import executor, with_named_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import Settings
 
-UPKEEP = "upkeep"
-DELETE = "delete_traces"
-
 
 class DeleteConfig(dg.Config):
-    """Whose traces to delete, or which."""
+    """Which traces to delete: by their ids, or by the ids of their users."""
 
     trace_ids: list[str] = Field(default=[], description="ids of traces")
-    user_ids: list[str] = Field(default=[], description="ids of users, all of whose traces go")
-    reference: str | None = Field(default=None, description="what the request is called where it came from; kept")
+    user_ids: list[str] = Field(default=[], description="ids of users whose traces are all deleted")
+    reference: str | None = Field(
+        default=None, description="name of the request in another system; stored with the deletion"
+    )
     dry_run: bool = Field(default=False, description="only count the traces")
 
 
 def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
-    """Upkeep of all tables, by settings, and deletion on request."""
+    """The job that maintains all tables as the settings say, and the one that deletes traces on request."""
 
-    @dg.op(name=UPKEEP)
+    names, run_by = settings.dagster.names, executor(settings.dagster)
+
+    @dg.op(name=names.op("upkeep"))
+    @with_named_resources(names)
     def upkeep(context: dg.OpExecutionContext, tracking: TrackingResource, lake: LakeResource) -> None:
         from monitoring_pipeline.upkeep.deletion import carry_out, has_unfinished
         from monitoring_pipeline.upkeep.maintenance import keep_up
@@ -41,7 +45,8 @@ def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
             figures |= {f"{name}/{what}": count for what, count in files.items()}
         context.add_output_metadata({**figures, **({"put_off": done.put_off} if done.put_off else {})})
 
-    @dg.op(name=DELETE)
+    @dg.op(name=names.op("delete_traces"))
+    @with_named_resources(names)
     def delete_traces(
         context: dg.OpExecutionContext, config: DeleteConfig, tracking: TrackingResource, lake: LakeResource
     ) -> None:
@@ -66,13 +71,18 @@ def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
         written = {"reports": len(deletion.reports), "datasets": len(deletion.datasets)}
         context.add_output_metadata({"traces": deletion.traces, **written, **rows})
 
-    @dg.job(name=f"{UPKEEP}_job", description="Retention, compaction and the removal of old files, for every table.")
+    @dg.job(
+        name=names.definition(UPKEEP),
+        executor_def=run_by,
+        description="Removes expired rows, compacts the tables and removes old files.",
+    )
     def upkeep_job() -> None:
         upkeep()
 
     @dg.job(
-        name=f"{DELETE}_job",
-        description="All that the lake has of some traces, or of a user's, goes for good, and is shown to be gone.",
+        name=names.definition(DELETE),
+        executor_def=run_by,
+        description="Deletes everything the lake has of given traces or users, and verifies that it is gone.",
     )
     def delete_job() -> None:
         delete_traces()

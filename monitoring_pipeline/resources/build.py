@@ -1,4 +1,4 @@
-"""The resources that the settings describe."""
+"""Builds the resources that the settings describe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monitoring_pipeline.settings import Settings
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
-    """The resources that `settings` describe."""
+    """The resources `tracking`, `spark` and `lake` that `settings` describe."""
     spark = SparkResource(remote=settings.spark.remote)
     return {
         "tracking": TrackingResource(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from monitoring_pipeline.settings.base import Section
 from monitoring_pipeline.settings.redaction import RedactSettings
 from monitoring_pipeline.windows import floor_hour, parse_utc
+
+if TYPE_CHECKING:
+    from monitoring_pipeline.keys import Names
 
 EMBEDDED_STORE = "sqlite:///data/mlflow.db"
 SHIPPED_SCORERS = "monitoring_pipeline.scoring.scorers"
@@ -28,6 +31,8 @@ def _expand_home(location: str) -> str:
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_expand_home)]
 EXAMPLE_VOLUME = "/Volumes/main/monitoring/pipeline"
+NAME_PART = r"^[A-Za-z_][A-Za-z0-9_]*$"
+TAG_PART = r"[A-Za-z0-9_.-]"
 IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
 
 
@@ -203,9 +208,54 @@ class ReportSettings(Section):
 
 
 class DagsterSettings(Section):
+    """How jobs run, and what our definitions are called beside others in one code location."""
+
     executor: Literal["in_process", "multiprocess"] = Field(
         default="in_process", description="one process for all steps of a run (0.1 s each), or one each (3 s each)"
     )
+    key_prefix: list[Annotated[str, Field(pattern=NAME_PART)]] = Field(
+        default=[],
+        description="prefix of asset keys, and of the names of jobs, sensors and schedules: a list, or parts joined "
+        "by /",
+    )
+    group_prefix: str | None = Field(default=None, pattern=NAME_PART, description="prefix of the groups of assets")
+    resource_prefix: str | None = Field(default=None, pattern=NAME_PART, description="prefix of the resource keys")
+    owners: list[str] = Field(
+        default=[], description="owners of all assets: e-mail addresses, or teams such as team:support"
+    )
+    tags: dict[str, str] = Field(default={}, description="tags on all assets")
+
+    @field_validator("key_prefix", mode="before")
+    @classmethod
+    def _parts(cls, key_prefix: object) -> object:
+        return key_prefix.split("/") if isinstance(key_prefix, str) else key_prefix
+
+    @field_validator("owners")
+    @classmethod
+    def _are_owners(cls, owners: list[str]) -> list[str]:
+        for owner in owners:
+            if not re.fullmatch(r"team:.+|[^@\s]+@[^@\s]+\.[^@\s]+", owner):
+                raise ValueError(f"owner {owner!r}: write an e-mail address, or a team such as team:support")
+        return owners
+
+    @field_validator("tags")
+    @classmethod
+    def _are_tags(cls, tags: dict[str, str]) -> dict[str, str]:
+        for key, value in tags.items():
+            if key.startswith(("monitoring/", "dagster/")):
+                raise ValueError(f"tag {key!r}: monitoring/ and dagster/ are reserved; use another name")
+            if not re.fullmatch(rf"({TAG_PART}{{1,63}}/)?{TAG_PART}{{1,63}}", key):
+                raise ValueError(f"tag {key!r}: use letters, digits, _, - and ., at most 63 characters")
+            if not re.fullmatch(rf"{TAG_PART}{{0,63}}", value):
+                raise ValueError(f"tag {key} = {value!r}: use letters, digits, _, - and ., at most 63 characters")
+        return tags
+
+    @property
+    def names(self) -> Names:
+        """What our definitions are called in the code location."""
+        from monitoring_pipeline.keys import Names
+
+        return Names(tuple(self.key_prefix), self.group_prefix, self.resource_prefix)
 
 
 class DatabricksSettings(Section):

@@ -278,8 +278,8 @@ def test_a_killed_task_fails_the_step(remote: Project, workspace: WorkspaceDoubl
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        (WITHOUT_A_WORD, "ended without a word on 48 partitions, 2026-01-01-05:00 first; see "),
-        (OPENED_AND_CLOSED, "ended without a word on 48 partitions, 2026-01-01-05:00 first; see "),
+        (WITHOUT_A_WORD, "ended without reporting 48 partitions, 2026-01-01-05:00 first; see "),
+        (OPENED_AND_CLOSED, "ended without reporting 48 partitions, 2026-01-01-05:00 first; see "),
         (BAD_START, "failed: ModuleNotFoundError: no module <b>mine</b>; see "),
     ],
 )
@@ -339,9 +339,7 @@ def test_messages_that_cannot_be_removed_do_not_fail_a_job_that_has_succeeded(
     result = remote.run(ERRORS)
 
     assert failures(result) == {}
-    assert (
-        f"what the job wrote stays in {VOLUME}/tmp: Databricks at {workspace.host} refuses: not yours" in remote.log()
-    )
+    assert f"the job's messages stay in {VOLUME}/tmp: Databricks at {workspace.host} refuses: not yours" in remote.log()
     assert remote.metadata(ERRORS) == finished.metadata(ERRORS)
 
 
@@ -354,8 +352,8 @@ def test_a_run_whose_state_cannot_be_asked_for_goes_on(
 
     reason = failure(remote.run(ERRORS))
 
-    assert "ended without a word" in reason
-    assert remote.log().count("cannot be asked for its state; asking again") == 3
+    assert "ended without reporting" in reason
+    assert remote.log().count("did not return its state; retrying") == 3
     assert not workspace.asked(CANCEL)
 
 
@@ -457,7 +455,7 @@ def test_a_job_without_the_address_that_stayed_behind_says_what_to_set(
     reason = failure(replace(remote, settings=remote.settings.model_copy(update=changes)).run(TRACES))
 
     assert (
-        "[mlflow] tracking_uri holds a password, which is not handed to a job; set MONITORING_MLFLOW__TRACKING_URI"
+        "[mlflow] tracking_uri holds a password, which is not passed to a job; set MONITORING_MLFLOW__TRACKING_URI"
         in reason
     )
     assert "hunter2" not in remote.log()
@@ -470,5 +468,5 @@ def test_a_profile_of_this_machine_is_not_handed_over() -> None:
 
 
 def test_a_lake_that_no_job_sees_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"^lake\.location = 'data/lake': Databricks jobs do not see a folder of"):
+    with pytest.raises(SettingsError, match=r"^lake\.location = 'data/lake': Databricks jobs cannot read a folder of"):
         build_definitions(Settings(databricks=SERVERLESS))

@@ -456,7 +456,7 @@ from datetime import UTC, datetime, timedelta
 from monitoring_pipeline import api, cli, lifecycle
 from monitoring_pipeline.databricks import managed, managed_backfill
 from monitoring_pipeline.cli.doctor import examine
-from monitoring_pipeline.definitions import build_resources
+from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import Settings

@@ -212,7 +212,7 @@ def test_a_backfill_of_each_scorer_is_asked_for_and_the_daemon_does_it(
     names = ["response_quality", "stage_latency"]
     definitions = build_definitions(made.settings)
     with dg.DagsterInstance.get() as instance:
-        launched = launch_backfills(definitions, WINDOW, names, options, instance)
+        launched = launch_backfills(definitions, made.settings, WINDOW, names, options, instance)
         graph = definitions.resolve_asset_graph()
         assert {backfill.backfill_id for backfill in instance.get_backfills()} == set(launched.values())
         for name, backfill_id in launched.items():

@@ -24,10 +24,10 @@ from mlflow.entities import Feedback, TraceState
 
 from monitoring_pipeline.archive import window as sources
 from monitoring_pipeline.errors import TrackingError
-from monitoring_pipeline.keys import ARCHIVE, MONITORING, RANGE_END, RANGE_START
+from monitoring_pipeline.keys import ARCHIVE, MONITORING, NEW_TRACES, NO_PREFIX, RANGE_END, RANGE_START
 from monitoring_pipeline.orchestration import new_traces, requested_runs
 from monitoring_pipeline.orchestration.build import build_definitions
-from monitoring_pipeline.orchestration.new_traces import given_up
+from monitoring_pipeline.orchestration.requested_runs import given_up
 from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
@@ -108,12 +108,12 @@ class Follower:
 
     def tick(self) -> Any:
         """One evaluation, as the daemon's; it keeps the cursor, and launches no key twice."""
-        sensor = self.definitions.resolve_sensor_def(requested_runs.SENSOR)
+        sensor = self.definitions.resolve_sensor_def(NEW_TRACES)
         with dg.build_sensor_context(
             instance=self.instance,
             cursor=self.cursor,
             resources=build_resources(self.settings),
-            sensor_name=requested_runs.SENSOR,
+            sensor_name=NEW_TRACES,
             definitions=self.definitions,
         ) as context:
             data = sensor.evaluate_tick(context)
@@ -301,21 +301,21 @@ def test_a_failed_run_is_asked_for_again_and_then_given_up(follower: Follower, m
         fail_reading(follower)
         attempts = []
         for _ in range(3):
-            assert given_up(follower.instance) == []
+            assert given_up(follower.instance, NO_PREFIX) == []
             [request] = follower.tick().run_requests
             attempts.append(request.tags["monitoring/attempt"])
             assert not follower.run(request)
         assert attempts == ["1/3", "2/3", "3/3"]
         data = follower.tick()
         assert (data.run_requests, data.skip_message) == ([], f"given up for today: {key(hour)}")
-        [named] = given_up(follower.instance)
+        [named] = given_up(follower.instance, NO_PREFIX)
     assert (named.hour, named.attempts) == (hour, 3)
     assert "the disk is full" in named.reason
     assert follower.instance.get_run_by_id(named.run_id) is not None
 
     follower.log(2, hour)  # the source has something else now
     assert follower.follow() == [(key(hour), key(hour))]
-    assert given_up(follower.instance) == []
+    assert given_up(follower.instance, NO_PREFIX) == []
     assert follower.is_quiet()
 
 
@@ -330,7 +330,7 @@ def test_what_was_given_up_is_asked_for_the_next_day(follower: Follower, monkeyp
         assert follower.tick().run_requests == []
     follower.monkeypatch = monkeypatch
     follower.at(NOW + DAY)
-    assert given_up(follower.instance, NOW + DAY) == []
+    assert given_up(follower.instance, NO_PREFIX, NOW + DAY) == []
     assert follower.follow() == [(key(CURRENT - 2 * HOUR),) * 2]
 
 
@@ -524,7 +524,7 @@ def test_a_look_that_takes_too_long_asks_for_what_it_found(
     follower.having(look_back_hours=48)
     follower.log(1, CURRENT)
     follower.log(2, CURRENT - 47 * HOUR)
-    monkeypatch.setattr(new_traces, "BUDGET_S", 0.0)
+    monkeypatch.setattr(new_traces, "BUDGET_SECONDS", 0.0)
     monkeypatch.setattr(new_traces, "time", SimpleNamespace(monotonic=iter([0.0, 0.0, 1.0]).__next__))
     data = follower.tick()
     assert [request.tags[RANGE_END] for request in data.run_requests] == [key(CURRENT)]
@@ -545,13 +545,13 @@ def test_a_tick_asks_for_so_many_runs_and_the_next_ones_for_the_rest(
 
 def test_the_sensor_runs_by_itself_where_it_is_enabled(follower: Follower) -> None:
     def status() -> dg.DefaultSensorStatus:
-        return follower.definitions.resolve_sensor_def(requested_runs.SENSOR).default_status
+        return follower.definitions.resolve_sensor_def(NEW_TRACES).default_status
 
     assert status() == dg.DefaultSensorStatus.STOPPED
     follower.having(interval_seconds=120)
     follower.settings = follower.settings.model_copy(update={"automation": AutomationSettings(enabled=True)})
     assert status() == dg.DefaultSensorStatus.RUNNING
-    sensor = follower.definitions.resolve_sensor_def(requested_runs.SENSOR)
+    sensor = follower.definitions.resolve_sensor_def(NEW_TRACES)
     assert (sensor.minimum_interval_seconds, sensor.job_name) == (120, ARCHIVE)
 
 

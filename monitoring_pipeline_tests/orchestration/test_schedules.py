@@ -10,12 +10,11 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import freeze_time
 
-from monitoring_pipeline.keys import DAILY_REPORT, WEEKLY_REPORT
+from monitoring_pipeline.keys import DAILY_REPORT, DATASETS, LATEST_HOUR, UPKEEP, WEEKLY_REPORT
 from monitoring_pipeline.orchestration.build import build_definitions
-from monitoring_pipeline.orchestration.ops import LATEST_HOUR
 from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.orchestration.schedules import days_without_report, schedules, weeks_without_report
-from monitoring_pipeline.settings import ArchiveSettings, AutomationSettings, Settings
+from monitoring_pipeline.settings import ArchiveSettings, DatasetSettings, Settings
 from monitoring_pipeline_tests.made_project import MadeProject
 
 ONE_OCLOCK = datetime(2026, 1, 10, 1, 0, tzinfo=UTC)
@@ -112,9 +111,11 @@ def test_the_weekly_schedule_asks_for_a_run_of_each_such_week(dagster_home: Path
     ]
 
 
-def test_upkeep_has_a_schedule_where_there_is_its_job() -> None:
-    made = schedules(ArchiveSettings(), AutomationSettings(), [DAILY_REPORT, "upkeep_job"])
-    assert {schedule.job_name for schedule in made} == {DAILY_REPORT, "upkeep_job"}
+def test_datasets_have_a_schedule_where_there_are_any() -> None:
+    usual = {DAILY_REPORT, WEEKLY_REPORT, LATEST_HOUR, UPKEEP}
+    assert {schedule.job_name for schedule in schedules(Settings())} == usual
+    configured = Settings(datasets=[DatasetSettings(name="finished", kind="traces")])
+    assert {schedule.job_name for schedule in schedules(configured)} == {*usual, DATASETS}
 
 
 def test_the_latest_hour_is_looked_at_without_a_run_of_its_asset(

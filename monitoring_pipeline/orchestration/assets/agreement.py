@@ -24,7 +24,7 @@ def agreement_assets(
 
     @table_asset(SCORER_AGREEMENT, days, "quality", deps=upstream)
     def scorer_agreement(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
-        window = run_window(context)
+        window = run_window(context, lake)
         rows = derive_agreement(lake, window, scorers)
         for day in window.days():
             figures = _figures(rows[rows["day"].dt.date == day], current)

@@ -47,7 +47,7 @@ def archive_assets(hours: dg.TimeWindowPartitionsDefinition, source: ArchiveSett
     ) -> CheckedAsset:
         from monitoring_pipeline.archive.window import archive_window
 
-        window = run_window(context)
+        window = run_window(context, lake)
         counts = archive_window(
             source, tracking, lake, window, on_progress=lambda read: context.log.info(f"{read} traces read")
         )

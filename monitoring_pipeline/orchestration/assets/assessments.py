@@ -8,7 +8,7 @@ from pydantic import Field
 from monitoring_pipeline.databricks.managed import is_managed
 from monitoring_pipeline.databricks.managed_backfill import take_managed
 from monitoring_pipeline.derivations import derive_settled_coverage
-from monitoring_pipeline.keys import ARCHIVE_KEY, AUTOMATION_TAGS, MONITORING, scorer_key
+from monitoring_pipeline.keys import ARCHIVE_KEY, AUTOMATION_TAGS, WHOLE_CHAIN_TAG, scorer_key
 from monitoring_pipeline.orchestration.assets.common import plain_number, record_hours, table_asset, utc_index
 from monitoring_pipeline.orchestration.checks import (
     LEDGER_ADDS_UP,
@@ -91,7 +91,7 @@ def _scorer_asset(
     def scorer_asset(
         context: dg.AssetExecutionContext, config: ScorerRunConfig, tracking: TrackingResource, lake: LakeResource
     ) -> CheckedAsset:
-        window, log = run_window(context), ScorerLog(tracking, states_in)
+        window, log = run_window(context, lake), ScorerLog(tracking, states_in)
         (current,) = effective([scorer], log)
         if config.sample_rate is not None:
             current = replace(current, sample_rate=config.sample_rate)
@@ -142,7 +142,7 @@ def _score(
 
 def _is_automatic(context: dg.AssetExecutionContext) -> bool:
     """Whether no person named this scorer for this run: the whole chain runs, or a sensor or schedule started it."""
-    return context.run.job_name == MONITORING or not AUTOMATION_TAGS.isdisjoint(context.run_tags)
+    return not {WHOLE_CHAIN_TAG, *AUTOMATION_TAGS}.isdisjoint(context.run_tags)
 
 
 def _coverage_asset(
@@ -154,7 +154,7 @@ def _coverage_asset(
     def scorer_coverage(
         context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
     ) -> CheckedAsset:
-        window, log = run_window(context), ScorerLog(tracking, states_in)
+        window, log = run_window(context, lake), ScorerLog(tracking, states_in)
         changes = log.read().changes if any(map(is_managed, scorers)) else {}
         problems = derive_settled_coverage(lake, window, effective(scorers, log), changes)
         ledger = lake.read(SCORER_COVERAGE, window)

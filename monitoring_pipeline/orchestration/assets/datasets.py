@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import dagster as dg
 
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.keys import ARCHIVE_KEY, GROUP, dataset_key, scorer_key
+from monitoring_pipeline.keys import ARCHIVE_KEY, DATASETS_GROUP, dataset_key, scorer_key
 from monitoring_pipeline.orchestration.assets.common import tags
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
@@ -51,7 +51,7 @@ def _dataset_asset(
         key=dataset_key(entry.name),
         deps=[dg.AssetDep(key, partition_mapping=hours) for key in upstream],
         partitions_def=days,
-        group_name=GROUP,
+        group_name=DATASETS_GROUP,
         kinds={*entry.formats, *({"mlflow"} if entry.mlflow else ())},
         tags=tags(None),
         code_version=_version(entry, scorer),
@@ -61,7 +61,7 @@ def _dataset_asset(
     def dataset(context: dg.AssetExecutionContext, lake: LakeResource, tracking: TrackingResource) -> None:
         from monitoring_pipeline.datasets.configured import build, window_of_day
 
-        for day in run_window(context).days():
+        for day in run_window(context, lake).days():
             built = build(lake, tracking, scorers, entry, window_of_day(entry, day), f"{day:%Y-%m-%d}")
             records, origin = built.dataset, built.dataset.origin
             shown = ", ".join(record["metadata"]["source_trace"] for record in records[:SHOWN_TRACES])

@@ -61,7 +61,7 @@ def _derived_asset(
 
     @table_asset(table, hours, "performance", deps=[upstream], checks=more_specs)
     def derived_table(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
-        window = run_window(context)
+        window = run_window(context, lake)
         derivation.derive(lake, window)
         rows = lake.read(table, window)
         record_hours(context, window, utc_index(figures(rows).toPandas(), table.hour))

@@ -21,7 +21,7 @@ def quality_assets(
 
     @table_asset(HOURLY_QUALITY, hours, "quality", deps=[SCORER_COVERAGE.name], code_version=rules)
     def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
-        window = run_window(context)
+        window = run_window(context, lake)
         record_hours(context, window, _figures(derive_quality(lake, window, scorers), current))
         yield from checked(context, table_checks(context.asset_key, HOURLY_QUALITY, lake.read(HOURLY_QUALITY, window)))
 

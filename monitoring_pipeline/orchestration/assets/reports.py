@@ -66,7 +66,7 @@ def _report_asset(
         description=description,
     )
     def report(context: dg.AssetExecutionContext, lake: LakeResource, tracking: TrackingResource) -> None:
-        for period in dict.fromkeys(map(period_of, run_window(context).days())):
+        for period in dict.fromkeys(map(period_of, run_window(context, lake).days())):
             metadata = _made(context, period, lake, tracking, scorers, settings)
             context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=period.partition_key)
 

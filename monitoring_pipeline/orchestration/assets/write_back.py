@@ -42,7 +42,7 @@ def write_back_assets(
     def results_in_mlflow(
         context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
     ) -> CheckedAsset:
-        window = run_window(context)
+        window = run_window(context, lake)
         counts = write_back(
             lake,
             tracking,

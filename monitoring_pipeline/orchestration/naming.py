@@ -1,0 +1,116 @@
+"""What makes our definitions fit into any code location: names with prefixes, owners, tags, and no warnings of ours."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import dagster as dg
+from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from monitoring_pipeline.keys import Names
+from monitoring_pipeline.settings import DagsterSettings
+
+RESOURCES = ("tracking", "spark", "lake")
+
+
+def named_asset(asset: dg.AssetsDefinition, settings: DagsterSettings) -> dg.AssetsDefinition:
+    """`asset`, which makes one asset, with the prefixes, owners and tags of `settings`; its function stays the same.
+
+    Its dependencies must be assets of ours as well: their keys get the prefix too.
+    """
+    names = settings.names
+    (spec,) = asset.specs
+    spec = spec.replace_attributes(
+        key=names.key(spec.key),
+        deps=[
+            dg.AssetDep(names.key(dependency.asset_key), partition_mapping=dependency.partition_mapping)
+            for dependency in spec.deps
+        ],
+        group_name=names.group(spec.group_name or "default"),
+        owners=settings.owners,
+        tags={**settings.tags, **spec.tags, **names.tags},
+    )
+    function = cast(DecoratedOpFunction, asset.op.compute_fn).decorated_fn
+    takes_config = "config" in inspect.signature(function).parameters  # Dagster reads the schema from its annotation
+    with beta_parameters():
+        return dg.multi_asset(
+            name=names.op(asset.op.name),
+            specs=[spec],
+            check_specs=[check.replace_key(check.key.replace_asset_key(spec.key)) for check in asset.check_specs],
+            partitions_def=asset.partitions_def,
+            backfill_policy=asset.backfill_policy,
+            config_schema=None if takes_config else config_fields(asset),
+            retry_policy=asset.op.retry_policy,
+        )(with_named_resources(names)(function))
+
+
+def config_fields(asset: dg.AssetsDefinition) -> dict[str, Any] | None:
+    """The fields of the asset's run configuration; None where it takes none."""
+    schema = asset.op.config_schema
+    field = schema.as_field() if schema else None
+    return getattr(field.config_type, "fields", None) if field else None
+
+
+def with_named_resources(names: Names) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a function of an asset, op or sensor that takes resources of ours by their names without prefix.
+
+    Dagster takes a resource's key from the parameter's name; it sees the parameters with the prefix.
+    """
+    key_of = {name: names.resource(name) for name in RESOURCES}
+    name_of = {key: name for name, key in key_of.items()}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if names.resource_prefix is None:
+            return function
+        signature = inspect.signature(function, eval_str=True)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **{name_of.get(key, key): value for key, value in kwargs.items()})
+
+        def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            yield from call(*args, **kwargs)
+
+        # Dagster asks the function whether it is a generator.
+        wrapper: Any = functools.wraps(function)(generate if inspect.isgeneratorfunction(function) else call)
+        wrapper.__signature__ = signature.replace(
+            parameters=[
+                parameter.replace(name=key_of.get(name, name)) for name, parameter in signature.parameters.items()
+            ]
+        )
+        return wrapper
+
+    return decorate
+
+
+def executor(settings: DagsterSettings) -> dg.ExecutorDefinition:
+    """The executor that `[dagster] executor` names."""
+    return dg.in_process_executor if settings.executor == "in_process" else dg.multiprocess_executor
+
+
+@contextmanager
+def beta_parameters() -> Iterator[None]:
+    """Keeps Dagster from warning that the backfill policies of our assets are a beta feature."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.BetaWarning)
+        yield
+
+
+class AssetJob(UnresolvedAssetJobDefinition):
+    """An asset job of ours; as `dg.define_asset_job` makes it, but that it may mix backfill policies.
+
+    Scorers take some partitions a run and tables take all. A backfill of the job takes the fewer, which is what we
+    want, and which Dagster warns of each time that a code location is loaded.
+    """
+
+    def resolve(self, *args: Any, **kwargs: Any) -> dg.JobDefinition:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Asset job .* with varying BackfillPolicies", category=UserWarning
+            )
+            return super().resolve(*args, **kwargs)
