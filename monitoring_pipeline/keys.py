@@ -5,16 +5,21 @@ They are the names of a code location of our own. In another one, `Names` puts t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
+
+from monitoring_pipeline.tables import TABLES
 
 # Assets.
 ARCHIVE_KEY = "archived_traces"
 RESULTS_IN_MLFLOW = "results_in_mlflow"
 DAILY_REPORT_KEY = "daily_report"
 WEEKLY_REPORT_KEY = "weekly_report"
+
+ASSESSMENTS_KEY = "assessments"  # of scorers, before their names
 
 # Groups of assets that a job selects.
 DATASETS_GROUP = "datasets"
@@ -33,6 +38,19 @@ LATEST_HOUR = "latest_hour_job"
 UPKEEP = "upkeep_job"
 DELETE = "delete_traces_job"
 ASSETS = "__ASSET_JOB"  # Dagster's own job over all assets of a code location; it takes no prefix
+
+JOBS = (
+    MONITORING,
+    ARCHIVE,
+    DAILY_REPORT,
+    WEEKLY_REPORT,
+    DATASETS,
+    ALERTS_JOB,
+    ASSESS,
+    LATEST_HOUR,
+    UPKEEP,
+    DELETE,
+)
 
 # Sensors.
 NEW_TRACES = "new_traces"
@@ -60,9 +78,23 @@ AUTOMATION_TAGS = {  # Dagster sets one of them on every run that no person star
 }
 
 
+# What the keys of our assets start with, behind the prefix.
+OWN_KEYS = frozenset(
+    [
+        ARCHIVE_KEY,
+        RESULTS_IN_MLFLOW,
+        DAILY_REPORT_KEY,
+        WEEKLY_REPORT_KEY,
+        ASSESSMENTS_KEY,
+        DATASETS_GROUP,
+        *(table.name for table in TABLES),
+    ]
+)
+
+
 def scorer_key(name: str) -> dg.AssetKey:
     """The key of a scorer's asset."""
-    return dg.AssetKey(["assessments", name])
+    return dg.AssetKey([ASSESSMENTS_KEY, name])
 
 
 def dataset_key(name: str) -> dg.AssetKey:
@@ -102,6 +134,16 @@ class Names:
     def resource(self, name: str) -> str:
         """The key of one of our resources: of `tracking`, `spark` or `lake`."""
         return f"{self.resource_prefix}_{name}" if self.resource_prefix else name
+
+    def owns(self, job_name: str | None, selection: Iterable[dg.AssetKey] | None) -> bool:
+        """Whether a run or backfill of this job and these assets belongs to the pipeline (None: all assets)."""
+        if job_name in [*map(self.definition, JOBS)] or (job_name == ASSETS and selection is None):
+            return True
+        depth = len(self.key_prefix)
+        return any(
+            key.path[:depth] == [*self.key_prefix] and not OWN_KEYS.isdisjoint(key.path[depth : depth + 1])
+            for key in selection or ()
+        )
 
     @property
     def tags(self) -> dict[str, str]:

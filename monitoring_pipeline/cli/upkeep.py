@@ -15,4 +15,4 @@ def upkeep(config: Config = None) -> None:
     from monitoring_pipeline.upkeep.maintenance import keep_up
 
     lake = build_resources(settings)["lake"]
-    show_upkeep(keep_up(lake, settings.upkeep, start_instance(config_folder()), None))
+    show_upkeep(keep_up(lake, settings.upkeep, settings.dagster.names, start_instance(config_folder()), None))

@@ -55,19 +55,13 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         latest_hour_job(settings.dagster),
         *upkeep_jobs(settings),
     ]
-    keys = {key for asset in [*assets, *(alerts.assets or [])] for key in asset.keys}  # pyright: ignore
-    job_names = {job.name for job in [*all_jobs, *(alerts.jobs or [])]}
-
-    def is_ours(run: dg.DagsterRun) -> bool:
-        return run.job_name in job_names or not keys.isdisjoint(run.asset_selection or ())
-
     pipeline = dg.Definitions(
         assets=assets,
         jobs=all_jobs,
         sensors=[
             new_traces_sensor(settings.archive, settings.sensor, names, enabled),
             automation_sensor(settings.automation, names),
-            lost_runs_sensor(names, is_ours, enabled),
+            lost_runs_sensor(names, enabled),
         ],
         schedules=schedules(settings),
         resources={

@@ -3,7 +3,6 @@ ever, and everything that waits for their hours with them.
 """
 
 import os
-from collections.abc import Callable
 
 import dagster as dg
 from dagster import DagsterEventType, DagsterRunStatus, DefaultRunLauncher
@@ -16,10 +15,10 @@ INTERVAL_SECONDS = 30
 GONE = "its process is gone: it was killed, or its machine was restarted"
 
 
-def lost_runs_sensor(names: Names, is_ours: Callable[[dg.DagsterRun], bool], is_running: bool) -> dg.SensorDefinition:
+def lost_runs_sensor(names: Names, is_running: bool) -> dg.SensorDefinition:
     """The sensor `lost_runs`, which marks our runs whose process has died as failed.
 
-    Runs of other pipelines on the same instance, which `is_ours` refuses, are left alone.
+    Runs of other pipelines on the same instance are left alone.
     """
 
     @dg.sensor(
@@ -30,23 +29,21 @@ def lost_runs_sensor(names: Names, is_ours: Callable[[dg.DagsterRun], bool], is_
         description="Marks runs whose process is gone as failed, so that their hours are requested again.",
     )
     def lost_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        ended = end_lost_runs(context.instance, is_ours)
+        ended = end_lost_runs(context.instance, names)
         return dg.SkipReason(f"ended {', '.join(ended)}: {GONE}" if ended else "no run is lost")
 
     return lost_runs
 
 
-def end_lost_runs(
-    instance: dg.DagsterInstance, is_ours: Callable[[dg.DagsterRun], bool] = lambda run: True
-) -> list[str]:
-    """Mark the runs of this machine that `is_ours` accepts and whose process is gone as failed; returns their ids.
+def end_lost_runs(instance: dg.DagsterInstance, names: Names) -> list[str]:
+    """Mark the runs of this pipeline and machine whose process is gone as failed; returns their ids.
 
     Does nothing if the instance has another launcher than the default one: such launchers monitor their runs.
     """
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
         return []
-    started = filter(is_ours, instance.get_runs(dg.RunsFilter(statuses=STARTED)))
-    lost = [run for run in started if _is_lost(instance, run)]
+    started = instance.get_runs(dg.RunsFilter(statuses=STARTED))
+    lost = [run for run in started if names.owns(run.job_name, run.asset_selection) and _is_lost(instance, run)]
     for run in lost:
         instance.report_run_failed(run, GONE)
     return [run.run_id for run in lost]

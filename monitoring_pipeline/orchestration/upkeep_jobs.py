@@ -37,9 +37,9 @@ def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
         from monitoring_pipeline.upkeep.recount import Recount
 
         if has_unfinished(lake):  # a deletion that was interrupted
-            wait_for_others(context.instance, context.run_id, context.log.info)
+            wait_for_others(context.instance, names, context.run_id, context.log.info)
             carry_out(lake, Recount.of(settings, lake, tracking), context.log.info)
-        done = keep_up(lake, settings.upkeep, context.instance, context.run_id, context.log.info)
+        done = keep_up(lake, settings.upkeep, names, context.instance, context.run_id, context.log.info)
         figures: dict[str, Any] = {f"{name}/rows_removed": rows for name, rows in done.expired.items()}
         for name, files in done.files.items():
             figures |= {f"{name}/{what}": count for what, count in files.items()}

@@ -96,7 +96,7 @@ def delete(
         MonitoringError: the lake has nothing of one, other runs do not end, or something cannot be deleted.
     """
     places = find(lake, trace_ids, user_ids)
-    wait_for_others(instance, own_run_id, on_progress)
+    wait_for_others(instance, recount.settings.dagster.names, own_run_id, on_progress)
     request(lake, places, reference)
     return carry_out(lake, recount, on_progress)
 

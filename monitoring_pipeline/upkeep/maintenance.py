@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
+from monitoring_pipeline.keys import Names
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import UpkeepSettings
 from monitoring_pipeline.tables import TABLES
@@ -29,6 +30,7 @@ class Upkept:
 def keep_up(
     lake: LakeResource,
     upkeep: UpkeepSettings,
+    names: Names,
     instance: dg.DagsterInstance,
     own_run_id: str | None,
     on_progress: Callable[[str], None] = lambda message: None,
@@ -43,7 +45,7 @@ def keep_up(
     """
     done = Upkept()
     cut = expires_before(upkeep)
-    if cut and (found := readers(instance, own_run_id, before=cut)):
+    if cut and (found := readers(instance, names, own_run_id, before=cut)):
         done.put_off = f"{named(found)} may read rows older than {cut:%Y-%m-%d}"
         on_progress(f"nothing removed: {done.put_off}")
     elif cut:

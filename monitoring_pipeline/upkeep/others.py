@@ -1,4 +1,4 @@
-"""Other runs that may be reading the lake while something is taken out of it."""
+"""Other runs of the pipeline that may read the lake while rows are removed from it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.keys import PARTITION, RANGE_START
+from monitoring_pipeline.keys import PARTITION, RANGE_START, Names
 
 PATIENCE = timedelta(minutes=10)
 POLL_SECONDS = 2.0
 SHOWN = 5
 
 
-def readers(instance: dg.DagsterInstance, own_run_id: str | None, before: datetime | None = None) -> list[str]:
-    """The runs and backfills that have not ended, but for our own, in words.
+def readers(
+    instance: dg.DagsterInstance, names: Names, own_run_id: str | None, before: datetime | None = None
+) -> list[str]:
+    """The pipeline's runs and backfills that have not ended, other than the caller's own, in words.
 
-    With `before`, only those that may read what is older: runs of no partition, or of one that is, and all backfills.
+    With `before`, only those that may read older rows: runs without a partition or with an older one, and all
+    backfills.
     """
     from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionsFilter, BulkActionStatus
     from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
@@ -27,37 +30,39 @@ def readers(instance: dg.DagsterInstance, own_run_id: str | None, before: dateti
     runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     active = [status for status in BulkActionStatus if status not in BULK_ACTION_TERMINAL_STATUSES]
     backfills = instance.get_backfills(filters=BulkActionsFilter(statuses=active))
+    others = [run for run in runs if names.owns(run.job_name, run.asset_selection) and run.run_id != own_run_id]
     return [
-        *(f"run {run.run_id} of {run.job_name}" for run in runs if run.run_id != own_run_id and _reads(run, before)),
-        *(f"backfill {backfill.backfill_id}" for backfill in backfills),
+        *(f"run {run.run_id} of {run.job_name}" for run in others if _reads(run, before)),
+        *(f"backfill {each.backfill_id}" for each in backfills if names.owns(each.job_name, each.asset_selection)),
     ]
 
 
 def wait_for_others(
     instance: dg.DagsterInstance,
+    names: Names,
     own_run_id: str | None,
     on_wait: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Wait until no other run or backfill is in progress.
+    """Wait until no other run or backfill of the pipeline is in progress.
 
     Raises:
         MonitoringError: one still is after `PATIENCE`.
     """
     deadline = time.monotonic() + PATIENCE.total_seconds()
-    told = False
-    while found := readers(instance, own_run_id):
+    has_reported = False
+    while found := readers(instance, names, own_run_id):
         if time.monotonic() >= deadline:
             raise MonitoringError(
-                f"{named(found)} may be reading what is to be deleted; wait for it, or end it in the UI, and try again"
+                f"{named(found)} may be reading the rows to delete; wait for it, or end it in the UI, and try again"
             )
-        if not told:
+        if not has_reported:
             on_wait(f"waiting for {named(found)}")
-            told = True
+            has_reported = True
         time.sleep(POLL_SECONDS)
 
 
 def named(found: list[str]) -> str:
-    """The first of what `readers` found."""
+    """The first of the runs that `readers` returned."""
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(found[:SHOWN]) + more
 
@@ -68,5 +73,5 @@ def _reads(run: dg.DagsterRun, before: datetime | None) -> bool:
         return True
     try:
         return datetime.fromisoformat(key[:10]).replace(tzinfo=UTC) < before  # of an hour or a day
-    except ValueError:  # a partition of another kind, of another project
+    except ValueError:  # a partition of another kind
         return True

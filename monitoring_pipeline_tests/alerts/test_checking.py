@@ -14,7 +14,7 @@ import pytest
 
 from monitoring_pipeline.alerts.checking import Checked, check_alerts
 from monitoring_pipeline.alerts.episodes import load
-from monitoring_pipeline.orchestration.alerts import JOB
+from monitoring_pipeline.keys import ALERTS_JOB
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.resources.lake import LakeResource
@@ -268,7 +268,7 @@ def test_dagster_runs_the_check_and_a_dead_notifier_is_a_warning(lake: LakeResou
     endpoint.answers = [(404, {})]
     settings = Settings(lake=LakeSettings(location=lake.location), alerts=[ERRORS], notifiers=[HOOK])
     definitions = build_definitions(settings)
-    result = definitions.resolve_job_def(JOB).execute_in_process(run_config=QUIET)
+    result = definitions.resolve_job_def(ALERTS_JOB).execute_in_process(run_config=QUIET)
 
     assert result.success
     (outcome,) = result.get_asset_check_evaluations()
@@ -291,10 +291,10 @@ def test_the_schedule_starts_with_automation_and_waits_for_the_last_check(enable
     assert (schedule.default_status == dg.DefaultScheduleStatus.RUNNING) is enabled
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, dg.build_schedule_context(instance) as context:
         assert isinstance(schedule(context), dg.RunRequest)
-        instance.add_run(dg.DagsterRun(job_name=JOB, status=dg.DagsterRunStatus.STARTED))
+        instance.add_run(dg.DagsterRun(job_name=ALERTS_JOB, status=dg.DagsterRunStatus.STARTED))
         assert isinstance(schedule(context), dg.SkipReason)
 
 
 def test_without_rules_there_is_no_job() -> None:
     names = {job.name for job in build_definitions(Settings()).resolve_all_job_defs()}
-    assert JOB not in names
+    assert ALERTS_JOB not in names

@@ -13,7 +13,7 @@ import pytest
 from dagster import DagsterRunStatus
 from dagster._core.events import EngineEventData
 
-from monitoring_pipeline.keys import HOST_TAG
+from monitoring_pipeline.keys import HOST_TAG, NO_PREFIX
 from monitoring_pipeline.orchestration.lost_runs import end_lost_runs
 from monitoring_pipeline.orchestration.runs import host
 
@@ -49,16 +49,16 @@ def status(instance: dg.DagsterInstance, run_id: str) -> DagsterRunStatus:
 
 def test_a_run_whose_process_is_gone_is_failed_once(instance: dg.DagsterInstance, dead_pid: int) -> None:
     run_id = started(instance, dead_pid)
-    assert run_id in end_lost_runs(instance)
+    assert run_id in end_lost_runs(instance, NO_PREFIX)
     assert status(instance, run_id) == DagsterRunStatus.FAILURE
-    assert run_id not in end_lost_runs(instance)
+    assert run_id not in end_lost_runs(instance, NO_PREFIX)
 
 
 def test_the_latest_process_of_a_run_counts(instance: dg.DagsterInstance, dead_pid: int) -> None:
     run_id = started(instance, dead_pid)
     run = instance.get_run_by_id(run_id)
     instance.report_engine_event("Executing steps", run, EngineEventData.in_process(os.getpid()))
-    assert run_id not in end_lost_runs(instance)
+    assert run_id not in end_lost_runs(instance, NO_PREFIX)
 
 
 @pytest.mark.parametrize("case", ["alive", "not yet told", "of a command on another machine"])
@@ -66,15 +66,15 @@ def test_other_runs_go_on(instance: dg.DagsterInstance, dead_pid: int, case: str
     pids = {"alive": os.getpid(), "not yet told": None}
     tags = {HOST_TAG: "elsewhere"} if case.startswith("of a command") else {}
     run_id = started(instance, pids.get(case, dead_pid), **tags)
-    assert run_id not in end_lost_runs(instance)
+    assert run_id not in end_lost_runs(instance, NO_PREFIX)
     assert status(instance, run_id) == DagsterRunStatus.STARTED
 
 
 def test_a_command_of_this_machine_that_was_killed_is_failed(instance: dg.DagsterInstance, dead_pid: int) -> None:
-    assert started(instance, dead_pid, **{HOST_TAG: host()}) in end_lost_runs(instance)
+    assert started(instance, dead_pid, **{HOST_TAG: host()}) in end_lost_runs(instance, NO_PREFIX)
 
 
 def test_runs_of_another_launcher_are_its_own(dead_pid: int) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         started(instance, dead_pid)
-        assert end_lost_runs(instance) == []
+        assert end_lost_runs(instance, NO_PREFIX) == []

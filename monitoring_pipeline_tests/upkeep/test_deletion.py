@@ -247,6 +247,25 @@ def test_it_does_not_begin_while_another_run_is_in_progress(run: MadeProject, mo
     assert run.versions() == before
 
 
+def test_it_does_not_wait_for_runs_of_other_projects(run: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import timedelta
+
+    from dagster._core.test_utils import create_run_for_test
+
+    monkeypatch.setattr(others, "PATIENCE", timedelta(0))
+    instance = dg.DagsterInstance.ephemeral()
+    theirs = frozenset({dg.AssetKey(["billing", "archived_traces"]), dg.AssetKey("invoices")})
+    for job_name, selection in (("billing_job", None), ("__ASSET_JOB", theirs)):
+        create_run_for_test(instance, job_name=job_name, asset_selection=selection, status=dg.DagsterRunStatus.STARTED)
+    recount = Recount.of(run.settings, run.lake, build_resources(run.settings)["tracking"])
+    assert deletion.delete(run.lake, recount, instance, None, [trace_id(1)], []).traces == 1
+
+    ours = frozenset({dg.AssetKey(["assessments", "tool_errors"])})
+    create_run_for_test(instance, job_name="__ASSET_JOB", asset_selection=ours, status=dg.DagsterRunStatus.STARTED)
+    with pytest.raises(MonitoringError, match="of __ASSET_JOB may be reading"):
+        deletion.delete(run.lake, recount, instance, None, [trace_id(2)], [])
+
+
 def test_the_job_deletes_and_tells_how_much(run: MadeProject) -> None:
     job = build_definitions(run.settings).resolve_job_def("delete_traces_job")
     result = job.execute_in_process(

@@ -9,7 +9,7 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 from pydantic import ValidationError
 
-from monitoring_pipeline.keys import RANGE_START
+from monitoring_pipeline.keys import MONITORING, NO_PREFIX, RANGE_START
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.settings import Settings, UpkeepSettings
 from monitoring_pipeline.settings.hours import whole_hours
@@ -94,13 +94,13 @@ def test_a_command_for_such_hours_names_the_setting(run: MadeProject) -> None:
 
 
 def upkept(project: MadeProject, instance: dg.DagsterInstance) -> Upkept:
-    return keep_up(project.lake, UpkeepSettings(keep_archive_days=1), instance, None)
+    return keep_up(project.lake, UpkeepSettings(keep_archive_days=1), NO_PREFIX, instance, None)
 
 
 def test_nothing_goes_that_a_run_in_progress_may_read(run: MadeProject) -> None:
     instance = dg.DagsterInstance.ephemeral()
     reader = create_run_for_test(
-        instance, job_name="backfill", status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: FIRST}
+        instance, job_name=MONITORING, status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: FIRST}
     )
     done = upkept(run, instance)
     assert (done.expired, reader.run_id in done.put_off) == ({}, True)
@@ -113,7 +113,9 @@ def test_nothing_goes_that_a_run_in_progress_may_read(run: MadeProject) -> None:
 def test_a_run_of_recent_hours_stands_in_no_ones_way(run: MadeProject) -> None:
     instance = dg.DagsterInstance.ephemeral()
     recent = f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%d-%H:00}"
-    create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": recent})
+    create_run_for_test(
+        instance, job_name=MONITORING, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": recent}
+    )
     assert upkept(run, instance).expired["agent_traces"] == 6
 
 
