@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from monitoring_pipeline.databricks.managed import is_managed
+from monitoring_pipeline.keys import ALERTS_JOB
 from monitoring_pipeline.orchestration.alerts import alert_definitions
 from monitoring_pipeline.orchestration.assets.agreement import agreement_assets
 from monitoring_pipeline.orchestration.assets.archive import archive_assets
@@ -31,6 +32,7 @@ from monitoring_pipeline.orchestration.upkeep_jobs import upkeep_jobs
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.tables import ALERTS
 
 
 def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
@@ -55,8 +57,8 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
         latest_hour_job(settings.dagster),
         *upkeep_jobs(settings),
     ]
-    keys = {key for asset in [*assets, *(alerts.assets or [])] for key in asset.keys}  # pyright: ignore
-    job_names = {job.name for job in [*all_jobs, *(alerts.jobs or [])]}
+    keys = {names.key(ALERTS.name), *(asset.key for asset in assets)}
+    job_names = {names.definition(ALERTS_JOB), *(job.name for job in all_jobs)}
 
     def is_ours(run: dg.DagsterRun) -> bool:
         return run.job_name in job_names or not keys.isdisjoint(run.asset_selection or ())
