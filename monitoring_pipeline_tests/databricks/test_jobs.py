@@ -15,14 +15,15 @@ import dagster as dg
 import pytest
 
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.keys import scorer_key
+from monitoring_pipeline.keys import RANGE_END, RANGE_START, scorer_key
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.databricks_jobs import handed_over
-from monitoring_pipeline.orchestration.runs import failures
+from monitoring_pipeline.orchestration.runs import QUIET, failures
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.scoring import registry
 from monitoring_pipeline.settings import (
     ArchiveSettings,
+    DagsterSettings,
     DatabricksSettings,
     LakeSettings,
     MlflowSettings,
@@ -34,6 +35,7 @@ from monitoring_pipeline_tests.databricks.conftest import (
     FIRST,
     FOLDER,
     HOURS,
+    LAST,
     ODD,
     SERVERLESS,
     VOLUME,
@@ -121,6 +123,30 @@ def test_a_job_makes_what_a_run_in_process_makes(
     assert not any(workspace.folder_of(f"{VOLUME}/tmp").iterdir())
     assert "/?o=1#job/1/run/100" in project.log()
     no_token(project, workspace)
+
+
+def test_a_job_of_another_code_location_makes_our_asset_under_its_prefix(
+    finished: Project, remote: Project, workspace: WorkspaceDouble
+) -> None:
+    shutil.rmtree(remote.folder / "lake" / TRACE_ERRORS.name)
+    dagster = DagsterSettings(key_prefix=["team", "agents"], resource_prefix="agents")
+    key = dagster.names.key(TRACE_ERRORS.name)
+    job = dg.define_asset_job("theirs", selection=dg.AssetSelection.assets(key))
+    ours = build_definitions(remote.settings.model_copy(update={"dagster": dagster}))
+
+    result = (
+        dg.Definitions.merge(dg.Definitions(jobs=[job]), ours)
+        .resolve_job_def("theirs")
+        .execute_in_process(
+            instance=remote.instance, tags={RANGE_START: FIRST, RANGE_END: LAST}, run_config=QUIET, raise_on_error=False
+        )
+    )
+
+    assert failures(result) == {}
+    assert len(workspace.runs) == 1
+    assert remote.metadata(key) == finished.metadata(ERRORS)
+    assert remote.rows(TRACE_ERRORS) == finished.rows(TRACE_ERRORS)
+    assert {check.asset_key for check in result.get_asset_check_evaluations()} == {key}
 
 
 def test_a_scorer_has_its_checks_configuration_and_progress(

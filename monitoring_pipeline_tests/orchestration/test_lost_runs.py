@@ -13,9 +13,12 @@ import pytest
 from dagster import DagsterRunStatus
 from dagster._core.events import EngineEventData
 
-from monitoring_pipeline.keys import HOST_TAG, NO_PREFIX
+from monitoring_pipeline.keys import ASSETS, HOST_TAG, NO_PREFIX
+from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.lost_runs import end_lost_runs
 from monitoring_pipeline.orchestration.runs import host
+from monitoring_pipeline.settings import DagsterSettings, Settings
+from monitoring_pipeline_tests.made_project import QUALITY
 
 
 @pytest.fixture
@@ -33,9 +36,18 @@ def dead_pid() -> int:
     return process.pid
 
 
-def started(instance: dg.DagsterInstance, pid: int | None, **tags: str) -> str:
-    """A run in progress that has said which process it is, if any."""
-    run = instance.add_run(dg.DagsterRun(job_name="archive_job", status=DagsterRunStatus.STARTED, tags=tags))
+def started(
+    instance: dg.DagsterInstance,
+    pid: int | None,
+    job: str = "archive_job",
+    asset: dg.AssetKey | None = None,
+    **tags: str,
+) -> str:
+    """A run in progress that has reported its process, if any."""
+    selection = frozenset({asset}) if asset else None
+    run = instance.add_run(
+        dg.DagsterRun(job_name=job, status=DagsterRunStatus.STARTED, tags=tags, asset_selection=selection)
+    )
     if pid is not None:
         instance.report_engine_event("Started process", run, EngineEventData.in_process(pid))
     return run.run_id
@@ -78,3 +90,16 @@ def test_runs_of_another_launcher_are_its_own(dead_pid: int) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         started(instance, dead_pid)
         assert end_lost_runs(instance, NO_PREFIX) == []
+
+
+def test_the_sensor_leaves_runs_of_other_pipelines_alone(instance: dg.DagsterInstance, dead_pid: int) -> None:
+    settings = Settings(scorers=[QUALITY], dagster=DagsterSettings(key_prefix=["team"]))
+    sensor = build_definitions(settings).resolve_sensor_def("team_lost_runs")
+    archive = dg.AssetKey(["team", "archived_traces"])
+    ours = [started(instance, dead_pid, "team_archive_job"), started(instance, dead_pid, ASSETS, archive)]
+    theirs = [started(instance, dead_pid), started(instance, dead_pid, ASSETS, dg.AssetKey("archived_traces"))]
+    with dg.build_sensor_context(instance) as context:
+        message = sensor.evaluate_tick(context).skip_message or ""
+    assert all(run_id in message for run_id in ours)
+    assert [status(instance, run_id) for run_id in ours] == [DagsterRunStatus.FAILURE] * 2
+    assert [status(instance, run_id) for run_id in theirs] == [DagsterRunStatus.STARTED] * 2
