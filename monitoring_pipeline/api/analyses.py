@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.api.common import window_of
+from monitoring_pipeline.api.common import renamed, window_of
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings import Settings, load_settings
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from monitoring_pipeline.archive.given import GivenTraces
 
 
+@renamed(filter="filter_string")
 def query_archived_traces(
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     settings: Settings | None = None,
 ) -> DataFrame:
-    """The archived traces that pass the MLflow `filter`, as rows of `agent_traces`, the newest first.
+    """The archived traces that pass the MLflow filter, as rows of `agent_traces`, the newest first.
 
     Raises:
         MonitoringError: MLflow refuses the filter.
@@ -39,7 +40,7 @@ def query_archived_traces(
     from monitoring_pipeline.traces.searching import find_traces
 
     settings = settings or load_settings()
-    return find_traces(build_resources(settings)["lake"], window_of(settings, start_time, end_time), filter)
+    return find_traces(build_resources(settings)["lake"], window_of(settings, start_time, end_time), filter_string)
 
 
 def search(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.api.common import window_of
+from monitoring_pipeline.api.common import renamed, window_of
 from monitoring_pipeline.datasets.records import Dataset, Record, with_guidelines
 from monitoring_pipeline.datasets.schema import validate_dataset
 from monitoring_pipeline.errors import MonitoringError
@@ -48,11 +48,12 @@ __all__ = [
 LOOK_BACK = timedelta(days=7)
 
 
+@renamed(filter="filter_string")
 def build_dataset_from_traces(
     traces: GivenTraces | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     max_records: int | None = None,
     experiment_id: str | None = None,
@@ -60,22 +61,23 @@ def build_dataset_from_traces(
 ) -> Dataset:
     """Records of production traffic, newest first: with outputs, to score what was answered, or without, to run again.
 
-    Expectations that are logged on a trace are the record's. `filter` is MLflow's trace filter; of more than
+    Expectations that are logged on a trace are the record's. `filter_string` is MLflow's trace filter; of more than
     `max_records` the newest are taken.
 
     Raises:
         MonitoringError: the settings, the times or the filter are wrong, or both traces and times are given.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
+    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
     return _build(settings, traces, start_time, end_time, kind="traces", experiment_id=experiment_id, **choice)
 
 
+@renamed(filter="filter_string")
 def build_dataset_with_expectations(
     experiment_id: str | None = None,
     traces: GivenTraces | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     max_records: int | None = None,
     settings: Settings | None = None,
@@ -87,17 +89,18 @@ def build_dataset_with_expectations(
     Raises:
         MonitoringError: as `build_dataset_from_traces`.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
+    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
     return _build(settings, traces, start_time, end_time, kind="expectations", experiment_id=experiment_id, **choice)
 
 
+@renamed(filter="filter_string")
 def build_dataset_from_tagged_traces(
     tag_key: str,
     tag_value: str | None = None,
     traces: GivenTraces | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     max_records: int | None = None,
     experiment_id: str | None = None,
@@ -108,17 +111,18 @@ def build_dataset_from_tagged_traces(
     Raises:
         MonitoringError: as `build_dataset_from_traces`.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
+    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
     tag = {"kind": "tagged", "tag": tag_key, "tag_value": tag_value, "experiment_id": experiment_id}
     return _build(settings, traces, start_time, end_time, **tag, **choice)
 
 
+@renamed(filter="filter_string")
 def extract_failures_for_eval(
     scorer_name: str,
     run_id: str | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     max_records: int | None = None,
     experiment_id: str | None = None,
@@ -133,17 +137,18 @@ def extract_failures_for_eval(
     Raises:
         MonitoringError: as `build_dataset_from_traces`; or nothing has the scorer's name.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
+    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
     failing = {"kind": "failures", "scorer": scorer_name, "run_id": run_id, "experiment_id": experiment_id}
     return _build(settings, None, start_time, end_time, **failing, **choice)
 
 
+@renamed(filter="filter_string")
 def build_regression_tests(
     scorer_name: str,
     threshold: float = 0.5,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = False,
     max_records: int | None = None,
     experiment_id: str | None = None,
@@ -156,11 +161,12 @@ def build_regression_tests(
     Raises:
         MonitoringError: as `extract_failures_for_eval`.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records, "threshold": threshold}
+    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records, "threshold": threshold}
     low = {"kind": "regression", "scorer": scorer_name, "experiment_id": experiment_id}
     return _build(settings, None, start_time, end_time, **low, **choice)
 
 
+@renamed(filter="filter_string")
 def build_diverse_eval_dataset(
     traces: GivenTraces | None = None,
     sample_size: int = 50,
@@ -168,7 +174,7 @@ def build_diverse_eval_dataset(
     embed: Embed | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     experiment_id: str | None = None,
     settings: Settings | None = None,
@@ -182,7 +188,7 @@ def build_diverse_eval_dataset(
     Raises:
         MonitoringError: as `build_dataset_from_traces`; or `embed` does not give a vector for each text.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "experiment_id": experiment_id}
+    choice = {"filter": filter_string, "with_outputs": with_outputs, "experiment_id": experiment_id}
     sample = {"kind": "diverse", "sample_size": sample_size, "seed": seed, "embedded": embed is not None}
     return _build(settings, traces, start_time, end_time, embed, **sample, **choice)
 

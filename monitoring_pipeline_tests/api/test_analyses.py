@@ -92,7 +92,7 @@ def test_archived_traces_are_the_newest_first(recorded_traces: list[Trace], sett
     assert len(failed) > 0
     assert api.query_archived_traces(settings=settings).count() == 0  # the last 24 hours
     with pytest.raises(MonitoringError, match=r"^trace filter 'nonsense': "):
-        api.query_archived_traces(**RANGE, filter="nonsense", settings=settings)
+        api.query_archived_traces(**RANGE, filter_string="nonsense", settings=settings)
 
 
 def test_search_returns_the_table_that_mlflow_returns(table: pd.DataFrame, settings: Settings) -> None:
