@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from monitoring_pipeline import __version__
 from monitoring_pipeline.cli import alerts, datasets, scorers
 from monitoring_pipeline.cli.assess import assess
 from monitoring_pipeline.cli.backfill import backfill
@@ -44,8 +45,23 @@ app.command()(upkeep)
 app.command()(delete)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"monitoring-pipeline {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options of the command itself; what they do is in their callbacks."""
+
+
 def main() -> None:
-    """The console script `monitoring-pipeline`."""
+    """Run the console script `monitoring-pipeline`."""
     try:
         app()
     except MonitoringError as error:
