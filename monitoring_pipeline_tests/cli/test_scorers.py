@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from monitoring_pipeline import lifecycle
-from monitoring_pipeline.cli.app import main
 from monitoring_pipeline.lifecycle.scorer_handles import history
 from monitoring_pipeline.settings import load_settings
+from monitoring_pipeline_tests.cli.calling import Call, calling
 from monitoring_pipeline_tests.sources.stores import Store
 
 COMMAND = str(Path(sys.executable).parent / "monitoring-pipeline")
@@ -33,16 +31,6 @@ filter = "tags.env = '[bold]prod[/]'"
 """
 
 
-@dataclass
-class Called:
-    code: int
-    out: str
-    error: str
-
-
-Call = Callable[..., Called]
-
-
 @pytest.fixture
 def config(store: Store, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration of the working folder, with two scorers."""
@@ -56,21 +44,7 @@ def config(store: Store, tmp_path: Path, request: pytest.FixtureRequest, monkeyp
 
 @pytest.fixture
 def call(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call `monitoring-pipeline scorers` with arguments."""
-
-    def call(*arguments: str) -> Called:
-        monkeypatch.setattr(sys, "argv", ["monitoring-pipeline", "scorers", *arguments])
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        else:
-            code = 0
-        captured = capsys.readouterr()
-        error = " ".join(captured.err.replace("│", " ").split())
-        return Called(int(code or 0), captured.out, error)
-
-    return call
+    return calling(monkeypatch, capsys, "scorers")
 
 
 def test_apply_prints_the_plan_and_does_it_once(call: Call, config: Path) -> None:

@@ -349,7 +349,10 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         ('[dagster]\nexecutor = "threads"', "dagster.executor = 'threads': "),
         ("[lake]\nlocation = 3", "lake.location = 3: "),
         ('[lake]\nlocation = ""', "lake.location = '': "),
-        ('[reports]\nlocation = "~nobody_here/x"', "reports.location: '~nobody_here/x' starts from a home folder"),
+        (
+            '[reports]\nlocation = "~nobody_here/x"',
+            "reports.location: '~nobody_here/x' starts from an unknown home folder",
+        ),
         ("[lake\nlocation = 1", "not valid TOML: "),
         ("[archive]\nstart = 2026-01-01T00:00", "not valid TOML: "),
     ],
