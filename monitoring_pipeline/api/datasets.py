@@ -1,7 +1,7 @@
-"""Datasets for evaluation, made of the archive, or of traces that are given.
+"""Build evaluation datasets from the archive, or from traces that you pass.
 
-Records are {"inputs", "outputs", "expectations", "metadata"}, for `mlflow.genai.evaluate(data=…)`. Without times the
-traces are those of the last 7 days; only finished ones count.
+Records are {"inputs", "outputs", "expectations", "metadata"}, for `mlflow.genai.evaluate(data=…)`. Without times, the
+functions take the traces of the last 7 days. Only finished traces count.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def build_dataset_from_traces(
     experiment_id: str | None = None,
     settings: Settings | None = None,
 ) -> Dataset:
-    """Records of production traffic, newest first: with outputs, to score what was answered, or without, to run again.
+    """Records of production traffic, newest first: with outputs to score past answers, or without to run them again.
 
-    Expectations that are logged on a trace are the record's. `filter_string` is MLflow's trace filter; of more than
-    `max_records` the newest are taken.
+    A record has the expectations logged on its trace. `filter_string` is MLflow's trace filter; `max_records` keeps the
+    newest.
 
     Raises:
         MonitoringError: the settings, the times or the filter are wrong, or both traces and times are given.
@@ -82,9 +82,9 @@ def build_dataset_with_expectations(
     max_records: int | None = None,
     settings: Settings | None = None,
 ) -> Dataset:
-    """Records of the traces that have expectations logged on them, as ground truth; feedback is none.
+    """Records of the traces with expectations logged on them as ground truth; feedback does not count.
 
-    Of several expectations of one name on a trace the latest counts.
+    If a trace has several expectations of one name, the latest counts.
 
     Raises:
         MonitoringError: as `build_dataset_from_traces`.
@@ -106,7 +106,7 @@ def build_dataset_from_tagged_traces(
     experiment_id: str | None = None,
     settings: Settings | None = None,
 ) -> Dataset:
-    """Records of the traces with a tag, of any value or of `tag_value`; it is in their metadata as `tag_value`.
+    """Records of the traces with a tag, of any value or of `tag_value`; metadata has the value as `tag_value`.
 
     Raises:
         MonitoringError: as `build_dataset_from_traces`.
@@ -130,12 +130,12 @@ def extract_failures_for_eval(
 ) -> Dataset:
     """Records of the traces that do not pass a scorer, with `failure_reason` and `original_score` in their metadata.
 
-    The verdict is a person's feedback of that name, else the configured scorer's result of its current digest, by its
-    `pass_if`; where no scorer of the name is configured, any feedback of the name. Feedback passes from 0.5 on. With
-    `run_id` only the feedback of that MLflow run counts, such as of an evaluation, by default whenever its traces were.
+    A person's feedback of that name decides, else the configured scorer's result (current digest, `pass_if`), else, if
+    no such scorer is configured, any feedback of that name. Feedback passes from 0.5 on. With `run_id` only feedback of
+    that MLflow run counts, such as an evaluation, by default without limits of time.
 
     Raises:
-        MonitoringError: as `build_dataset_from_traces`; or nothing has the scorer's name.
+        MonitoringError: as `build_dataset_from_traces`; or neither a scorer nor feedback has that name.
     """
     choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
     failing = {"kind": "failures", "scorer": scorer_name, "run_id": run_id, "experiment_id": experiment_id}
@@ -156,7 +156,7 @@ def build_regression_tests(
 ) -> Dataset:
     """Records, to run again, of the traces that scored below `threshold`, with `original_score` in their metadata.
 
-    Whose score counts is as for `extract_failures_for_eval`, which also suits scorers whose low scores are good.
+    The score is chosen as for `extract_failures_for_eval`, which also suits scorers whose low scores are good.
 
     Raises:
         MonitoringError: as `extract_failures_for_eval`.
@@ -181,9 +181,9 @@ def build_diverse_eval_dataset(
 ) -> Dataset:
     """At most `sample_size` records that differ in status, latency (under 1 s, under 5 s, slower) and order of tools.
 
-    Each combination of these is in the sample where it is large enough; no two records have the same inputs. `embed`, a
-    function from a list of texts (inputs as JSON) to a vector each, makes traces of one combination differ in meaning
-    too. The same traces and seed give the same sample, in whatever order they come.
+    A large enough sample has every combination; no two records have the same inputs. `embed`, a function from a list of
+    texts (inputs as JSON) to one vector each, makes traces of one combination differ in meaning too. The same traces
+    and seed give the same sample, whatever the order of the traces.
 
     Raises:
         MonitoringError: as `build_dataset_from_traces`; or `embed` does not give a vector for each text.
@@ -196,13 +196,13 @@ def build_diverse_eval_dataset(
 def with_traces(
     records: Iterable[Record] | EvaluationDataset, settings: Settings | None = None
 ) -> list[dict[str, Any]]:
-    """Records, or those of an MLflow dataset, with `trace`, the archived trace that each was made of.
+    """Records, or those of an MLflow dataset, with `trace`: the archived trace that each came from.
 
-    Given to `mlflow.genai.evaluate`, scorers look at what happened then, such as which tools were called; of records
-    with outputs alone MLflow makes a bare trace. In an experiment other than the traces' own it works on copies.
+    With these, scorers in `mlflow.genai.evaluate` see what happened, such as which tools were called; for records with
+    outputs only, MLflow makes a bare trace. In an experiment other than the traces' own, MLflow works on copies.
 
     Raises:
-        MonitoringError: the settings are wrong, a record does not tell its trace, or the archive does not have it.
+        MonitoringError: the settings are wrong, a record does not name its trace, or the archive does not have it.
     """
     from monitoring_pipeline.datasets import replay
 
@@ -212,7 +212,7 @@ def with_traces(
 def write_dataset(
     records: Iterable[Record], folder: str | Path, formats: Sequence[Format] = ("jsonl",), name: str | None = None
 ) -> Written:
-    """Write records and their manifest to a folder, in place of those there; returns manifest (a path) and digest.
+    """Write records and a manifest to a folder, replacing those there; returns manifest (a path) and digest.
 
     Raises:
         MonitoringError: a format is unknown (there are jsonl and parquet), or the folder cannot be written.
@@ -226,7 +226,7 @@ def read_dataset(path: str | Path) -> Dataset:
     """The records that `write_dataset` wrote to a folder, checked against their manifest.
 
     Raises:
-        MonitoringError: there are none, or they are not those that the manifest tells of.
+        MonitoringError: the folder has no dataset, or its records do not match the manifest.
     """
     from monitoring_pipeline.datasets import files
 
@@ -234,11 +234,11 @@ def read_dataset(path: str | Path) -> Dataset:
 
 
 def rebuild_dataset(path: str | Path, embed: Embed | None = None, settings: Settings | None = None) -> Dataset:
-    """Make the dataset of a manifest, or of its folder, again of the versions of the tables that it was made of.
+    """Build the dataset of a manifest (or its folder) again, from the same versions of the tables.
 
     Raises:
-        MonitoringError: the settings are wrong, it was not made of the archive, a version of a table can no longer be
-            read, or other records come out.
+        MonitoringError: the settings are wrong, the dataset does not come from the archive, a version of a table can no
+            longer be read, or the records differ.
     """
     from monitoring_pipeline.datasets import files
 
@@ -246,13 +246,13 @@ def rebuild_dataset(path: str | Path, embed: Embed | None = None, settings: Sett
 
 
 def merge_into_mlflow_dataset(records: Iterable[Record], name: str, settings: Settings | None = None) -> Merged:
-    """Add the records to the MLflow dataset of that name, made if need be; those whose inputs it has stay as they are.
+    """Add records to the MLflow dataset of that name, created if missing; records whose inputs it has stay unchanged.
 
-    Returns dataset_id, name, `added`, and `records`, how many it has now. `mlflow.genai.datasets.get_dataset(name)`
-    gives it to evaluate. Metadata become the records' tags.
+    Returns dataset_id, name, `added` and `records` (the new total). Pass `mlflow.genai.datasets.get_dataset(name)` to
+    evaluate. Metadata become the records' tags.
 
     Raises:
-        MonitoringError: the settings are wrong, several datasets have the name, or the store cannot be used.
+        MonitoringError: the settings are wrong, several datasets have that name, or the store cannot be used.
     """
     from monitoring_pipeline.datasets.managed import merge_into_mlflow
     from monitoring_pipeline.resources.build import build_resources
@@ -284,7 +284,7 @@ def _build(
     lake = build_resources(settings)["lake"]
     if traces is not None:
         if start or end:
-            raise MonitoringError("give either traces, or start_time and end_time of archived ones")
+            raise MonitoringError("give either traces, or start_time and end_time of archived traces")
         return dataset_of_rows(archive_rows(lake.spark.session, traces), None, query_of(None, [], **choice), embed)
     scorers = load_scorers([entry for entry in settings.scorers if entry.name == choice.get("scorer")])
     everywhere = choice.get("run_id") and not (start or end)
@@ -304,7 +304,7 @@ def _window(settings: Settings, start: datetime | None, end: datetime | None) ->
 
 
 def _check_name(lake: LakeResource, query: Query, configured: list[str]) -> None:
-    """Refuse a name that neither a scorer nor any feedback has, which is a mistake rather than a good day."""
+    """Refuse a name that neither a scorer nor any feedback has: it is a mistake, not a day without failures."""
     from pyspark.sql import functions as F
 
     from monitoring_pipeline.tables import AGENT_TRACES
@@ -316,5 +316,5 @@ def _check_name(lake: LakeResource, query: Query, configured: list[str]) -> None
     if query.scorer not in names:
         raise MonitoringError(
             f"no scorer and no feedback is named {query.scorer!r}; scorers are {', '.join(configured)}; feedback in "
-            f"this time is {', '.join(names) or 'none'}"
+            f"these hours is {', '.join(names) or 'none'}"
         )

@@ -75,4 +75,4 @@ def test_what_cannot_be_done_is_told(call: Call, file: Path, monkeypatch: pytest
     assert call("test", "hook").error == "error: notifier hook: the environment variable ALERT_HOOK is not set"
     file.write_text(file.read_text(encoding="utf-8").replace(RULES, ""), encoding="utf-8")
     done = call("check")
-    assert (done.code, done.error) == (1, "error: no rules: add [[alerts]] to monitoring.toml")
+    assert (done.code, done.error) == (1, "error: no alert rules; add [[alerts]] to monitoring.toml")

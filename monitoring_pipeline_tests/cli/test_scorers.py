@@ -69,7 +69,7 @@ def test_apply_prints_the_plan_and_does_it_once(call: Call, config: Path) -> Non
     ]
     assert done.out.startswith(rehearsed.out)
     note, applied = done.out.removeprefix(rehearsed.out).splitlines()
-    assert note.startswith("note: long runs from here, but MLflow itself does not have it: MlflowException: Custom")
+    assert note.startswith("note: long runs here, but is not in MLflow's own registry: MlflowException: Custom")
     assert applied == "Applied."
     assert {handle.state.value for handle in lifecycle.handles()} == {"active"}
 

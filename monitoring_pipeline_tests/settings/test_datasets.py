@@ -52,8 +52,8 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
         ),
         (
             'name = "a"\nkind = "diverse"\nmax_records = 5',
-            "datasets[0]: max_records does not apply to kind = 'diverse', only to traces, expectations, tagged, failures, "
-            "regression; remove it",
+            "datasets[0]: max_records does not apply to kind = 'diverse', only to traces, expectations, tagged, "
+            "failures, regression; remove it",
         ),
         ('name = "a"\nkind = "diverse"\nsample_size = 0', "datasets[0].sample_size = 0: must be at least 1"),
         (
