@@ -67,8 +67,17 @@ def build_dataset_from_traces(
     Raises:
         MonitoringError: the settings, the times or the filter are wrong, or both traces and times are given.
     """
-    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
-    return _build(settings, traces, start_time, end_time, kind="traces", experiment_id=experiment_id, **choice)
+    return _build(
+        settings,
+        traces,
+        start_time,
+        end_time,
+        kind="traces",
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
 @renamed(filter="filter_string")
@@ -89,8 +98,17 @@ def build_dataset_with_expectations(
     Raises:
         MonitoringError: as `build_dataset_from_traces`.
     """
-    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
-    return _build(settings, traces, start_time, end_time, kind="expectations", experiment_id=experiment_id, **choice)
+    return _build(
+        settings,
+        traces,
+        start_time,
+        end_time,
+        kind="expectations",
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
 @renamed(filter="filter_string")
@@ -111,9 +129,19 @@ def build_dataset_from_tagged_traces(
     Raises:
         MonitoringError: as `build_dataset_from_traces`.
     """
-    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
-    tag = {"kind": "tagged", "tag": tag_key, "tag_value": tag_value, "experiment_id": experiment_id}
-    return _build(settings, traces, start_time, end_time, **tag, **choice)
+    return _build(
+        settings,
+        traces,
+        start_time,
+        end_time,
+        kind="tagged",
+        tag=tag_key,
+        tag_value=tag_value,
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
 @renamed(filter="filter_string")
@@ -137,9 +165,19 @@ def extract_failures_for_eval(
     Raises:
         MonitoringError: as `build_dataset_from_traces`; or neither a scorer nor feedback has that name.
     """
-    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records}
-    failing = {"kind": "failures", "scorer": scorer_name, "run_id": run_id, "experiment_id": experiment_id}
-    return _build(settings, None, start_time, end_time, **failing, **choice)
+    return _build(
+        settings,
+        None,
+        start_time,
+        end_time,
+        kind="failures",
+        scorer=scorer_name,
+        run_id=run_id,
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
 @renamed(filter="filter_string")
@@ -161,9 +199,19 @@ def build_regression_tests(
     Raises:
         MonitoringError: as `extract_failures_for_eval`.
     """
-    choice = {"filter": filter_string, "with_outputs": with_outputs, "max_records": max_records, "threshold": threshold}
-    low = {"kind": "regression", "scorer": scorer_name, "experiment_id": experiment_id}
-    return _build(settings, None, start_time, end_time, **low, **choice)
+    return _build(
+        settings,
+        None,
+        start_time,
+        end_time,
+        kind="regression",
+        scorer=scorer_name,
+        threshold=threshold,
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
 @renamed(filter="filter_string")
@@ -188,9 +236,20 @@ def build_diverse_eval_dataset(
     Raises:
         MonitoringError: as `build_dataset_from_traces`; or `embed` does not give a vector for each text.
     """
-    choice = {"filter": filter_string, "with_outputs": with_outputs, "experiment_id": experiment_id}
-    sample = {"kind": "diverse", "sample_size": sample_size, "seed": seed, "embedded": embed is not None}
-    return _build(settings, traces, start_time, end_time, embed, **sample, **choice)
+    return _build(
+        settings,
+        traces,
+        start_time,
+        end_time,
+        embed,
+        kind="diverse",
+        sample_size=sample_size,
+        seed=seed,
+        embedded=embed is not None,
+        filter=filter_string,
+        with_outputs=with_outputs,
+        experiment_id=experiment_id,
+    )
 
 
 def with_traces(
@@ -269,11 +328,12 @@ def _lake(settings: Settings | None) -> LakeResource:
 def _build(
     settings: Settings | None,
     traces: GivenTraces | None,
-    start: datetime | None,
-    end: datetime | None,
+    start_time: datetime | None,
+    end_time: datetime | None,
     embed: Embed | None = None,
-    **choice: Any,
+    **query: Any,
 ) -> Dataset:
+    """The dataset of `traces`, or of the archived traces of the hours; `query` holds fields of `Query`."""
     from monitoring_pipeline.archive.given import archive_rows
     from monitoring_pipeline.datasets.building import dataset_of_lake, dataset_of_rows
     from monitoring_pipeline.datasets.query import query_of
@@ -283,24 +343,25 @@ def _build(
     settings = settings or load_settings()
     lake = build_resources(settings)["lake"]
     if traces is not None:
-        if start or end:
+        if start_time or end_time:
             raise MonitoringError("give either traces, or start_time and end_time of archived traces")
-        return dataset_of_rows(archive_rows(lake.spark.session, traces), None, query_of(None, [], **choice), embed)
-    scorers = load_scorers([entry for entry in settings.scorers if entry.name == choice.get("scorer")])
-    everywhere = choice.get("run_id") and not (start or end)
-    query = query_of(None if everywhere else _window(settings, start, end), scorers, **choice)
-    dataset = dataset_of_lake(lake, query, embed)
-    if not dataset and query.scorer and not scorers:
-        _check_name(lake, query, [entry.name for entry in settings.scorers])
+        return dataset_of_rows(archive_rows(lake.spark.session, traces), None, query_of(None, [], **query), embed)
+    scorers = load_scorers([entry for entry in settings.scorers if entry.name == query.get("scorer")])
+    at_any_time = query.get("run_id") and not (start_time or end_time)
+    window = None if at_any_time else _window(settings, start_time, end_time)
+    whole_query = query_of(window, scorers, **query)
+    dataset = dataset_of_lake(lake, whole_query, embed)
+    if not dataset and whole_query.scorer and not scorers:
+        _check_name(lake, whole_query, [entry.name for entry in settings.scorers])
     return dataset
 
 
-def _window(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
-    if start is None:
-        latest = end.astimezone(UTC) if end else datetime.now(UTC)
+def _window(settings: Settings, start_time: datetime | None, end_time: datetime | None) -> Window:
+    if start_time is None:
+        latest = end_time.astimezone(UTC) if end_time else datetime.now(UTC)
         kept_since = oldest_kept(settings.upkeep.keep_archive_days) or settings.archive.start
-        start = max(latest - LOOK_BACK, settings.archive.start, kept_since)
-    return window_of(settings, start, end)
+        start_time = max(latest - LOOK_BACK, settings.archive.start, kept_since)
+    return window_of(settings, start_time, end_time)
 
 
 def _check_name(lake: LakeResource, query: Query, configured: list[str]) -> None:

@@ -196,7 +196,7 @@ def test_a_scorer_that_always_raises_fails_the_run_but_nothing_else(
     assert rows[rows["scorer"] == "tool_errors"]["error_code"].isna().all()
 
 
-def test_doctor_tells_what_is_well_and_what_is_not(airline: Shell) -> None:
+def test_doctor_says_what_is_well_and_what_is_not(airline: Shell) -> None:
     well = airline.call("doctor")
     assert well.code == 0
     assert well.out.count("ok") >= 5

@@ -71,7 +71,7 @@ def test_what_was_not_seen_is_scored_also_by_a_stopped_scorer(call: Call, projec
     assert done.table()[1:] == [["even", "40", "0", "0", "32", "8", "0", "0", "0.500"]]
 
 
-def test_a_scorer_that_fails_is_told_and_the_exit_code_is_1(
+def test_a_scorer_that_fails_is_named_and_the_exit_code_is_1(
     call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> dict[str, str]:
@@ -112,7 +112,7 @@ def test_a_daemon_that_runs_is_asked(call: Call, project: MadeProject, monkeypat
         (("--scorer", "even", "--from", "2020-01-01T00:00Z", "--to", FROM), "before the archive's start"),
     ],
 )
-def test_wrong_usage_is_told(call: Call, project: MadeProject, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_usage_is_reported(call: Call, project: MadeProject, arguments: tuple[str, ...], message: str) -> None:
     done = call(*arguments)
     assert done.code == 2
     assert message in done.error

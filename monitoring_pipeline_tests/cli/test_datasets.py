@@ -67,11 +67,11 @@ def test_a_dataset_is_built_listed_and_made_again(call: Call, made: MadeProject)
     assert len(read_dataset(folder)) == 20
 
 
-def test_what_cannot_be_done_is_told(call: Call, file: Path, made: MadeProject) -> None:
+def test_what_cannot_be_done_is_reported(call: Call, file: Path, made: MadeProject) -> None:
     assert call("build", "pord").error == "error: pord: no such dataset; configured are prod, varied"
     nowhere = call("rebuild", "nowhere")
     assert nowhere.code == 1
-    assert nowhere.error.startswith("error: no dataset at nowhere: No such file or directory; name a manifest")
+    assert nowhere.error.startswith("error: no dataset at nowhere: No such file or directory; give a manifest")
     assert call("build", "prod", "--from", TO, "--to", FROM).code == 2
     file.write_text(file.read_text(encoding="utf-8").replace(DATASETS, ""), encoding="utf-8")
     assert call("list").error == "error: no datasets; add [[datasets]] to monitoring.toml"

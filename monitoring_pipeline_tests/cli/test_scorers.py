@@ -118,7 +118,7 @@ def test_list_shows_every_scorer_whole(call: Call, config: Path) -> None:
     ]
 
 
-def test_a_scorer_is_stopped_started_updated_and_deleted_and_history_tells_it(call: Call) -> None:
+def test_a_scorer_is_stopped_started_updated_and_deleted_and_history_lists_it(call: Call) -> None:
     call("apply")
 
     assert call("stop", "order_number").out == "order_number: active -> stopped, rate 1, filter none\n"
@@ -149,7 +149,7 @@ def test_a_filter_cannot_steer_the_terminal(call: Call) -> None:
 
 
 @pytest.mark.parametrize("command", ["start", "update", "stop", "delete", "history"])
-def test_an_unknown_name_is_wrong_usage_and_tells_the_known_ones(call: Call, command: str) -> None:
+def test_an_unknown_name_is_wrong_usage_and_names_the_known_ones(call: Call, command: str) -> None:
     done = call(command, "lnog", *(["--sample-rate", "1"] if command == "update" else []))
     assert done.code == 2
     assert "no scorer 'lnog'; there are order_number, long" in done.error
@@ -165,14 +165,14 @@ def test_an_unknown_name_is_wrong_usage_and_tells_the_known_ones(call: Call, com
         (("update", "long", "--sample-rate", "nan"), 2, "Invalid value for '--sample-rate'"),
     ],
 )
-def test_what_cannot_be_done_is_told(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
+def test_what_cannot_be_done_is_reported(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
     done = call(*arguments)
     assert done.code == code
     assert message in done.error
     assert lifecycle.handle("long").revision == 0
 
 
-def test_a_filter_that_mlflow_does_not_accept_is_told(call: Call) -> None:
+def test_a_filter_that_mlflow_does_not_accept_is_reported(call: Call) -> None:
     lifecycle.handle("long").register()
     done = call("start", "long", "--filter", "nonsense")
     assert done.code == 1

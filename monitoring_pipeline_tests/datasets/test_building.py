@@ -363,7 +363,7 @@ def test_results_of_a_scorer_count_by_its_own_rule_and_digest(project: Settings)
     assert reasons == ["empty response", "contains 'error'"]
 
 
-def test_wrong_parameters_are_told(project: Settings) -> None:
+def test_wrong_parameters_are_reported(project: Settings) -> None:
     with pytest.raises(MonitoringError, match="trace filter 'nonsense'"):
         build_dataset_from_traces(**MADE, filter_string="nonsense", settings=project)
     with pytest.raises(MonitoringError, match=r"^sample_size = 0: input should be greater than or equal to 1$"):
