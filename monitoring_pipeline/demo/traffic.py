@@ -262,9 +262,9 @@ def order_book(rng: random.Random, until: datetime, customers: int) -> dict[str,
 def simulate(end: datetime, hours: int, traces: int, seed: int) -> Iterator[TraceRecord]:
     """The runs of the agent in the `hours` before `end`, session by session in the order of their starts.
 
-    There are at least `traces` runs, and at least MIN_SESSIONS_AN_HOUR sessions start in each hour, more in the afternoon
-    than at night (UTC). The incident hour starts INCIDENT_HOURS_BEFORE_END hours before the end, or halfway through a window of
-    less than twice that.
+    There are at least `traces` runs, and at least MIN_SESSIONS_AN_HOUR sessions start in each hour, more in the
+    afternoon than at night (UTC). The incident hour starts INCIDENT_HOURS_BEFORE_END hours before the end, or halfway
+    through a window of less than twice that.
 
     Raises:
         ValueError: `end` has no time zone, or `hours` or `traces` is not positive.
@@ -353,8 +353,8 @@ def _digest(*parts: object, length: int) -> str:
 def mlflow_spans(trace: TraceRecord) -> list[MlflowSpan]:
     """The spans of a trace as MLflow's entities, root first.
 
-    Session, user, name and tags of the trace are attributes of the root span, where MLflow's store looks for them. The store sums
-    up the trace's token usage and cost from the spans.
+    Session, user, name and tags of the trace are attributes of the root span, where MLflow's store looks for them. The
+    store sums up the trace's token usage and cost from the spans.
     """
     from mlflow.entities.span import Span
     from opentelemetry.sdk.resources import Resource
