@@ -10,6 +10,7 @@ from pydantic import ValidationError, model_validator
 
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings.datasets import Choice
+from monitoring_pipeline.settings.problems import wrong_value
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -63,5 +64,4 @@ def query_of(window: Window | None, scorers: Sequence[ConfiguredScorer], **choic
 def _line(detail: Any) -> str:
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    where = ".".join(map(str, detail["loc"]))
-    return f"{where} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return wrong_value(".".join(map(str, detail["loc"])), repr(detail["input"]), detail["msg"])

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from monitoring_pipeline.datasets.records import Record
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.settings.problems import wrong_value
 
 LIKENESS = 0.9  # ratio of difflib: `expected_tool` to `expected_tools` .96, `expected_topics` .83
 NO_QUERY_TYPE = "none"
@@ -123,7 +124,7 @@ def _line(detail: Any) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{where} = {value!r:.80}: must be a dictionary"
         case _:
-            return f"{where} = {value!r:.80}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            return wrong_value(where, f"{value!r:.80}", detail["msg"])
 
 
 def _nearly(key: object, model: type[BaseModel]) -> str | None:

@@ -37,7 +37,12 @@ def problem_line(settings: type[BaseModel], path: Path | None, raw: dict[str, An
         case "list_type":
             return f"{where} = {value}: must be a list, such as {_EXAMPLES[str(location[-1])]}"
         case _:
-            return f"{where} = {value}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            return wrong_value(where, value, detail["msg"])
+
+
+def wrong_value(where: str, value: str, message: str) -> str:
+    """A line for a wrong value, with pydantic's message."""
+    return f"{where} = {value}: {message[0].lower()}{message[1:]}"
 
 
 def _holds(raw: Any, location: tuple[str | int, ...]) -> bool:
