@@ -58,7 +58,7 @@ def archive(address: str, experiment: str) -> dict[str, Any]:
 
 
 def measured(what: str, traces: int, began: float) -> dict[str, Any]:
-    """The measurement that began at that time of the performance counter."""
+    """The measurement that started at this value of the performance counter."""
     seconds = time.perf_counter() - began
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     rate = round(traces / seconds)
@@ -66,7 +66,7 @@ def measured(what: str, traces: int, began: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure both in turn, as often as asked."""
+    """Measure both in turn, `repeat` times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="of the MLflow database: sqlite:///… or postgresql://…")
     parser.add_argument("--experiment", default="bulk", help="its traces are read (default: %(default)s)")

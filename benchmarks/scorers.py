@@ -1,4 +1,4 @@
-"""A scorer for benchmarks that takes its time, as many a team's own do."""
+"""A slow code scorer for benchmarks, such as many teams write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mlflow.genai.scorers import scorer
 
 @scorer
 def verbatim_share(trace: Trace) -> Feedback | None:
-    """The share of the response's characters that stand, in passages of 20 or more, in what a tool or search found."""
+    """The share of the response that repeats, in passages of at least 20 characters, the output of a tool or search."""
     import difflib
 
     response = str(trace.data.response or "")

@@ -2,10 +2,10 @@
 
     python -m benchmarks.scorers_on_workers sqlite:///mlflow.db
 
-Starts a cluster on loopback (scripts/install-spark has fetched its parts), archives the store into its catalog, and
-runs a code scorer over everything: with one worker, with two, and so on in turn, each time as another scorer, so that
-all is scored again. Each worker has one core. Prints one JSON line a run (scorer, workers, traces, seconds, traces a
-second), and for each scorer the ratio of the medians.
+Starts a cluster on loopback (run scripts/install-spark first), archives the store into its catalog, and runs a code
+scorer over all traces with one worker and with two in turn, each time under another name, so that everything is scored
+again. Each worker has one core. Prints one JSON line per run (scorer, workers, traces, seconds, traces per second), and
+the ratio of the medians for each scorer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from monitoring_pipeline.settings import ArchiveSettings, ScorerSettings
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.cluster import SparkCluster, running
 
-# One that reads a trace and little more, and one that works on its text for milliseconds.
+# One only reads the trace; the other works on its text for milliseconds.
 SCORERS = {
     "response_quality": "monitoring_pipeline.scoring.scorers:response_quality",
     "verbatim_share": "benchmarks.scorers:verbatim_share",
@@ -36,7 +36,7 @@ SCORERS = {
 
 
 def scored(lake: LakeResource, window: Window, name: str, scorer: str) -> tuple[int, float]:
-    """How many traces a new scorer has scored, and in how many seconds."""
+    """The number of traces that a new scorer scores, and the seconds it takes."""
     (loaded,) = load_scorers([ScorerSettings(name=name, scorer=SCORERS[scorer])])
     began = time.perf_counter()
     counts = score_window(lake, loaded, window, "benchmark")
@@ -44,14 +44,14 @@ def scored(lake: LakeResource, window: Window, name: str, scorer: str) -> tuple[
 
 
 def measure(cluster: SparkCluster, lake: LakeResource, window: Window, rounds: int, scorer: str) -> None:
-    """Print it all of one scorer."""
+    """Measure one scorer, and print the results."""
     first_day = Window(window.start, window.start + timedelta(days=1))
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(rounds):
         for workers in (1, 2):
             if workers == 2:
                 cluster.start_worker(1)
-            # All workers have started Python and loaded MLflow by then.
+            # By now all workers have started Python and loaded MLflow.
             scored(lake, first_day, f"{scorer}_warm_{workers}_{turn}", "response_quality")
             traces, seconds = scored(lake, window, f"{scorer}_{workers}_{turn}", scorer)
             rates[workers].append(traces / seconds)

@@ -1,10 +1,10 @@
-"""How long the sensor `new_traces` looks at a store, by the number of traces in it.
+"""How long the sensor `new_traces` takes to compare a store with the archive, by the number of traces.
 
     python benchmarks/sensor_look.py 10000 10000000
 
-Makes a SQLite store for each number, with that many traces spread evenly over a year (no spans: none is looked at), one
-assessed in ten, and an empty lake, so that every hour differs. Prints one JSON line a store and source: the median of
-five looks, each of which compares the latest 48 hours and one older day, and the hours that were found to differ.
+Creates a SQLite store for each number, with that many traces spread evenly over a year (without spans, which the sensor
+does not read), one in ten assessed, and an empty lake, so that every hour differs. Prints one JSON line per store and
+source: the median of five comparisons, each of the latest 48 hours and one older day, and the hours that differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from monitoring_pipeline.settings import ArchiveSettings, SensorSettings
 
 YEAR = timedelta(days=365)
 LOOKS = 5
-ASSESSED = 10  # one trace in so many
+ASSESSED = 10  # one trace in ten has an assessment
 
 
 def filled(folder: Path, traces: int, now: datetime) -> str:
@@ -71,8 +71,8 @@ def filled(folder: Path, traces: int, now: datetime) -> str:
 
 
 def _copy(database: sqlite3.Connection, table: str, rows: Iterator[tuple[str, dict[str, Any]]], key: str) -> None:
-    """Copy the table's one row, with another key and other values each time."""
-    cursor = database.execute(f"SELECT * FROM {table}")  # noqa: S608 - a name of this file's
+    """Copy the table's only row, each time with another key and other values."""
+    cursor = database.execute(f"SELECT * FROM {table}")  # noqa: S608 - the name comes from this file
     columns = [column[0] for column in cursor.description]
     model = dict(zip(columns, cursor.fetchone(), strict=True))
     marks = ", ".join("?" * len(columns))
@@ -83,7 +83,7 @@ def _copy(database: sqlite3.Connection, table: str, rows: Iterator[tuple[str, di
 
 
 def measured(uri: str, source: Literal["mlflow", "mlflow-sql"], now: datetime) -> dict[str, Any]:
-    """Look at the store so often."""
+    """The median time of five comparisons of the store, and the hours that differ."""
     tracking = TrackingResource(tracking_uri=uri, experiments=["agent"])
     archive = ArchiveSettings.model_validate({"source": source, "start": (now - YEAR).isoformat()})
     seconds: list[float] = []

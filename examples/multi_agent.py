@@ -2,10 +2,9 @@
 
     .venv/bin/python examples/multi_agent.py
 
-A classifier says what kind of question it is, an analyst calls the tools for it, a writer puts the answer into words.
-All three are plain functions without a model, so that everybody gets the same results; the traces are those that an
-application with models would log. Results go to the MLflow store in use (MLFLOW_TRACKING_URI), experiment
-multi-agent-example.
+A classifier decides the type of a question, an analyst calls the tools for it, and a writer words the answer. All three
+are plain functions without a model, so that everybody gets the same results; an application with models would log the
+same traces. Results go to the experiment multi-agent-example of the MLflow store in use (MLFLOW_TRACKING_URI).
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ DATASET: list[dict[str, Any]] = [
 
 @mlflow.trace(name="classifier", span_type=SpanType.CHAIN)
 def classify(question: str) -> dict[str, Any]:
-    """The type of the question, None where it is of none, and what it limits the accounts to."""
+    """The type of the question (None for an unknown one), and the filters that it names."""
     words = question.lower()
     query_type = next((kind for kind, keys in KEYWORDS.items() if any(key in words for key in keys)), None)
     account = next((name for name in ACCOUNTS if name.lower() in words), None)
@@ -102,7 +101,7 @@ def classify(question: str) -> dict[str, Any]:
 
 @mlflow.trace(span_type=SpanType.TOOL)
 def account_growth(vertical: str | None = None) -> list[dict[str, Any]]:
-    """The growth of each account, of a vertical or of all, from the first month to the last, the strongest first."""
+    """The growth of each account (of a vertical, or of all) from the first month to the last, highest first."""
     rows = [
         {"account": name, "growth": round(used[-1] / used[0] - 1, 2)}
         for name, (its_vertical, used) in ACCOUNTS.items()
@@ -113,13 +112,13 @@ def account_growth(vertical: str | None = None) -> list[dict[str, Any]]:
 
 @mlflow.trace(span_type=SpanType.TOOL)
 def account_consumption(account: str) -> list[int]:
-    """What the account consumed, by the month."""
+    """The consumption of the account by month."""
     return ACCOUNTS[account][1]
 
 
 @mlflow.trace(name="analyst", span_type=SpanType.AGENT)
 def analyse(query_type: str | None, filters: dict[str, str]) -> dict[str, Any]:
-    """What the tools say that the type of the question asks for."""
+    """The results of the tools that this type of question needs."""
     found: dict[str, Any] = {}
     if query_type == "consumption_trend" and "account" in filters:
         found["consumption"] = account_consumption(filters["account"])
@@ -149,7 +148,7 @@ def answer(question: str) -> str:
 
 @scorer
 def filters_used(trace: Trace, expectations: dict[str, Any]) -> Feedback | None:
-    """Whether the tools were called with the expectation `expected_filters`, and no others."""
+    """Whether the tools were called with exactly the filters in the expectation `expected_filters`."""
     expected = expectations.get("expected_filters")
     if expected is None:
         return None
@@ -161,7 +160,7 @@ def filters_used(trace: Trace, expectations: dict[str, Any]) -> Feedback | None:
 
 
 def run() -> Any:
-    """Run the application over the dataset, and score each of its stages; returns MLflow's result."""
+    """Run the application over the dataset and score each stage; returns MLflow's evaluation result."""
     mlflow.set_experiment(EXPERIMENT)
     return evaluate(
         data=validate_dataset(DATASET),

@@ -1,6 +1,6 @@
-"""The functions for notebooks and scripts, under the names that guides to monitoring use.
+"""Functions for notebooks and scripts.
 
-Times without a zone are local ones. Settings are those of monitoring.toml and the environment unless given.
+Times without a zone are local times. Settings come from monitoring.toml and the environment unless you pass them.
 """
 
 from monitoring_pipeline.api.analyses import (

@@ -1,8 +1,8 @@
-"""Traces found and looked into.
+"""Find and analyse traces.
 
-Each function reads the archive, for the whole hours from `start_time` to `end_time` (by default the last 24), or takes
-`traces` instead: a list, or what mlflow.search_traces or `query_archived_traces` returns. All of them raise a
-MonitoringError where the settings, the times or the traces are wrong.
+Each function reads the archive for the whole hours from `start_time` to `end_time` (default: the last 24), or takes
+`traces` instead: a list, or what mlflow.search_traces or `query_archived_traces` returns. All of them raise
+MonitoringError if the settings, the times or the traces are wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.api.common import window_of
+from monitoring_pipeline.api.common import renamed, window_of
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings import Settings, load_settings
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from monitoring_pipeline.archive.given import GivenTraces
 
 
+@renamed(filter="filter_string")
 def query_archived_traces(
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     settings: Settings | None = None,
 ) -> DataFrame:
-    """The archived traces that pass the MLflow `filter`, as rows of `agent_traces`, the newest first.
+    """The archived traces that pass the MLflow filter, as rows of `agent_traces`, newest first.
 
     Raises:
         MonitoringError: MLflow refuses the filter.
@@ -39,7 +40,7 @@ def query_archived_traces(
     from monitoring_pipeline.traces.searching import find_traces
 
     settings = settings or load_settings()
-    return find_traces(build_resources(settings)["lake"], window_of(settings, start_time, end_time), filter)
+    return find_traces(build_resources(settings)["lake"], window_of(settings, start_time, end_time), filter_string)
 
 
 def search(
@@ -50,11 +51,11 @@ def search(
     end_time: datetime | None = None,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """What mlflow.search_traces returns, from the archive: the same traces in the same order, with the same columns.
+    """Search the archive as mlflow.search_traces does: the same traces in the same order, with the same columns.
 
-    Without times the whole archive is searched, but for the days that conditions on timestamp_ms leave out; the cost
-    grows with the days that are read. With `end_time` alone these are the 24 hours before it. What differs from MLflow
-    is told in traces/filters.py.
+    Without times it searches the whole archive, except days that conditions on timestamp_ms rule out; the cost grows
+    with the days read. With `end_time` alone it searches the 24 hours before. The docstring of
+    `monitoring_pipeline.traces.filters` lists the differences from MLflow.
 
     Raises:
         MonitoringError: MLflow refuses the filter or the order, with its reason.
@@ -77,7 +78,7 @@ def analyze_trace_errors(
     end_time: datetime | None = None,
     settings: Settings | None = None,
 ) -> DataFrame:
-    """Errors grouped by their signature and the span that they arose in, those of most traces first.
+    """Errors grouped by signature and by the span that raised them; errors of the most traces come first.
 
     Columns: signature (the message with ids, numbers, quoted values, paths and times masked), span_name, span_type,
     trace_count, span_count, first_seen, last_seen, sample_trace_ids (five at most), sample_message.
@@ -94,7 +95,7 @@ def analyze_trace_performance(
     end_time: datetime | None = None,
     settings: Settings | None = None,
 ) -> DataFrame:
-    """One row a trace, the newest first: timestamp (its start), and the columns of the table `trace_performance`."""
+    """One row per trace, newest first: timestamp (its start) and the columns of the table `trace_performance`."""
     from pyspark.sql import functions as F
 
     from monitoring_pipeline.analysis.performance import trace_performance
@@ -107,7 +108,7 @@ def analyze_trace_performance(
 def analyze_historical_performance(
     start_time: datetime | None = None, end_time: datetime | None = None, settings: Settings | None = None
 ) -> DataFrame:
-    """One row for each hour with traces, the newest first.
+    """One row for each hour with traces, newest first.
 
     Columns: hour, trace_count, error_count, error_rate, avg_duration_ms, p50_duration_ms, p95_duration_ms,
     p99_duration_ms (exact), span_count, input_tokens, output_tokens, total_tokens, cost_usd.
@@ -127,11 +128,11 @@ def analyze_trace_quality(
     traces: GivenTraces | None = None,
     settings: Settings | None = None,
 ) -> dict[str, Any]:
-    """How the traces of an experiment, by default of all, fared in the last `days` days, as far as the archive goes.
+    """The quality of the traces of an experiment (default: all) in the last `days` days, as far as the archive goes.
 
     Returns total_traces, success_rate (share with status OK) and success_rate_interval (95 %), error_count,
-    avg_latency_ms, p50_latency_ms, p95_latency_ms, p99_latency_ms (exact, over traces that have ended, None without
-    any) and sample_errors: the requests of the latest five traces in ERROR. Without any trace it is
+    avg_latency_ms, p50_latency_ms, p95_latency_ms, p99_latency_ms (exact, over traces that have ended; None without
+    any) and sample_errors, the requests of the latest five traces with status ERROR. Without traces the result is
     {"total_traces": 0}.
     """
     from pyspark.sql import functions as F
@@ -153,12 +154,12 @@ def analyze_trace_quality(
 def profile_trace_performance(
     trace_id: str | None = None, trace: Trace | None = None, settings: Settings | None = None
 ) -> dict[str, Any]:
-    """Where the time of one trace went: of the archive by its id, or a given one.
+    """Where the time of one trace went; name an archived trace by its id, or pass the trace.
 
-    Returns trace_id, status and duration_ms of the trace; by_type and by_stage, which hold for each span type and each
-    span name count, error_count, total_ms, avg_ms, max_ms and self_time_ms (without that of children); and
-    critical_path, a list of (span_id, span_name, span_type, self_ms), whose times add up to the duration of the root
-    span (see `analysis.critical_path`).
+    Returns trace_id, status and duration_ms of the trace; by_type and by_stage, which hold count, error_count,
+    total_ms, avg_ms, max_ms and self_time_ms (without children) for each span type and span name; and critical_path, a
+    list of (span_id, span_name, span_type, self_ms) whose times add up to the duration of the root span (see
+    `analysis.critical_path`).
 
     Raises:
         MonitoringError: the trace is not in the archive.
@@ -171,10 +172,10 @@ def profile_trace_performance(
     resources = build_resources(settings or load_settings())
     if trace is None:
         if trace_id is None:
-            raise MonitoringError("give trace_id, or the trace itself")
+            raise MonitoringError("give trace_id or trace")
         return profile(find_trace(resources["lake"], trace_id))
     if trace_id not in (None, trace.info.trace_id):
-        raise MonitoringError(f"the given trace is {trace.info.trace_id}, not {trace_id}; give either")
+        raise MonitoringError(f"trace is {trace.info.trace_id}, but trace_id is {trace_id}; give one of them")
     return profile(archive_rows(resources["spark"].session, [trace]))
 
 
@@ -185,14 +186,14 @@ def break_down(
     end_time: datetime | None = None,
     settings: Settings | None = None,
 ) -> DataFrame:
-    """Latency, errors, tokens and cost by a property of traces, the value that most traces have first.
+    """Latency, errors, tokens and cost by a property of traces; the most frequent value comes first.
 
     `by` is tags.<key>, metadata.<key>, trace_name, user_id, session_id, experiment_id, experiment_name, run_id or
     status. Columns: value (null: traces without one), trace_count, error_count, error_rate, avg_duration_ms,
     p50_duration_ms, p95_duration_ms, p99_duration_ms, span_count, input_tokens, output_tokens, total_tokens, cost_usd.
 
     Raises:
-        MonitoringError: there is no such property.
+        MonitoringError: the property does not exist.
     """
     from monitoring_pipeline.analysis import breakdown
 
@@ -208,15 +209,15 @@ def compare_releases(
     end_time: datetime | None = None,
     settings: Settings | None = None,
 ) -> ReleaseComparison:
-    """The traces of which a property is `after` beside those of which it is `before`: two releases, by their tag.
+    """Compare traces whose property is `after` with those whose property is `before`, such as two releases by a tag.
 
-    `by` is the property, as for `break_down`. Returns before_traces and after_traces, how many there are; measures, the
-    error rate and the p50 and p95 of durations, each with the 95 % interval of its change; stages, the same of the
-    durations of each span type and name, the most slowed down first; new_errors and gone_errors, the groups of errors
-    that only one of the two has.
+    `by` is the property, as for `break_down`. Returns before_traces and after_traces (counts); measures, the error rate
+    and the p50 and p95 of durations, each with the 95 % interval of its change; stages, the same for the durations of
+    each span type and name, with the largest slowdown first; and new_errors and gone_errors, the groups of errors that
+    only one side has.
 
     Raises:
-        MonitoringError: there is no such property, or no trace has one of the values, with those that there are.
+        MonitoringError: the property does not exist, or no trace has one of the values; the message lists those found.
     """
     from monitoring_pipeline.analysis import releases
 
@@ -226,7 +227,7 @@ def compare_releases(
 def _rows(
     traces: GivenTraces | None, start_time: datetime | None, end_time: datetime | None, settings: Settings | None
 ) -> DataFrame:
-    """`traces` as rows of `agent_traces`, else the archived ones of the hours."""
+    """`traces` as rows of `agent_traces`, or else the archived rows of the hours."""
     from monitoring_pipeline.archive.given import archive_rows
     from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.tables import AGENT_TRACES
@@ -236,5 +237,5 @@ def _rows(
     if traces is None:
         return resources["lake"].read(AGENT_TRACES, window_of(settings, start_time, end_time))
     if start_time or end_time:
-        raise MonitoringError("give either traces, or start_time and end_time of archived ones")
+        raise MonitoringError("give either traces, or start_time and end_time of archived traces")
     return archive_rows(resources["spark"].session, traces)

@@ -1,4 +1,4 @@
-"""What is set up once: tables, scorers, and Databricks' archival of traces."""
+"""One-time set-up: tables, scorers, and trace archival on Databricks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def enable_trace_archival(
     experiment_name: str | None = None,
     settings: Settings | None = None,
 ) -> list[TraceArchival]:
-    """Have Databricks archive the traces of the experiment, by default of all monitored ones, from now on.
+    """Start Databricks' archival of the experiment's traces (default: of all monitored experiments).
 
-    Returns what holds for each: experiment_id, table (catalog.schema.table), and is_new, False where it was so before.
+    Returns for each experiment: experiment_id, table (catalog.schema.table), and is_new, which is False if archival was
+    already on.
 
     Raises:
-        MonitoringError: MLflow is not Databricks' (there the pipeline archives by itself), a name is none, the
-            experiment is missing or archived in another table, or Databricks refuses.
+        MonitoringError: MLflow does not run on Databricks (elsewhere the pipeline archives by itself), a name is
+            invalid, the experiment is missing or archived into another table, or Databricks refuses.
     """
     from monitoring_pipeline.databricks.archival import check_databricks, start_archival, table_name
     from monitoring_pipeline.resources.tracking import TrackingResource
@@ -37,12 +38,10 @@ def enable_trace_archival(
 
 
 def configure_trace_archival_experiment(experiment_name: str, settings: Settings | None = None) -> str:
-    """Make the experiment MLflow's active one, to which this process logs from now on; returns its id.
-
-    It is made if need be.
+    """Make the experiment MLflow's active one in this process and return its id; creates it if it does not exist.
 
     Raises:
-        MonitoringError: MLflow is not Databricks', or Databricks refuses, as where the experiment is deleted.
+        MonitoringError: MLflow does not run on Databricks, or Databricks refuses, e.g. for a deleted experiment.
     """
     from monitoring_pipeline.databricks.archival import active_experiment, check_databricks
 
@@ -57,23 +56,23 @@ def setup_trace_archival(
     experiment_name: str,
     settings: Settings | None = None,
 ) -> TraceArchival:
-    """`configure_trace_archival_experiment`, and then `enable_trace_archival` for it; returns what the latter does."""
+    """Call `configure_trace_archival_experiment`, then `enable_trace_archival`; returns the latter's result."""
     from monitoring_pipeline.databricks.archival import table_name
 
-    table_name(catalog, schema, table)  # refused before anything is made
+    table_name(catalog, schema, table)  # refuse invalid names before creating anything
     configure_trace_archival_experiment(experiment_name, settings)
     (archival,) = enable_trace_archival(catalog, schema, table, experiment_name, settings)
     return archival
 
 
 def setup(settings: Settings | None = None) -> list[str]:
-    """Make everything that a run needs and that is not there yet; returns a line for each thing made or found.
+    """Create everything that a run needs and that does not exist yet; returns a line for each thing created or found.
 
-    These are the tables of the lake, the scorers in their state and, at Databricks, the archival of traces (where they
-    are read from it) and how often it runs the scorers that it manages.
+    This covers the lake's tables, the scorers in their states and, on Databricks, trace archival (if the pipeline reads
+    from it) and the interval at which Databricks runs its managed scorers.
 
     Raises:
-        MonitoringError: the settings are wrong, or something cannot be made; what was made before stays.
+        MonitoringError: the settings are wrong, or something cannot be created; what was created before stays.
     """
     from monitoring_pipeline.lifecycle.setup import set_up
 

@@ -1,4 +1,4 @@
-"""Scorers run over history."""
+"""Scorers over past hours."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def backfill_historical_metrics(
     sample_rate: float | None = None,
     settings: Settings | None = None,
 ) -> None:
-    """Score the archived traces of the hours from `start_time` to `end_time` that the scorer has not seen.
+    """Score the archived traces of the hours from `start_time` to `end_time` that the scorer has not scored yet.
 
-    A Dagster daemon does it where one runs, else this process, before the function returns. `sample_rate` takes the
-    place of the scorer's own. What was scored before is not scored again.
+    A running Dagster daemon does the work; without one, this process does it before the function returns. `sample_rate`
+    replaces the scorer's own. Traces that have a result are not scored again.
 
     Raises:
         MonitoringError: the settings or the scorer's name is wrong, or the run in this process failed, with the reason.
@@ -42,7 +42,9 @@ def backfill_workflow(
     batch_size_days: int = 7,
     settings: Settings | None = None,
 ) -> dict[str, str]:
-    """Backfill several scorers, in batches of days; returns what failed, and why. One that fails stops no other.
+    """Backfill several scorers in batches of days; returns the failed steps with their reasons.
+
+    A scorer that fails does not stop the others.
 
     Raises:
         MonitoringError: the settings, a scorer's name or the size of the batches is wrong.
@@ -61,7 +63,7 @@ def backfill_workflow(
 def _backfill(
     scorer_names: Sequence[str], window: Window, sample_rate: float | None, settings: Settings
 ) -> dict[str, str]:
-    """Launch the backfills, or run them here; returns what failed in this process, and why."""
+    """Launch the backfills on a daemon, or run them here; returns the steps that failed here, with their reasons."""
     from monitoring_pipeline.orchestration.backfills import (
         ScorerOptions,
         address_of,

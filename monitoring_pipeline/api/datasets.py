@@ -1,7 +1,7 @@
-"""Datasets for evaluation, made of the archive, or of traces that are given.
+"""Build evaluation datasets from the archive, or from traces that you pass.
 
-Records are {"inputs", "outputs", "expectations", "metadata"}, for `mlflow.genai.evaluate(data=…)`. Without times the
-traces are those of the last 7 days; only finished ones count.
+Records are {"inputs", "outputs", "expectations", "metadata"}, for `mlflow.genai.evaluate(data=…)`. Without times, the
+functions take the traces of the last 7 days. Only finished traces count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.api.common import window_of
+from monitoring_pipeline.api.common import renamed, window_of
 from monitoring_pipeline.datasets.records import Dataset, Record, with_guidelines
 from monitoring_pipeline.datasets.schema import validate_dataset
 from monitoring_pipeline.errors import MonitoringError
@@ -48,77 +48,109 @@ __all__ = [
 LOOK_BACK = timedelta(days=7)
 
 
+@renamed(filter="filter_string")
 def build_dataset_from_traces(
     traces: GivenTraces | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     max_records: int | None = None,
     experiment_id: str | None = None,
     settings: Settings | None = None,
 ) -> Dataset:
-    """Records of production traffic, newest first: with outputs, to score what was answered, or without, to run again.
+    """Records of production traffic, newest first: with outputs to score past answers, or without to run them again.
 
-    Expectations that are logged on a trace are the record's. `filter` is MLflow's trace filter; of more than
-    `max_records` the newest are taken.
+    A record has the expectations logged on its trace. `filter_string` is MLflow's trace filter; `max_records` keeps the
+    newest.
 
     Raises:
         MonitoringError: the settings, the times or the filter are wrong, or both traces and times are given.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
-    return _build(settings, traces, start_time, end_time, kind="traces", experiment_id=experiment_id, **choice)
+    return _build(
+        settings,
+        traces,
+        start_time,
+        end_time,
+        kind="traces",
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
+@renamed(filter="filter_string")
 def build_dataset_with_expectations(
     experiment_id: str | None = None,
     traces: GivenTraces | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     max_records: int | None = None,
     settings: Settings | None = None,
 ) -> Dataset:
-    """Records of the traces that have expectations logged on them, as ground truth; feedback is none.
+    """Records of the traces with expectations logged on them as ground truth; feedback does not count.
 
-    Of several expectations of one name on a trace the latest counts.
+    If a trace has several expectations of one name, the latest counts.
 
     Raises:
         MonitoringError: as `build_dataset_from_traces`.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
-    return _build(settings, traces, start_time, end_time, kind="expectations", experiment_id=experiment_id, **choice)
+    return _build(
+        settings,
+        traces,
+        start_time,
+        end_time,
+        kind="expectations",
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
+@renamed(filter="filter_string")
 def build_dataset_from_tagged_traces(
     tag_key: str,
     tag_value: str | None = None,
     traces: GivenTraces | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     max_records: int | None = None,
     experiment_id: str | None = None,
     settings: Settings | None = None,
 ) -> Dataset:
-    """Records of the traces with a tag, of any value or of `tag_value`; it is in their metadata as `tag_value`.
+    """Records of the traces with a tag, of any value or of `tag_value`; metadata has the value as `tag_value`.
 
     Raises:
         MonitoringError: as `build_dataset_from_traces`.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
-    tag = {"kind": "tagged", "tag": tag_key, "tag_value": tag_value, "experiment_id": experiment_id}
-    return _build(settings, traces, start_time, end_time, **tag, **choice)
+    return _build(
+        settings,
+        traces,
+        start_time,
+        end_time,
+        kind="tagged",
+        tag=tag_key,
+        tag_value=tag_value,
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
+@renamed(filter="filter_string")
 def extract_failures_for_eval(
     scorer_name: str,
     run_id: str | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     max_records: int | None = None,
     experiment_id: str | None = None,
@@ -126,24 +158,35 @@ def extract_failures_for_eval(
 ) -> Dataset:
     """Records of the traces that do not pass a scorer, with `failure_reason` and `original_score` in their metadata.
 
-    The verdict is a person's feedback of that name, else the configured scorer's result of its current digest, by its
-    `pass_if`; where no scorer of the name is configured, any feedback of the name. Feedback passes from 0.5 on. With
-    `run_id` only the feedback of that MLflow run counts, such as of an evaluation, by default whenever its traces were.
+    A person's feedback of that name decides, else the configured scorer's result (current digest, `pass_if`), else, if
+    no such scorer is configured, any feedback of that name. Feedback passes from 0.5 on. With `run_id` only feedback of
+    that MLflow run counts, such as an evaluation, by default without limits of time.
 
     Raises:
-        MonitoringError: as `build_dataset_from_traces`; or nothing has the scorer's name.
+        MonitoringError: as `build_dataset_from_traces`; or neither a scorer nor feedback has that name.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records}
-    failing = {"kind": "failures", "scorer": scorer_name, "run_id": run_id, "experiment_id": experiment_id}
-    return _build(settings, None, start_time, end_time, **failing, **choice)
+    return _build(
+        settings,
+        None,
+        start_time,
+        end_time,
+        kind="failures",
+        scorer=scorer_name,
+        run_id=run_id,
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
+@renamed(filter="filter_string")
 def build_regression_tests(
     scorer_name: str,
     threshold: float = 0.5,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = False,
     max_records: int | None = None,
     experiment_id: str | None = None,
@@ -151,16 +194,27 @@ def build_regression_tests(
 ) -> Dataset:
     """Records, to run again, of the traces that scored below `threshold`, with `original_score` in their metadata.
 
-    Whose score counts is as for `extract_failures_for_eval`, which also suits scorers whose low scores are good.
+    The score is chosen as for `extract_failures_for_eval`, which also suits scorers whose low scores are good.
 
     Raises:
         MonitoringError: as `extract_failures_for_eval`.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "max_records": max_records, "threshold": threshold}
-    low = {"kind": "regression", "scorer": scorer_name, "experiment_id": experiment_id}
-    return _build(settings, None, start_time, end_time, **low, **choice)
+    return _build(
+        settings,
+        None,
+        start_time,
+        end_time,
+        kind="regression",
+        scorer=scorer_name,
+        threshold=threshold,
+        filter=filter_string,
+        with_outputs=with_outputs,
+        max_records=max_records,
+        experiment_id=experiment_id,
+    )
 
 
+@renamed(filter="filter_string")
 def build_diverse_eval_dataset(
     traces: GivenTraces | None = None,
     sample_size: int = 50,
@@ -168,35 +222,46 @@ def build_diverse_eval_dataset(
     embed: Embed | None = None,
     start_time: datetime | None = None,
     end_time: datetime | None = None,
-    filter: str | None = None,
+    filter_string: str | None = None,
     with_outputs: bool = True,
     experiment_id: str | None = None,
     settings: Settings | None = None,
 ) -> Dataset:
     """At most `sample_size` records that differ in status, latency (under 1 s, under 5 s, slower) and order of tools.
 
-    Each combination of these is in the sample where it is large enough; no two records have the same inputs. `embed`, a
-    function from a list of texts (inputs as JSON) to a vector each, makes traces of one combination differ in meaning
-    too. The same traces and seed give the same sample, in whatever order they come.
+    A large enough sample has every combination; no two records have the same inputs. `embed`, a function from a list of
+    texts (inputs as JSON) to one vector each, makes traces of one combination differ in meaning too. The same traces
+    and seed give the same sample, whatever the order of the traces.
 
     Raises:
         MonitoringError: as `build_dataset_from_traces`; or `embed` does not give a vector for each text.
     """
-    choice = {"filter": filter, "with_outputs": with_outputs, "experiment_id": experiment_id}
-    sample = {"kind": "diverse", "sample_size": sample_size, "seed": seed, "embedded": embed is not None}
-    return _build(settings, traces, start_time, end_time, embed, **sample, **choice)
+    return _build(
+        settings,
+        traces,
+        start_time,
+        end_time,
+        embed,
+        kind="diverse",
+        sample_size=sample_size,
+        seed=seed,
+        embedded=embed is not None,
+        filter=filter_string,
+        with_outputs=with_outputs,
+        experiment_id=experiment_id,
+    )
 
 
 def with_traces(
     records: Iterable[Record] | EvaluationDataset, settings: Settings | None = None
 ) -> list[dict[str, Any]]:
-    """Records, or those of an MLflow dataset, with `trace`, the archived trace that each was made of.
+    """Records, or those of an MLflow dataset, with `trace`: the archived trace that each came from.
 
-    Given to `mlflow.genai.evaluate`, scorers look at what happened then, such as which tools were called; of records
-    with outputs alone MLflow makes a bare trace. In an experiment other than the traces' own it works on copies.
+    With these, scorers in `mlflow.genai.evaluate` see what happened, such as which tools were called; for records with
+    outputs only, MLflow makes a bare trace. In an experiment other than the traces' own, MLflow works on copies.
 
     Raises:
-        MonitoringError: the settings are wrong, a record does not tell its trace, or the archive does not have it.
+        MonitoringError: the settings are wrong, a record does not name its trace, or the archive does not have it.
     """
     from monitoring_pipeline.datasets import replay
 
@@ -206,7 +271,7 @@ def with_traces(
 def write_dataset(
     records: Iterable[Record], folder: str | Path, formats: Sequence[Format] = ("jsonl",), name: str | None = None
 ) -> Written:
-    """Write records and their manifest to a folder, in place of those there; returns manifest (a path) and digest.
+    """Write records and a manifest to a folder, replacing those there; returns manifest (a path) and digest.
 
     Raises:
         MonitoringError: a format is unknown (there are jsonl and parquet), or the folder cannot be written.
@@ -220,7 +285,7 @@ def read_dataset(path: str | Path) -> Dataset:
     """The records that `write_dataset` wrote to a folder, checked against their manifest.
 
     Raises:
-        MonitoringError: there are none, or they are not those that the manifest tells of.
+        MonitoringError: the folder has no dataset, or its records do not match the manifest.
     """
     from monitoring_pipeline.datasets import files
 
@@ -228,11 +293,11 @@ def read_dataset(path: str | Path) -> Dataset:
 
 
 def rebuild_dataset(path: str | Path, embed: Embed | None = None, settings: Settings | None = None) -> Dataset:
-    """Make the dataset of a manifest, or of its folder, again of the versions of the tables that it was made of.
+    """Build the dataset of a manifest (or its folder) again, from the same versions of the tables.
 
     Raises:
-        MonitoringError: the settings are wrong, it was not made of the archive, a version of a table can no longer be
-            read, or other records come out.
+        MonitoringError: the settings are wrong, the dataset does not come from the archive, a version of a table can no
+            longer be read, or the records differ.
     """
     from monitoring_pipeline.datasets import files
 
@@ -240,13 +305,13 @@ def rebuild_dataset(path: str | Path, embed: Embed | None = None, settings: Sett
 
 
 def merge_into_mlflow_dataset(records: Iterable[Record], name: str, settings: Settings | None = None) -> Merged:
-    """Add the records to the MLflow dataset of that name, made if need be; those whose inputs it has stay as they are.
+    """Add records to the MLflow dataset of that name, created if missing; records whose inputs it has stay unchanged.
 
-    Returns dataset_id, name, `added`, and `records`, how many it has now. `mlflow.genai.datasets.get_dataset(name)`
-    gives it to evaluate. Metadata become the records' tags.
+    Returns dataset_id, name, `added` and `records` (the new total). Pass `mlflow.genai.datasets.get_dataset(name)` to
+    evaluate. Metadata become the records' tags.
 
     Raises:
-        MonitoringError: the settings are wrong, several datasets have the name, or the store cannot be used.
+        MonitoringError: the settings are wrong, several datasets have that name, or the store cannot be used.
     """
     from monitoring_pipeline.datasets.managed import merge_into_mlflow
     from monitoring_pipeline.resources.build import build_resources
@@ -263,11 +328,12 @@ def _lake(settings: Settings | None) -> LakeResource:
 def _build(
     settings: Settings | None,
     traces: GivenTraces | None,
-    start: datetime | None,
-    end: datetime | None,
+    start_time: datetime | None,
+    end_time: datetime | None,
     embed: Embed | None = None,
-    **choice: Any,
+    **query: Any,
 ) -> Dataset:
+    """The dataset of `traces`, or of the archived traces of the hours; `query` holds fields of `Query`."""
     from monitoring_pipeline.archive.given import archive_rows
     from monitoring_pipeline.datasets.building import dataset_of_lake, dataset_of_rows
     from monitoring_pipeline.datasets.query import query_of
@@ -277,28 +343,29 @@ def _build(
     settings = settings or load_settings()
     lake = build_resources(settings)["lake"]
     if traces is not None:
-        if start or end:
-            raise MonitoringError("give either traces, or start_time and end_time of archived ones")
-        return dataset_of_rows(archive_rows(lake.spark.session, traces), None, query_of(None, [], **choice), embed)
-    scorers = load_scorers([entry for entry in settings.scorers if entry.name == choice.get("scorer")])
-    everywhere = choice.get("run_id") and not (start or end)
-    query = query_of(None if everywhere else _window(settings, start, end), scorers, **choice)
-    dataset = dataset_of_lake(lake, query, embed)
-    if not dataset and query.scorer and not scorers:
-        _check_name(lake, query, [entry.name for entry in settings.scorers])
+        if start_time or end_time:
+            raise MonitoringError("give either traces, or start_time and end_time of archived traces")
+        return dataset_of_rows(archive_rows(lake.spark.session, traces), None, query_of(None, [], **query), embed)
+    scorers = load_scorers([entry for entry in settings.scorers if entry.name == query.get("scorer")])
+    at_any_time = query.get("run_id") and not (start_time or end_time)
+    window = None if at_any_time else _window(settings, start_time, end_time)
+    whole_query = query_of(window, scorers, **query)
+    dataset = dataset_of_lake(lake, whole_query, embed)
+    if not dataset and whole_query.scorer and not scorers:
+        _check_name(lake, whole_query, [entry.name for entry in settings.scorers])
     return dataset
 
 
-def _window(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
-    if start is None:
-        latest = end.astimezone(UTC) if end else datetime.now(UTC)
+def _window(settings: Settings, start_time: datetime | None, end_time: datetime | None) -> Window:
+    if start_time is None:
+        latest = end_time.astimezone(UTC) if end_time else datetime.now(UTC)
         kept_since = oldest_kept(settings.upkeep.keep_archive_days) or settings.archive.start
-        start = max(latest - LOOK_BACK, settings.archive.start, kept_since)
-    return window_of(settings, start, end)
+        start_time = max(latest - LOOK_BACK, settings.archive.start, kept_since)
+    return window_of(settings, start_time, end_time)
 
 
 def _check_name(lake: LakeResource, query: Query, configured: list[str]) -> None:
-    """Refuse a name that neither a scorer nor any feedback has, which is a mistake rather than a good day."""
+    """Refuse a name that neither a scorer nor any feedback has: it is a mistake, not a day without failures."""
     from pyspark.sql import functions as F
 
     from monitoring_pipeline.tables import AGENT_TRACES
@@ -310,5 +377,5 @@ def _check_name(lake: LakeResource, query: Query, configured: list[str]) -> None
     if query.scorer not in names:
         raise MonitoringError(
             f"no scorer and no feedback is named {query.scorer!r}; scorers are {', '.join(configured)}; feedback in "
-            f"this time is {', '.join(names) or 'none'}"
+            f"these hours is {', '.join(names) or 'none'}"
         )

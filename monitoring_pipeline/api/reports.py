@@ -1,4 +1,4 @@
-"""The quality of a day or a week as figures."""
+"""The quality of a day as figures."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from monitoring_pipeline.settings import Settings, load_settings
 
 
 def daily_quality_report(day: date | None = None, settings: Settings | None = None) -> dict[str, Any]:
-    """What the report of `day` (UTC; by default yesterday) says, read from the lake; nothing is written.
+    """The figures of the report of `day` (UTC; default: yesterday), read from the lake; nothing is written.
 
     Returns at least date, total_requests, error_count, success_rate and error_rate (shares, 0 to 1), latency (mean,
     p50, p95 and p99, in milliseconds), hourly_volume (traces by hour of the day), cost_usd, verdict, findings, changes,
     scorers, errors, stages and worst_traces; `monitoring_pipeline.reports.figures.figures` has all keys. A day without
-    traces has total_requests 0, and None for what is not known. Times are datetimes in UTC; report.json is the same
+    traces has total_requests 0, and None for unknown values. Times are datetimes in UTC; report.json is the same
     with times as text.
 
     Raises:
-        MonitoringError: a scorer cannot be loaded, the lake not be read, or the archive no longer keeps that day.
+        MonitoringError: a scorer cannot be loaded, the lake cannot be read, or the archive no longer keeps that day.
     """
     from monitoring_pipeline.orchestration.partitions import check_kept
     from monitoring_pipeline.reports.figures import figures

@@ -1,4 +1,4 @@
-"""`python -m monitoring_pipeline.cli`: the command line without its console script."""
+"""Lets `python -m monitoring_pipeline.cli` run the command line."""
 
 from monitoring_pipeline.cli.app import main
 

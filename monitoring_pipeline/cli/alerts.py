@@ -1,4 +1,4 @@
-"""`monitoring-pipeline alerts`: look at the rules now, and try a notifier."""
+"""`monitoring-pipeline alerts`: check the rules now, and test a notifier."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import typer
 from monitoring_pipeline.cli.common import Config, settings_of
 from monitoring_pipeline.errors import MonitoringError
 
-app = typer.Typer(no_args_is_help=True, help="Look at the rules for alerts, and try who is told.")
+app = typer.Typer(no_args_is_help=True, help="Check alert rules and test notifiers.")
 
 
 @app.command()
 def check(config: Config = None) -> None:
-    """Look at all rules now, send what is due, and print what was found."""
+    """Evaluate all rules now, send the messages that are due, and print the findings."""
     settings = settings_of(config)
     if not settings.alerts:
-        raise MonitoringError("no rules: add [[alerts]] to monitoring.toml")
+        raise MonitoringError("no alert rules; add [[alerts]] to monitoring.toml")
     import logging
     from datetime import UTC, datetime
 
@@ -44,12 +44,12 @@ def check(config: Config = None) -> None:
 def test(
     notifier: Annotated[str, typer.Argument(help="Name of the notifier.", show_default=False)], config: Config = None
 ) -> None:
-    """Send a test message by a notifier."""
+    """Send a test message through a notifier."""
     settings = settings_of(config)
     by_name = {entry.name: entry for entry in settings.notifiers}
     if notifier not in by_name:
-        there = ", ".join(by_name) or "none; add [[notifiers]] to monitoring.toml"
-        raise MonitoringError(f"{notifier}: no such notifier; configured are {there}")
+        configured = ", ".join(by_name) or "none; add [[notifiers]] to monitoring.toml"
+        raise MonitoringError(f"{notifier}: no such notifier; configured are {configured}")
     import logging
     from datetime import UTC, datetime
 

@@ -1,4 +1,7 @@
-"""The command line. Errors that a user can mend are a line on stderr and exit code 1; wrong usage is exit code 2."""
+"""The command line.
+
+An error that the user can fix is one line on stderr with exit code 1; wrong usage ends with exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from monitoring_pipeline import __version__
 from monitoring_pipeline.cli import alerts, datasets, scorers
 from monitoring_pipeline.cli.assess import assess
 from monitoring_pipeline.cli.backfill import backfill
-from monitoring_pipeline.cli.common import (
-    Config,
-    check_scorer_names,
-    settings_of,
-    window_of,
-)
+from monitoring_pipeline.cli.common import Config, End, Start, check_scorer_names, settings_of, window_of
 from monitoring_pipeline.cli.delete import delete
 from monitoring_pipeline.cli.report import report
 from monitoring_pipeline.cli.setup import setup
@@ -26,12 +25,12 @@ if TYPE_CHECKING:
     from monitoring_pipeline.settings import Settings
     from monitoring_pipeline.windows import Window
 
-# Settings, Dagster, MLflow and Spark are imported by the commands that need them: --help must not wait for them.
+# Each command imports settings, Dagster, MLflow and Spark when it needs them: --help must not wait for them.
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Production monitoring for GenAI agents: MLflow traces archived, measured, scored and reported on.",
+    help="Production monitoring for GenAI agents: archives, measures, scores and reports on MLflow traces.",
 )
 app.add_typer(scorers.app, name="scorers")
 app.add_typer(alerts.app, name="alerts")
@@ -44,8 +43,23 @@ app.command()(upkeep)
 app.command()(delete)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"monitoring-pipeline {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Declare the options that work without a command; their callbacks do the work."""
+
+
 def main() -> None:
-    """The console script `monitoring-pipeline`."""
+    """Run the console script `monitoring-pipeline`."""
     try:
         app()
     except MonitoringError as error:
@@ -56,14 +70,12 @@ def main() -> None:
 
 @app.command()
 def run(
-    start: Annotated[
-        str | None, typer.Option("--from", help="Start, such as 2026-01-01T05:00Z; default: 24 h before --to.")
-    ] = None,
-    end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
-    scorer: Annotated[list[str] | None, typer.Option(help="Run only this scorer; may be given several times.")] = None,
+    start: Start = None,
+    end: End = None,
+    scorer: Annotated[list[str] | None, typer.Option(help="Run only this scorer; repeatable.")] = None,
     config: Config = None,
 ) -> None:
-    """Archive, measure, score and report on a range of hours. Running it again only adds what is missing."""
+    """Archive, measure, score and report on a range of hours; a second run only adds what is missing."""
     settings = settings_of(config)
     window = window_of(settings, start, end)
     check_scorer_names(settings, scorer)
@@ -72,16 +84,16 @@ def run(
 
 @app.command()
 def demo(config: Config = None) -> None:
-    """Fill an empty embedded store with the traffic of a small support agent, and run over it."""
+    """Fill the embedded store with sample traffic if it is empty, and run the pipeline over it."""
     settings = settings_of(config)
     if not settings.uses_embedded_store:
-        raise SettingsError(["a store is configured, and `demo` only fills the embedded one; use `run`"])
+        raise SettingsError(["a store is configured, but `demo` only fills the embedded one; use `run`"])
     raise typer.Exit(_demo(settings))
 
 
 @app.command(hidden=True)
 def make_run(config: Config = None) -> None:
-    """What `make run` does: `demo` where no store is configured, else `run` over the last 24 hours."""
+    """Run `demo` if no store is configured, else `run` over the last 24 hours; `make run` calls it."""
     settings = settings_of(config)
     window = window_of(settings, None, None)
     raise typer.Exit(_demo(settings) if settings.uses_embedded_store else _run(settings, window, None))
@@ -89,7 +101,7 @@ def make_run(config: Config = None) -> None:
 
 @app.command()
 def doctor(config: Config = None) -> None:
-    """Check configuration, store, engine and lake, and print a checklist."""
+    """Check configuration, scorers, store, engine and lake, and print the findings."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -114,7 +126,7 @@ def _demo(settings: Settings) -> int:
 
 
 def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
-    """Check, run, and print the summary; returns the exit code."""
+    """Check the surroundings, run the pipeline and print the summary; returns the exit code."""
     from monitoring_pipeline.cli.console import show_progress, show_summary
     from monitoring_pipeline.cli.doctor import examine
     from monitoring_pipeline.orchestration.build import build_definitions

@@ -1,4 +1,4 @@
-"""`monitoring-pipeline assess`: scorers on chosen traces, also as a gate."""
+"""`monitoring-pipeline assess`: scorers on chosen traces, also as a quality gate."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from typing import Annotated
 
 import typer
 
-from monitoring_pipeline.cli.common import Config, check_scorer_names, settings_of, window_of
+from monitoring_pipeline.cli.common import Config, End, Start, check_scorer_names, settings_of, window_of
 
 
 def assess(
-    start: Annotated[
-        str | None, typer.Option("--from", help="Start, such as 2026-01-01T05:00Z; default: 24 h before --to.")
-    ] = None,
-    end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
+    start: Start = None,
+    end: End = None,
     filter: Annotated[str | None, typer.Option(help="MLflow trace filter, such as \"status = 'ERROR'\".")] = None,
-    trace_id: Annotated[list[str] | None, typer.Option(help="Only this trace; may be given several times.")] = None,
-    scorer: Annotated[list[str] | None, typer.Option(help="Only this scorer; may be given several times.")] = None,
+    trace_id: Annotated[list[str] | None, typer.Option(help="Only this trace; repeatable.")] = None,
+    scorer: Annotated[list[str] | None, typer.Option(help="Only this scorer; repeatable.")] = None,
     experiment: Annotated[str | None, typer.Option(help="Also log a run to this MLflow experiment.")] = None,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=SCORE: exit with 1 when the scorer's mean is under it; may be given several times."),
+        typer.Option(help="NAME=SCORE: exit with code 1 if the scorer's mean is below it; repeatable."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the results to this file, as CSV.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the results to this CSV file.")] = None,
     config: Config = None,
 ) -> None:
-    """Run scorers on archived traces, all of them, and print the figures; nothing is added to the ledger."""
+    """Run scorers on all of the chosen archived traces and print the figures; the lake does not change."""
     settings = settings_of(config)
     check_scorer_names(settings, scorer)
     thresholds = dict(_threshold(text) for text in fail_under or [])

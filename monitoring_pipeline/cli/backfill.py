@@ -1,4 +1,4 @@
-"""`monitoring-pipeline backfill`: scorers over history."""
+"""`monitoring-pipeline backfill`: scorers over past hours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from monitoring_pipeline.cli.common import Config, check_scorer_names, settings_of, window_of
+from monitoring_pipeline.cli.common import Config, End, Start, check_scorer_names, settings_of, window_of
 
 if TYPE_CHECKING:
     from monitoring_pipeline.orchestration.backfills import ScorerOptions
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 def backfill(
-    scorer: Annotated[list[str], typer.Option(help="The scorer; may be given several times.")],
-    start: Annotated[
-        str | None, typer.Option("--from", help="Start, such as 2026-01-01T05:00Z; default: 24 h before --to.")
-    ] = None,
-    end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
+    scorer: Annotated[list[str], typer.Option(help="Scorer to run; repeatable.")],
+    start: Start = None,
+    end: End = None,
     sample_rate: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of the traces to score, in place of the scorer's own.")
+        float | None, typer.Option(min=0, max=1, help="Share of the traces to score, instead of the scorer's own rate.")
     ] = None,
-    retry_failed: Annotated[bool, typer.Option(help="Score again the traces whose result is an error.")] = False,
-    newest_first: Annotated[bool, typer.Option(help="Begin with the latest hour.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only tell what would be done, and what it may cost.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Score traces again whose result is an error.")] = False,
+    newest_first: Annotated[bool, typer.Option(help="Start with the latest hour.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print what would be scored and what it may cost, without scoring.")
+    ] = False,
     config: Config = None,
 ) -> None:
-    """Score the archived traces of a range of hours that a scorer has not seen, also if it is stopped.
+    """Score the archived traces of a range of hours that a scorer has not scored yet, even if it is stopped.
 
-    A Dagster daemon does it where one runs, else this process. What was scored before is not scored again.
+    A running Dagster daemon does the work, otherwise this process. Traces that have a result are not scored again.
     """
     settings = settings_of(config)
     check_scorer_names(settings, scorer)
@@ -40,12 +40,12 @@ def backfill(
     options = ScorerOptions(sample_rate, retry_failed, newest_first)
     names = list(dict.fromkeys(scorer))
     if dry_run:
-        _tell(settings, window, names, options)
+        _print_forecasts(settings, window, names, options)
     else:
         raise typer.Exit(_run(settings, window, names, options))
 
 
-def _tell(settings: Settings, window: Window, scorers: list[str], options: ScorerOptions) -> None:
+def _print_forecasts(settings: Settings, window: Window, scorers: list[str], options: ScorerOptions) -> None:
     from monitoring_pipeline.cli.console import show_forecasts
     from monitoring_pipeline.orchestration.backfills import forecasts
 
@@ -53,7 +53,7 @@ def _tell(settings: Settings, window: Window, scorers: list[str], options: Score
 
 
 def _run(settings: Settings, window: Window, scorers: list[str], options: ScorerOptions) -> int:
-    """Launch the backfills, or run them and print the result; returns the exit code."""
+    """Launch the backfills on a daemon, or run them and print the result; returns the exit code."""
     from monitoring_pipeline.cli.console import show_backfill, show_progress
     from monitoring_pipeline.orchestration.backfills import (
         address_of,

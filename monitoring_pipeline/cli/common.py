@@ -1,4 +1,4 @@
-"""What the commands share: the configuration option, and windows and names as they are typed."""
+"""Options and checks that several commands share."""
 
 from __future__ import annotations
 
@@ -16,23 +16,27 @@ if TYPE_CHECKING:
 Config = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="Configuration file; else MONITORING_CONFIG, else ./monitoring.toml where it exists."
+        "--config", help="Configuration file; default: $MONITORING_CONFIG, else ./monitoring.toml if it exists."
     ),
 ]
+Start = Annotated[
+    str | None, typer.Option("--from", help="Start of the range, such as 2026-01-01T05:00Z; default: 24 h before --to.")
+]
+End = Annotated[str | None, typer.Option("--to", help="End of the range, exclusive; default: now.")]
 
 
 def settings_of(config: Path | None) -> Settings:
-    """The settings in force, which whatever this process starts will find as well."""
+    """The settings in force; processes that this one starts use the same configuration file."""
     from monitoring_pipeline.settings import load_settings
 
     settings = load_settings(config)
     if config is not None:
-        os.environ["MONITORING_CONFIG"] = str(config.absolute())  # for Dagster's own loading of the definitions
+        os.environ["MONITORING_CONFIG"] = str(config.absolute())  # Dagster loads the definitions by itself
     return settings
 
 
 def window_of(settings: Settings, start: str | None, end: str | None) -> Window:
-    """The whole hours from --from to --to, as they are typed; without them the last 24 and the current one."""
+    """The whole hours from --from to --to; default: the last 24 hours and the current one."""
     from monitoring_pipeline.settings.hours import whole_hours
 
     try:

@@ -1,4 +1,4 @@
-"""What the command line shows: progress while a chain runs, and a table when it has."""
+"""Output of the command line: progress while a chain runs, and tables of results."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from monitoring_pipeline.windows import Window
 
 console = Console()
 if not console.is_terminal:
-    console = Console(width=120)  # a log file has no width of its own, and tables would be cut at 80
+    console = Console(width=120)  # a log file has no width of its own, and rich would cut tables at 80
 
 
 @contextmanager
 def show_progress(window: Window, steps: int) -> Iterator[Callable[[StepEvent], None]]:
-    """A progress bar over `steps` steps; gives the function that takes the chain's events."""
+    """A progress bar of `steps` steps; yields the function that handles the chain's events."""
     columns = (
         SpinnerColumn(),
         BarColumn(),
@@ -61,7 +61,7 @@ def show_progress(window: Window, steps: int) -> Iterator[Callable[[StepEvent], 
 
 
 def show_summary(settings: Settings, window: Window, result: ChainResult) -> None:
-    """The closing table, what failed, and where to look on."""
+    """The summary of a run: figures, scorers, failures, and where to look next."""
     scorers = load_scorers(settings.scorers)
     summary = summarize(build_resources(settings)["lake"], scorers, window)
     if summary.traces:
@@ -79,16 +79,14 @@ def show_summary(settings: Settings, window: Window, result: ChainResult) -> Non
 
 
 def show_backfill(settings: Settings, window: Window, scorers: Sequence[str], failed: Mapping[str, str]) -> None:
-    """The ledger of the scorers after a backfill, and what failed."""
+    """The ledger of the scorers after a backfill, and the failures."""
     configured = [scorer for scorer in load_scorers(settings.scorers) if scorer.name in scorers]
     _show_scorers(summarize(build_resources(settings)["lake"], configured, window))
     _show_failures(failed)
 
 
 def show_forecasts(window: Window, forecasts: Sequence[Forecast]) -> None:
-    """What backfills would do: traces, tokens and dollars."""
-    table = Table(title=f"{window}: what a backfill would do", title_justify="left")
-    table.add_column("scorer", no_wrap=True)
+    """What backfills would score: traces, tokens and dollars."""
     headings = (
         "archived",
         "eligible",
@@ -100,28 +98,24 @@ def show_forecasts(window: Window, forecasts: Sequence[Forecast]) -> None:
         "$ expected",
         "at least",
     )
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for told in forecasts:
-        at_most, expected = told.at_most, told.expected
+    table = _table("scorer", *headings, title=f"{window}: what a backfill would do")
+    for forecast in forecasts:
+        at_most, expected = forecast.at_most, forecast.expected
         tokens = None if at_most.input_tokens is None else at_most.input_tokens + (at_most.output_tokens or 0)
         table.add_row(
-            told.scorer,
-            *(f"{count:,}" for count in (told.archived, told.eligible, told.scored, told.failed, told.to_score)),
+            forecast.scorer,
+            *(f"{getattr(forecast, name):,}" for name in ("archived", "eligible", "scored", "failed", "to_score")),
             "none" if tokens is None else f"{tokens:,}",
             _dollars(at_most) if tokens is not None else "none",
             _dollars(expected) if expected else "",
-            "" if told.minutes is None else f"{told.minutes:,.0f} min",
+            "" if forecast.minutes is None else f"{forecast.minutes:,.0f} min",
         )
     console.print(table)
 
 
 def show_outcomes(traces: int, assessed: Assessed, short: Sequence[str]) -> None:
-    """The figures of each scorer over so many traces, and what is under its threshold."""
-    table = Table()
-    table.add_column("scorer", no_wrap=True)
-    for heading in ("n", "mean", "pass rate", "errors", "$"):
-        table.add_column(heading, justify="right")
+    """The figures of each scorer over `traces` traces, and those below their threshold."""
+    table = _table("scorer", "n", "mean", "pass rate", "errors", "$")
     for outcome in assessed.outcomes:
         mean = "" if outcome.mean is None else f"{outcome.mean:.4f}"
         rate = "" if outcome.pass_rate is None else f"{outcome.pass_rate:.1%}"
@@ -136,7 +130,7 @@ def show_outcomes(traces: int, assessed: Assessed, short: Sequence[str]) -> None
 
 
 def show_alerts(checked: Checked) -> None:
-    """What each rule says of each scope, and what became of the messages."""
+    """The state of each rule and scope, and the outcome of messages."""
     table = Table()
     table.add_column("rule", no_wrap=True)
     table.add_column("scope")
@@ -144,8 +138,10 @@ def show_alerts(checked: Checked) -> None:
     table.add_column("why")
     still_open = {episode.key for episode in checked.open}
     for verdict in checked.verdicts:
-        untold = "[dim]not known[/]" if verdict.holds is None else "[green]ok[/]"
-        state = "[red]alert[/]" if (verdict.rule.name, verdict.scope) in still_open else untold
+        if (verdict.rule.name, verdict.scope) in still_open:
+            state = "[red]alert[/]"
+        else:
+            state = "[dim]not known[/]" if verdict.holds is None else "[green]ok[/]"
         table.add_row(verdict.rule.name, escape(verdict.scope), state, escape(verdict.detail))
     console.print(table)
     figures = checked.figures
@@ -155,7 +151,7 @@ def show_alerts(checked: Checked) -> None:
 
 
 def show_datasets(datasets: Sequence[DatasetSettings]) -> None:
-    """What is configured of each dataset, and how many of it were made."""
+    """The configuration of each dataset, and how many of each were built."""
     table = Table()
     table.add_column("dataset", no_wrap=True)
     for heading in ("kind", "of", "MLflow", "made", "folder"):
@@ -163,38 +159,42 @@ def show_datasets(datasets: Sequence[DatasetSettings]) -> None:
     for entry in datasets:
         folder = Path(entry.location) / entry.name
         made = sum(1 for _ in folder.glob(f"*/{MANIFEST}"))
-        of = entry.scorer or entry.tag or entry.filter or ""
-        there = (entry.mlflow_name or entry.name) if entry.mlflow else ""
-        table.add_row(entry.name, entry.kind, escape(of), escape(there), f"{made:,}", escape(str(folder)))
+        chosen_by = entry.scorer or entry.tag or entry.filter or ""
+        mlflow_name = (entry.mlflow_name or entry.name) if entry.mlflow else ""
+        table.add_row(entry.name, entry.kind, escape(chosen_by), escape(mlflow_name), f"{made:,}", escape(str(folder)))
     console.print(table)
 
 
 def show_deletion(what: str, deletion: Deletion) -> None:
-    """The rows of each table that were removed or would be, and the reports and datasets that were written anew."""
-    table = Table(title=f"{deletion.traces:,} traces {what}", title_justify="left")
-    table.add_column("table", no_wrap=True)
-    table.add_column("rows", justify="right")
+    """The rows that were or would be deleted from each table, and the reports and datasets that were rewritten."""
+    table = _table("table", "rows", title=f"{deletion.traces:,} traces {what}")
     for name, rows in deletion.rows.items():
         table.add_row(name, f"{rows:,}")
     console.print(table)
     for report in deletion.reports:
-        console.print(f"report written anew: {report}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"report rewritten: {report}", soft_wrap=True, highlight=False, markup=False)
     for dataset in deletion.datasets:
-        console.print(f"dataset written anew: {dataset}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"dataset rewritten: {dataset}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_upkeep(done: Upkept) -> None:
     """What upkeep did to each table."""
-    table = Table()
-    table.add_column("table", no_wrap=True)
-    for heading in ("rows removed", "files written", "files merged", "files deleted"):
-        table.add_column(heading, justify="right")
+    table = _table("table", "rows removed", "files written", "files merged", "files deleted")
     for name, files in done.files.items():
         counts = (done.expired.get(name, 0), files["files_added"], files["files_removed"], files["files_deleted"])
         table.add_row(name, *(f"{count:,}" for count in counts))
     console.print(table)
     if done.put_off:
         console.print(f"[yellow]nothing removed[/]: {escape(done.put_off)}", soft_wrap=True)
+
+
+def _table(name: str, *figures: str, title: str | None = None) -> Table:
+    """A table with a column of names and columns of figures, under these headings."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(name, no_wrap=True)
+    for heading in figures:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def _dollars(spent: Spent) -> str:
@@ -211,11 +211,8 @@ def _show_figures(summary: Summary) -> None:
 
 
 def _show_scorers(summary: Summary) -> None:
-    table = Table()
-    table.add_column("scorer", no_wrap=True)
     counted = ("archived", "filtered_out", "unsampled", "scored", "failed", "over_budget", "pending")
-    for heading in (*counted, "mean score"):
-        table.add_column(heading.replace("_", " "), justify="right")
+    table = _table("scorer", *(name.replace("_", " ") for name in counted), "mean score")
     for line in summary.scorers:
         mean = "" if line.mean_score is None else f"{line.mean_score:.3f}"
         table.add_row(line.scorer, *(f"{getattr(line, name):,}" for name in counted), mean)

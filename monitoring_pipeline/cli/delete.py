@@ -1,4 +1,4 @@
-"""`monitoring-pipeline delete`: a request that all which is known of some traces, or of a user, be deleted."""
+"""`monitoring-pipeline delete`: delete all data about given traces or users."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from monitoring_pipeline.cli.common import Config, settings_of
 
 
 def delete(
-    trace_id: Annotated[list[str] | None, typer.Option(help="This trace; may be given several times.")] = None,
-    user_id: Annotated[
-        list[str] | None, typer.Option(help="All traces of this user; may be given several times.")
-    ] = None,
+    trace_id: Annotated[list[str] | None, typer.Option(help="Delete this trace; repeatable.")] = None,
+    user_id: Annotated[list[str] | None, typer.Option(help="Delete all traces of this user; repeatable.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="What the request is called where it came from; kept, so no name.")
+        str | None,
+        typer.Option(help="Reference of the request, such as a ticket number; it is stored, so give no personal data."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted, without deleting.")] = False,
     config: Config = None,
 ) -> None:
-    """Delete all that the lake has of some traces, for good, and show that it is gone. MLflow keeps its own."""
+    """Permanently delete all data of given traces or users from the lake, and verify it; MLflow keeps its own."""
     if not trace_id and not user_id:
         raise typer.BadParameter("give --trace-id or --user-id", param_hint="--trace-id/--user-id")
     settings = settings_of(config)

@@ -1,4 +1,4 @@
-"""Whether everything that a run needs is there, told before it starts."""
+"""Checks that everything a run needs is there before it starts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """The findings on scorers, store, engine and lake, one after the other; each tells what to do where it fails.
+    """Yields a finding each for scorers, store, engine and lake, and for Databricks if it runs scorers.
 
-    One on Databricks follows where it runs scorers.
+    The detail of a failed check says what to do.
     """
     checks: dict[str, Callable[[Settings], str]] = {
         "scorers": _scorers,
@@ -75,7 +75,7 @@ def _lake(settings: Settings) -> str:
             pass
     except OSError as error:
         raise LakeError(f"cannot write to {place}: {existing}: {error.strerror}; check [lake] location") from error
-    return f"{place}: {'there' if existing == place else 'will be made'}, and can be written"
+    return f"{place}: {'exists' if existing == place else 'will be created'}, writable"
 
 
 def _databricks(settings: Settings) -> str:
@@ -84,6 +84,6 @@ def _databricks(settings: Settings) -> str:
 
     require_agents()
     managed = [handle for handle in lifecycle.handles(settings) if handle.managed]
-    astray = [f"{handle.name} ({handle.drift})" for handle in managed if handle.drift]
-    differs = f"; otherwise there than here, for `scorers apply` to mend: {', '.join(astray)}" if astray else ""
+    drifted = [f"{handle.name} ({handle.drift})" for handle in managed if handle.drift]
+    differs = f"; different there, run `scorers apply`: {', '.join(drifted)}" if drifted else ""
     return f"runs {', '.join(handle.name for handle in managed)}{differs}"

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def report(
-    day: Annotated[str | None, typer.Option(help="The day, such as 2026-01-14; default: yesterday.")] = None,
-    week: Annotated[str | None, typer.Option(help="Instead the week, from Monday on, that this day is in.")] = None,
+    day: Annotated[str | None, typer.Option(help="Day of the report, such as 2026-01-14; default: yesterday.")] = None,
+    week: Annotated[str | None, typer.Option(help="Report on the week (Monday to Sunday) of this day instead.")] = None,
     config: Config = None,
 ) -> None:
-    """Make the report of a day or a week from what is in the lake, and print where it is. All in UTC."""
+    """Write the report of a day or a week (UTC) from the lake, and print its path."""
     settings = settings_of(config)
     period = _period(settings, day, week)
     from monitoring_pipeline.errors import MonitoringError
@@ -52,11 +52,11 @@ def _period(settings: Settings, day: str | None, week: str | None) -> Period:
     try:
         chosen = date.fromisoformat(given) if given else now.date() - timedelta(days=1)
     except ValueError:
-        raise typer.BadParameter(f"{given!r} is no date: write it as 2026-01-14", param_hint=option) from None
+        raise typer.BadParameter(f"{given!r} is not a date: write it as 2026-01-14", param_hint=option) from None
     period = Period.week_of(chosen) if week else Period.day(chosen)
     if period.window.end <= settings.archive.start:
         start = f"{settings.archive.start:%Y-%m-%d}"
         raise typer.BadParameter(f"{chosen} is before the archive, which starts on {start}", param_hint=option)
     if period.window.start > now:
-        raise typer.BadParameter(f"{chosen} is still to come", param_hint=option)
+        raise typer.BadParameter(f"{chosen} is in the future", param_hint=option)
     return period

@@ -1,4 +1,4 @@
-"""`monitoring-pipeline scorers`: the scorers as the experiment has them, and what changes them."""
+"""`monitoring-pipeline scorers`: list scorers and change their states."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="Register, start, change and stop scorers, and see what they are.")
+app = typer.Typer(no_args_is_help=True, help="List, register, start, change and stop scorers.")
 
 Name = Annotated[str, typer.Argument(help="Name of the scorer.", show_default=False)]
 SampleRate = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Share of the traces that pass the filter.", show_default=False)
+    float | None,
+    typer.Option(min=0, max=1, help="Share of the traces that pass the filter to score.", show_default=False),
 ]
-Filter = Annotated[str | None, typer.Option(help='MLflow trace filter; "" for none.', show_default=False)]
+Filter = Annotated[str | None, typer.Option(help='MLflow trace filter; "" removes it.', show_default=False)]
 
-WIDE = 10_000  # characters: what is piped has no width of its own, and a table is only as wide as its content
+WIDE = 10_000  # characters; a pipe has no width of its own, and a table is only as wide as its content
 
 
 @app.command()
@@ -35,7 +36,7 @@ def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
     config: Config = None,
 ) -> None:
-    """Bring the scorers to what the configuration says; the plan is printed first."""
+    """Make the scorers match the configuration; prints the plan first."""
     settings = settings_of(config)
     from monitoring_pipeline.lifecycle import plan
 
@@ -55,7 +56,7 @@ def apply(
 
 @app.command("list")
 def list_scorers(config: Config = None) -> None:
-    """All scorers: those configured, and those that only the experiment has."""
+    """List all scorers: those configured, and those that only the experiment has."""
     settings = settings_of(config)
     from monitoring_pipeline import lifecycle
 
@@ -80,13 +81,13 @@ def list_scorers(config: Config = None) -> None:
 
 @app.command()
 def start(name: Name, sample_rate: SampleRate = None, filter: Filter = None, config: Config = None) -> None:
-    """Make a registered or stopped scorer active, with the rate and filter that it has where none is given."""
+    """Start scoring new traces; rate and filter stay unchanged unless given."""
     _change(name, config, lambda handle: handle.start(sample_rate, filter))
 
 
 @app.command()
 def update(name: Name, sample_rate: SampleRate = None, filter: Filter = None, config: Config = None) -> None:
-    """Change the rate or the filter of a scorer; what is not given stays."""
+    """Change the rate or the filter of a scorer; what is not given stays unchanged."""
     if sample_rate is None and filter is None:
         raise typer.BadParameter("nothing to update: give --sample-rate, --filter or both")
     _change(name, config, lambda handle: handle.update(sample_rate, filter))
@@ -94,7 +95,7 @@ def update(name: Name, sample_rate: SampleRate = None, filter: Filter = None, co
 
 @app.command()
 def stop(name: Name, config: Config = None) -> None:
-    """Let an active scorer run by itself no longer."""
+    """Stop scoring new traces automatically; backfills still work."""
     _change(name, config, lambda handle: handle.stop())
 
 
@@ -106,7 +107,7 @@ def delete(name: Name, config: Config = None) -> None:
 
 @app.command()
 def history(name: Name, config: Config = None) -> None:
-    """All changes of a scorer, oldest first."""
+    """List all changes of a scorer, oldest first."""
     settings = settings_of(config)
     from monitoring_pipeline import lifecycle
 
@@ -125,7 +126,7 @@ def history(name: Name, config: Config = None) -> None:
                 change.standing.version,
                 change.standing.digest,
                 change.standing.mlflow_version,
-                "yes" if change.applied else "no: another was first",
+                "yes" if change.applied else "no: another change came first",
             )
             for change in changes
         ],
@@ -133,7 +134,7 @@ def history(name: Name, config: Config = None) -> None:
 
 
 def _change(name: str, config: Path | None, action: Callable[[ScorerHandle], ScorerHandle]) -> None:
-    """Do it to the scorer of that name, and print what it has become."""
+    """Change the scorer of that name, and print its new state."""
     settings = settings_of(config)
     from monitoring_pipeline import lifecycle
 
@@ -164,12 +165,12 @@ def _print_planned(console: Console, change: PlannedChange) -> None:
 
 def _print_note(console: Console, handle: ScorerHandle) -> None:
     if handle.note:
-        note = f"note: {handle.name} runs from here, but MLflow itself does not have it: {handle.note}"
+        note = f"note: {handle.name} runs here, but is not in MLflow's own registry: {handle.note}"
         console.print(_plain(note), soft_wrap=True)
 
 
 def _code(handle: ScorerHandle) -> str:
-    """How the code, and a managed scorer at Databricks, stand to what is registered."""
+    """How the code, and a scorer that Databricks runs, compare with what is registered."""
     return ", ".join(filter(None, (_own_code(handle), handle.drift)))
 
 
@@ -191,7 +192,7 @@ def _print_table(headings: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None
 
 
 def _plain(text: str) -> str:
-    """`text` as it is, without a meaning to rich or to the terminal."""
+    """`text` without markup for rich and without control characters for the terminal."""
     from rich.markup import escape
 
     return escape("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))

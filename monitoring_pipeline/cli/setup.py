@@ -1,4 +1,4 @@
-"""`monitoring-pipeline setup`: everything that a run needs, made where it is not there yet."""
+"""`monitoring-pipeline setup`: create everything that a run needs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from monitoring_pipeline.lifecycle.setup import set_up
 
 
 def setup(config: Config = None) -> None:
-    """Make the lake's tables, bring the scorers to their state, and set up what Databricks is to do.
+    """Create the lake's tables, apply the scorers' states, and set up Databricks where it takes part.
 
-    Prints what was made or found, line by line. Running it again changes nothing.
+    Prints a line for each thing created or found. A second call changes nothing.
     """
     settings = settings_of(config)
     from rich.console import Console

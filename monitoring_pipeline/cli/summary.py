@@ -1,4 +1,4 @@
-"""What a range of hours amounts to, read from the lake after a run."""
+"""The summary of a range of hours, read from the lake after a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monitoring_pipeline.windows import Window
 
 @dataclass(frozen=True)
 class ScorerSummary:
-    """A scorer's ledger over the range, and the mean of its scores."""
+    """The counts of a scorer's ledger over the range, and its mean score."""
 
     scorer: str
     digest: str
@@ -37,7 +37,7 @@ class ScorerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The range in figures; rates are shares, durations milliseconds, None where there is nothing to measure."""
+    """Figures of the range; rates are shares from 0 to 1, None when there is nothing to measure."""
 
     traces: int
     spans: int
@@ -48,7 +48,7 @@ class Summary:
 
 
 def summarize(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> Summary:
-    """The summary of `window`, of the scorers' current digests."""
+    """The summary of `window`, for the current digests of `scorers`."""
     performance = lake.read(TRACE_PERFORMANCE, window).toPandas()
     durations = performance["duration_ms"].dropna()
     return Summary(

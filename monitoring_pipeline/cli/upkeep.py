@@ -1,4 +1,4 @@
-"""`monitoring-pipeline upkeep`: retention, compaction and the removal of old files."""
+"""`monitoring-pipeline upkeep`: retention, compaction and removal of old files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from monitoring_pipeline.cli.common import Config, settings_of
 
 
 def upkeep(config: Config = None) -> None:
-    """Remove what is older than the settings keep, compact all tables, and delete files that are no part of them."""
+    """Remove rows past their retention, compact all tables, and delete files that no table uses."""
     settings = settings_of(config)
     from monitoring_pipeline.cli.console import show_upkeep
     from monitoring_pipeline.orchestration.runs import start_instance

@@ -1,4 +1,4 @@
-"""Datasets made of traces: rows of the archive, chosen by a query, as records."""
+"""Builds datasets: rows of the archive that a query chooses, as records."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 COLUMNS = ("trace_id", "trace_hour", "trace_info.timestamp", "session_id", "request", "response", "assessments", "tags")
 UNFINISHED = "IN_PROGRESS"
-BARE_INPUT = "input"  # what inputs that are no object are called: evaluate wants a dictionary
+BARE_INPUT = "input"  # the key for inputs that are not an object: evaluate requires a dictionary
 
 
 def dataset_of_lake(
     lake: LakeResource, query: Query, embed: Embed | None = None, versions: Mapping[str, int] | None = None
 ) -> Dataset:
-    """The dataset that `query` describes, of the archive as it is now, or as it was at the `versions` of its tables.
+    """The dataset that `query` describes, from the archive as it is now or as it was at the `versions` of its tables.
 
     Raises:
-        MonitoringError: the filter is none of MLflow's.
-        LakeError: there is no such version.
+        MonitoringError: the filter is not a valid MLflow filter.
+        LakeError: a version does not exist.
     """
     if versions is None:
         read = [AGENT_TRACES, *([ASSESSMENTS] if query.scorer_digest and not query.run_id else [])]
@@ -51,20 +51,20 @@ def dataset_of_rows(
     embed: Embed | None = None,
     versions: Mapping[str, int] | None = None,
 ) -> Dataset:
-    """The dataset that `query` describes, of rows of `agent_traces` and, where results are asked for, `assessments`.
+    """The dataset that `query` describes, from rows of `agent_traces` and, if the query needs results, `assessments`.
 
-    Records stand newest first, a sample's in the order of drawing. Expectations that are logged on a trace are the
-    record's. Each has in its metadata test_id (made of the trace's id, so always the same), source_trace, trace_hour,
-    session_id, and of the kinds failures and regression scorer, scorer_digest, original_score and failure_reason, of
-    tagged tag and tag_value, as far as there are any.
+    Records come newest first, those of a sample in the order of drawing. A record has the expectations logged on its
+    trace. Its metadata holds test_id (a digest of the trace's id), source_trace, trace_hour and session_id; for
+    the kinds failures and regression scorer, scorer_digest, original_score and failure_reason; for tagged tag and
+    tag_value. Missing values are left out.
 
     Raises:
-        MonitoringError: the filter is none of MLflow's.
+        MonitoringError: the filter is not a valid MLflow filter.
     """
     from pyspark.sql import functions as F
 
     rows = _chosen(traces, assessments, query)
-    verdict = ("score", "rationale", "digest") if query.kind in ("failures", "regression") else ()
+    result = ("score", "rationale", "digest") if query.kind in ("failures", "regression") else ()
     if query.kind == "diverse":
         drawn = _drawn(rows, query, embed)
         rows = rows.where(F.col("trace_id").isin(*drawn))
@@ -72,7 +72,7 @@ def dataset_of_rows(
         found = sorted(_collected(rows), key=lambda row: place[row["trace_id"]])
     else:
         rows = rows.orderBy(F.desc("trace_info.timestamp"), "trace_id")
-        found = _collected(rows if query.max_records is None else rows.limit(query.max_records), *verdict)
+        found = _collected(rows if query.max_records is None else rows.limit(query.max_records), *result)
     records = [_record(row, query) for row in found]
     origin = Origin(
         query=query.model_dump(mode="json", exclude_none=True),
@@ -106,7 +106,7 @@ def _chosen(traces: DataFrame, assessments: DataFrame | None, query: Query) -> D
 
 
 def _collected(rows: DataFrame, *more: str) -> list[dict[str, Any]]:
-    # By Arrow, where times keep their zone: Spark's own rows have them in that of this machine, and without it.
+    # Arrow keeps the zone of times; Spark's own rows give them in the zone of this machine, without naming it.
     return rows.select(*COLUMNS, *more).toArrow().to_pylist()
 
 
@@ -131,7 +131,7 @@ def _drawn(rows: DataFrame, query: Query, embed: Embed | None) -> list[str]:
 
 
 def _record(row: dict[str, Any], query: Query) -> Record | None:
-    """The row as a record; None where nothing is known of its inputs."""
+    """The row as a record; None if its inputs are unknown."""
     inputs = _value(row["request"])
     if inputs is None:
         return None
@@ -165,14 +165,14 @@ def _lineage(row: dict[str, Any], query: Query) -> dict[str, Any]:
 
 
 def _expectations(assessments: list[dict[str, Any]]) -> dict[str, Any]:
-    """The expectations logged on a trace; of several of one name the latest counts."""
+    """The expectations logged on a trace, by name; the latest of each name counts."""
     logged = [entry for entry in assessments if entry["kind"] == "expectation" and entry["value"] not in (None, "null")]
     logged.sort(key=lambda entry: (entry["last_update_time"], entry["create_time"], entry["assessment_id"]))
     return {entry["name"]: _value(entry["value"]) for entry in logged}
 
 
 def _value(text: str | None) -> Any:
-    """What the text says in JSON; the text itself where it is none."""
+    """The value of JSON text; other text as it is."""
     if text is None:
         return None
     try:
@@ -182,4 +182,4 @@ def _value(text: str | None) -> Any:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

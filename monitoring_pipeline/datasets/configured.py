@@ -1,4 +1,4 @@
-"""The datasets of the settings, built and put where they belong."""
+"""Builds the datasets of the settings, and writes them to files and MLflow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from monitoring_pipeline.windows import Window
 
 @dataclass(frozen=True)
 class Built:
-    """A dataset, its manifest, its digest, and what became of it in MLflow (None where it does not go there)."""
+    """A dataset, its manifest and digest, and the outcome in MLflow (None if it is not added there)."""
 
     dataset: Dataset
     manifest: Path
@@ -38,12 +38,12 @@ def build(
     window: Window,
     period: str,
 ) -> Built:
-    """Make the dataset of the traces in `window`, write its files and, where it is so configured, add it to MLflow's.
+    """Build the dataset from the traces in `window`, write its files and, if configured, add it to MLflow.
 
-    The files are in the folder `period` of the dataset's own, which is in its `location`.
+    The files go to the folder `<location>/<name>/<period>`.
 
     Raises:
-        MonitoringError: the filter is none of MLflow's, or files or MLflow cannot be written.
+        MonitoringError: the filter is not a valid MLflow filter, or files or MLflow cannot be written.
     """
     choice = {name: getattr(entry, name) for name in Choice.model_fields}
     dataset = dataset_of_lake(lake, query_of(window, scorers, **choice))
@@ -53,6 +53,6 @@ def build(
 
 
 def window_of_day(entry: DatasetSettings, day: date) -> Window:
-    """The days that the dataset of `day` looks at: as many as it is configured for, the last of which is `day`."""
+    """The days of traces in the dataset of `day`: as many as configured, up to and including `day`."""
     end = datetime.combine(day, time(), UTC) + timedelta(days=1)
     return Window(end - timedelta(days=entry.days), end)

@@ -1,4 +1,4 @@
-"""A sample that covers what traces differ in: status, latency, the order of tools and, if asked for, meaning."""
+"""A sample that covers the differences between traces: status, latency, order of tools and, on request, meaning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Candidate:
 
     @property
     def stratum(self) -> Stratum:
-        """Status, latency bucket and tools: traces alike in all three are of one stratum."""
+        """Status, latency bucket and tools: traces that agree in all three form a stratum."""
         return self.status, latency_bucket(self.duration_ms), self.tools
 
 
@@ -46,11 +46,11 @@ def diverse_sample(
 ) -> list[str]:
     """The ids of at most `sample_size` of the candidates, no two with the same inputs, in the order of drawing.
 
-    Strata take turns, one trace each, so that each is in the sample where it is large enough, and those that are short
-    are made up for by the others. Statuses take turns before latencies, and these before tools, so that a sample of
-    fewer traces than strata is spread too. Within a stratum chance decides; with `embed`, which gives a vector for each
-    text of inputs, the trace farthest from those of the stratum drawn before (Gonzalez's greedy k-centre, 1985,
-    Euclidean).
+    Strata take turns, one trace each, so that a large enough sample has all of them, and larger strata make up for
+    exhausted ones. Statuses take turns before latencies, and latencies before tools, so that even a sample with fewer
+    traces than strata is spread. Within a stratum the order is random; with `embed`, which returns a vector for each
+    text of inputs, the next trace is the one farthest from those already drawn (Gonzalez's greedy k-centre, 1985,
+    Euclidean distance).
 
     The sample depends on the candidates and the seed, not on the order of the candidates.
     """
@@ -71,7 +71,7 @@ def _lot(seed: int, *what: str) -> str:
 
 
 def _spread(strata: dict[Stratum, list[Candidate]], seed: int) -> list[Stratum]:
-    """All strata, so ordered that the first few differ as much as can be; larger ones first."""
+    """All strata, ordered so that the first few differ as much as possible; larger ones come first."""
 
     def order(some: list[Stratum], level: int) -> list[Stratum]:
         if level == len(some[0]):
@@ -96,14 +96,14 @@ def _in_turns(queues: Iterable[Iterable[T]]) -> Iterator[T]:
 
 
 def _draws(members: list[Candidate], most: int, embed: Embed | None) -> list[Candidate]:
-    """The members of a stratum in the order of drawing, each of its inputs once, so many at most."""
+    """At most `most` members of a stratum in the order of drawing, one for each distinct input."""
     by_inputs: dict[str, Candidate] = {}
     for member in members:
         by_inputs.setdefault(member.inputs, member)
-    apart = list(by_inputs.values())
-    if embed is None or len(apart) < 3:
-        return apart[:most]
-    return [apart[index] for index in _farthest_first(_vectors(embed, apart), most)]
+    distinct = list(by_inputs.values())
+    if embed is None or len(distinct) < 3:
+        return distinct[:most]
+    return [distinct[index] for index in _farthest_first(_vectors(embed, distinct), most)]
 
 
 def _vectors(embed: Embed, members: list[Candidate]) -> np.ndarray:
@@ -114,18 +114,18 @@ def _vectors(embed: Embed, members: list[Candidate]) -> np.ndarray:
     given = embed([member.inputs for member in members])
     try:
         vectors = np.asarray(given, dtype=float)
-    except (TypeError, ValueError):  # of several lengths, or no numbers
+    except (TypeError, ValueError):  # vectors of different lengths, or not numbers
         vectors = np.empty(0)
     if vectors.ndim != 2 or len(vectors) != len(members) or not np.isfinite(vectors).all():
         raise MonitoringError(
-            f"the embedding function must give a vector of finite numbers for each of {len(members)} texts, all of one "
-            f"length; it gave {given!r:.80}"
+            f"the embedding function must return a vector of finite numbers for each of {len(members)} texts, all of "
+            f"one length; it returned {given!r:.80}"
         )
     return vectors
 
 
 def _farthest_first(vectors: np.ndarray, most: int) -> list[int]:
-    """The first index, then always that of the vector farthest from its nearest chosen one; of equals the first."""
+    """Index 0, then repeatedly the vector farthest from its nearest chosen one; ties go to the lowest index."""
     import numpy as np
 
     chosen = [0]

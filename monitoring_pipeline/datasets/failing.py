@@ -1,4 +1,4 @@
-"""Traces that a scorer, or feedback recorded on them, finds wanting."""
+"""Traces that fail a scorer or recorded feedback."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from monitoring_pipeline.datasets.query import Query
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-SOURCE_RUN = "mlflow.assessment.sourceRunId"  # in the metadata of feedback that an evaluation gave
-PERSON, RESULT, PROGRAM = 2, 1, 0  # whose verdict goes before whose
+SOURCE_RUN = "mlflow.assessment.sourceRunId"  # in the metadata of an evaluation's feedback
+PERSON, RESULT, PROGRAM = 2, 1, 0  # the highest rank decides
 
 
 def failing(traces: DataFrame, assessments: DataFrame | None, query: Query) -> DataFrame:
-    """The rows of `traces` that fail, with the columns `score`, `rationale` and `digest` of the verdict that counts.
+    """The rows of `traces` that fail, with the columns `score`, `rationale` and `digest` of the deciding assessment.
 
-    Of each trace one verdict counts: the latest of a person under the scorer's name, else the scorer's own result of
-    the digest in `query`, else, where no scorer of that name is configured, the latest of a program. With `run_id` only
-    feedback that the run gave, or that stands on traces logged in it, counts. Kind `regression` takes scores below
+    One assessment decides for each trace: the latest by a person under the scorer's name, else the scorer's own result
+    for the digest in `query`, else, if no scorer of that name is configured, the latest by a program. With `run_id`
+    only feedback counts that the run gave or that is on traces logged in it. Kind `regression` takes scores below
     `threshold`; `failures` takes what does not pass: results by `pass_if`, feedback below 0.5, as in the table
-    scorer_agreement. What has no score, such as an error, is no failure. `digest` is null where feedback counts.
+    scorer_agreement. An assessment without a score, such as an error, is not a failure. `digest` is null for feedback.
     """
     from pyspark.sql import functions as F
 
-    verdicts = _feedback(traces, query)
+    candidates = _feedback(traces, query)
     if assessments is not None:
-        verdicts = verdicts.unionByName(_results(assessments, query))
+        candidates = candidates.unionByName(_results(assessments, query))
     latest = F.struct("rank", "last_update_time", "create_time", "assessment_id")
-    counted = verdicts.groupBy("trace_id").agg(
-        F.max_by(F.struct("score", "rationale", "digest", "failed"), latest).alias("verdict")
+    deciding = candidates.groupBy("trace_id").agg(
+        F.max_by(F.struct("score", "rationale", "digest", "failed"), latest).alias("deciding")
     )
-    return traces.join(counted.where("verdict.failed").select("trace_id", "verdict.*"), "trace_id")
+    return traces.join(deciding.where("deciding.failed").select("trace_id", "deciding.*"), "trace_id")
 
 
 def _results(assessments: DataFrame, query: Query) -> DataFrame:
@@ -66,7 +66,7 @@ def _feedback(traces: DataFrame, query: Query) -> DataFrame:
     if query.run_id:
         given_in = F.coalesce(F.col("entry_metadata")[SOURCE_RUN], F.col("run_id"))
         is_meant &= given_in == query.run_id
-    elif query.scorer_digest:  # the scorer's own results may stand there as feedback, of earlier digests too
+    elif query.scorer_digest:  # the scorer's results may be written back as feedback, also for earlier digests
         is_meant &= by_person
     return (
         traces.select("trace_id", "run_id", F.explode("assessments").alias("entry"))

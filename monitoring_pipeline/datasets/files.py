@@ -1,7 +1,6 @@
-"""Datasets in files: records as JSONL and Parquet, and a manifest that says what they were made of.
+"""Datasets in files: records as JSONL and Parquet, and a manifest with their origin.
 
-The manifest is written last: files without one, or with other records than it tells of, are of a write that was
-interrupted.
+The manifest is written last: files without one, or with records that do not match it, come from an interrupted write.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ class Written:
 def write_dataset(
     records: Iterable[Record], folder: str | Path, formats: Sequence[Format] = ("jsonl",), name: str | None = None
 ) -> Written:
-    """Write the records to records.jsonl, records.parquet or both in `folder`, in place of those there.
+    """Write the records to records.jsonl, records.parquet or both in `folder`, replacing those there.
 
-    The Parquet file has the columns inputs, outputs, expectations and metadata, as JSON text; null is what a record
-    lacks. The manifest has name, files, record_count, digest (SHA-256 of the JSONL lines), created_at, and the records'
-    origin where they have one.
+    The Parquet file has the columns inputs, outputs, expectations and metadata as JSON text; missing parts are null.
+    The manifest has name, files, record_count, digest (SHA-256 of the JSONL lines), created_at, and the origin of the
+    records, if known.
 
     Raises:
-        MonitoringError: a format is unknown, a record has no form in JSON, or the folder cannot be written.
+        MonitoringError: a format is unknown, a record cannot be written as JSON, or the folder cannot be written.
     """
     dataset = records if isinstance(records, Dataset) else Dataset(records)
     if unknown := sorted(set(formats) - set(get_args(Format))):
@@ -66,20 +65,20 @@ def write_dataset(
             _replace(folder / _file_of(format), _WRITERS[format], dataset)
         path = folder / MANIFEST
         _replace(path, _write_json, manifest)
-        for format in set(get_args(Format)) - set(formats):  # of an earlier dataset
+        for format in set(get_args(Format)) - set(formats):  # an earlier dataset's
             (folder / _file_of(format)).unlink(missing_ok=True)
     except OSError as error:
         raise MonitoringError(f"cannot write the dataset in {folder}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise MonitoringError(f"a record has no form in JSON: {error}") from error
+        raise MonitoringError(f"a record cannot be written as JSON: {error}") from error
     return Written(path, manifest["digest"])
 
 
 def read_dataset(path: str | Path) -> Dataset:
-    """The dataset that was written to a folder, or whose manifest is given.
+    """The dataset at `path`, a folder or its manifest.
 
     Raises:
-        MonitoringError: there is none, or its records are not those that the manifest tells of.
+        MonitoringError: there is no dataset, or its records do not match the manifest.
     """
     manifest, path = _manifest(path)
     file = path.parent / manifest["files"][0]
@@ -89,18 +88,19 @@ def read_dataset(path: str | Path) -> Dataset:
     except (OSError, ValueError) as error:
         raise MonitoringError(f"cannot read the dataset {file}: {error}") from error
     if digest_of(records) != manifest["digest"]:
-        raise MonitoringError(f"{file} has other records than {path} tells of; build the dataset again")
+        raise MonitoringError(f"the records in {file} do not match {path}; build the dataset again")
     return Dataset(records, Origin(**manifest["origin"]) if manifest["origin"] else None)
 
 
 def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) -> Dataset:
-    """Make the dataset again, of the versions of the tables that its manifest names, and write its files again.
+    """Build the dataset again from the versions of the tables in its manifest, and write its files again.
 
-    `path` is that of the manifest or its folder; `embed` is needed where the sample was drawn by meaning. Nothing is
-    written where other records come out.
+    `path` is the manifest or its folder; `embed` is required if the sample was drawn by meaning. If the records differ,
+    nothing is written.
 
     Raises:
-        MonitoringError: it was not made of the archive, a version can no longer be read, or other records come out.
+        MonitoringError: the dataset does not come from the archive, a version can no longer be read, or the records
+            differ.
     """
     from pydantic import ValidationError
     from pyspark.errors import PySparkException
@@ -111,26 +111,26 @@ def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) ->
     manifest, path = _manifest(path)
     origin = Origin(**manifest["origin"]) if manifest["origin"] else None
     if origin is None or not origin.versions:
-        made_of = "put together by hand" if origin is None else "made of traces that were given"
-        raise MonitoringError(f"{path}: the dataset was {made_of}, and not of the archive; it cannot be made again")
+        built = "written by hand" if origin is None else "built from traces that were passed in"
+        raise MonitoringError(f"{path}: the dataset was {built}, not from the archive; it cannot be rebuilt")
     try:
         query = Query.model_validate(origin.query)
     except ValidationError as error:
         raise MonitoringError(f"{path}: its query cannot be read: {error.errors()[0]['msg']}") from error
     if query.embedded and embed is None:
-        raise MonitoringError(f"{path}: the sample was drawn by meaning; give the embedding function (embed)")
+        raise MonitoringError(f"{path}: the sample was drawn by meaning; pass the embedding function (embed)")
     try:
         dataset = dataset_of_lake(lake, query, embed, origin.versions)
     except (LakeError, PySparkException) as error:
         versions = " or ".join(f"version {version} of {table}" for table, version in origin.versions.items())
         raise MonitoringError(
-            f"{path}: {versions} can no longer be read; what is no longer part of a table is removed after [upkeep] "
+            f"{path}: {versions} can no longer be read; old versions are removed after [upkeep] "
             f"keep_versions_hours, and when traces are deleted on request ({first_line(error)})"
         ) from error
     if digest_of(dataset) != manifest["digest"]:
         raise MonitoringError(
-            f"{path}: {len(dataset)} records come out, with another digest than the {manifest['record_count']} of the "
-            "manifest; is [lake] location the lake that they were made of?"
+            f"{path}: the {len(dataset)} rebuilt records differ from the {manifest['record_count']} of the manifest; "
+            "is [lake] location the lake that they came from?"
         )
     for format in _formats(manifest):
         _replace(path.parent / _file_of(format), _WRITERS[format], dataset)
@@ -138,9 +138,9 @@ def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) ->
 
 
 def forget(folder: str | Path, digests: Collection[str]) -> list[Path]:
-    """Write the datasets in the folders of `folder` anew without the records of deleted traces; returns their folders.
+    """Rewrite the datasets below `folder` without the records of deleted traces; returns the folders that changed.
 
-    `digests` are those of the traces' ids, as in the table deleted_traces.
+    `digests` are digests of trace ids, as in the table deleted_traces.
 
     Raises:
         MonitoringError: a dataset cannot be read or written.
@@ -171,9 +171,11 @@ def _manifest(path: str | Path) -> tuple[dict[str, Any], Path]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         _ = manifest["files"][0], *(manifest[key] for key in ("name", "digest", "record_count", "origin"))
     except OSError as error:
-        raise MonitoringError(f"no dataset at {path}: {error.strerror}; name a manifest or its folder") from error
+        raise MonitoringError(f"no dataset at {path}: {error.strerror}; give a manifest or its folder") from error
     except (ValueError, LookupError, TypeError) as error:
-        raise MonitoringError(f"{path} is no manifest of a dataset; name the {MANIFEST} beside its records") from error
+        raise MonitoringError(
+            f"{path} is not the manifest of a dataset; give the {MANIFEST} beside its records"
+        ) from error
     return manifest, path
 
 
@@ -182,7 +184,7 @@ def _file_of(format: str) -> str:
 
 
 def _replace(target: Path, write: Callable[[Path, Any], None], content: Any) -> None:
-    """Write to a file of its own, and put that in the place of `target`."""
+    """Write to a temporary file, and move it to `target`."""
     beside = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         write(beside, content)

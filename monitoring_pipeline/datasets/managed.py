@@ -1,4 +1,4 @@
-"""Datasets that MLflow keeps: found by their name or made, and added to."""
+"""Adds records to datasets in MLflow, which it finds by name or creates."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from monitoring_pipeline.resources.tracking import TrackingResource
 
-TAG_CHARACTERS = 500  # metadata become tags, which an evaluation puts on the traces that it makes
-SOURCE_ID_CHARACTERS = 36  # of MLflow's column
+TAG_CHARACTERS = 500  # metadata become tags, which an evaluation sets on its traces
+SOURCE_ID_CHARACTERS = 36  # width of MLflow's column
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of records: how many were added to the MLflow dataset, and how many it has now."""
+    """The outcome: how many records were added to the MLflow dataset, and how many it has now."""
 
     dataset_id: str
     name: str
@@ -35,22 +35,22 @@ class Merged:
 
 
 def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[Record]) -> Merged:
-    """Add the records whose inputs the MLflow dataset of that name does not have; it is made if need be.
+    """Add the records whose inputs the MLflow dataset of that name does not have; creates it if missing.
 
-    MLflow tells records by their inputs alone. What is there stays as it is, whatever its outputs and expectations, as
-    people correct them there. Metadata become the record's tags, as text, and source_trace its source. At Databricks
-    the name is that of a table of Unity Catalog, catalog.schema.table, and records have no outputs.
+    MLflow identifies records by their inputs alone. Existing records stay unchanged, because people correct their
+    outputs and expectations there. Metadata become tags, as text, and source_trace becomes the source. On Databricks
+    the name is that of a Unity Catalog table, catalog.schema.table, and records have no outputs.
 
     Raises:
-        TrackingError: the store cannot be used, or does not take a record.
-        MonitoringError: several datasets have the name, or it has a quotation mark; or Databricks refuses.
+        TrackingError: the store cannot be used, or refuses a record.
+        MonitoringError: several datasets have the name, the name has a quotation mark, or Databricks refuses.
     """
     if set(name) & set("'\"\\"):
-        raise MonitoringError(f"dataset name {name!r}: a name must have no quotation marks; choose another")
+        raise MonitoringError(f"dataset name {name!r}: a name must not contain quotation marks; choose another")
     is_databricks = is_databricks_uri(tracking.tracking_uri)
     if is_databricks and not (in_catalog(name) and name.count(".") == 2):
         raise MonitoringError(
-            f"dataset name {name!r}: at Databricks a name is a table's, such as catalog.schema.{name}"
+            f"dataset name {name!r}: on Databricks the name must be that of a table, such as catalog.schema.{name}"
         )
     experiment_ids = list(tracking.experiment_names())
     with _at(tracking):
@@ -62,20 +62,20 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
         from mlflow.genai.datasets import create_dataset
 
         dataset = found[0] if found else create_dataset(name=name, experiment_id=experiment_ids)
-        there = {_identity(row["inputs"]) for row in dataset.to_df().to_dict("records")}
+        existing = {_identity(row["inputs"]) for row in dataset.to_df().to_dict("records")}
         new: dict[str, Record] = {}
         for record in records:
             identity = _identity(record["inputs"])
-            if identity not in there:
+            if identity not in existing:
                 new.setdefault(identity, _as_mlflow_has_it(record, is_databricks))
         if new:
             dataset.merge_records(list(new.values()))
-        return Merged(dataset.dataset_id, name, len(new), len(there) + len(new))
+        return Merged(dataset.dataset_id, name, len(new), len(existing) + len(new))
 
 
 @contextmanager
 def _at(tracking: TrackingResource) -> Iterator[None]:
-    """Within the block, MLflow's functions for datasets, which know no client, are of the store."""
+    """Within the block, MLflow's dataset functions, which take no client, use the store of `tracking`."""
     from monitoring_pipeline.databricks.agents import at_databricks
     from monitoring_pipeline.resources.tracking import global_tracking_uri
 
@@ -88,14 +88,14 @@ def _at(tracking: TrackingResource) -> Iterator[None]:
 
 
 def _named(name: str) -> list[EvaluationDataset]:
-    """The datasets of that name: MLflow allows several, and its get_dataset then fails."""
+    """The datasets of that name; MLflow allows several, and then its get_dataset fails."""
     from mlflow.genai.datasets import search_datasets
 
     return search_datasets(filter_string=f"name = '{name}'")
 
 
 def _at_databricks(name: str) -> list[EvaluationDataset]:
-    """The dataset that the table of that name is, if there is one."""
+    """The dataset in the table of that name, if it exists."""
     from databricks.sdk.errors import NotFound
     from mlflow.genai.datasets import get_dataset
 
@@ -106,7 +106,7 @@ def _at_databricks(name: str) -> list[EvaluationDataset]:
 
 
 def _identity(inputs: Any) -> str:
-    """What MLflow tells records by."""
+    """The text by which MLflow identifies records."""
     return json.dumps(inputs, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""What a dataset is made of, in full: enough to make it again."""
+"""The full description of a dataset, from which it can be built again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError, model_validator
 
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings.datasets import Choice
+from monitoring_pipeline.settings.problems import wrong_value
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {"regression": {"threshold": 0.5}, "divers
 
 
 class Query(Choice):
-    """A choice of the traces in [start, end) (UTC; None: of the whole archive), and what held when they were chosen.
+    """A choice of traces in [start, end) (UTC; None: the whole archive), with the scorer as configured at that time.
 
-    With `run_id` only the feedback of that MLflow run counts. `scorer_digest` and `pass_if` are those of the configured
-    scorer, None where none has the name. `embedded` says whether meaning counts for the sample.
+    With `run_id` only the feedback of that MLflow run counts. `scorer_digest` and `pass_if` come from the configured
+    scorer, and are None if no scorer has the name. `embedded` says whether the sample is drawn by meaning.
     """
 
     start: datetime | None = None
@@ -41,21 +42,21 @@ class Query(Choice):
 
     @property
     def window(self) -> Window | None:
-        """The window of the traces; None where it is the whole archive."""
+        """The window of the traces; None for the whole archive."""
         return Window(self.start, self.end) if self.start and self.end else None
 
 
 def query_of(window: Window | None, scorers: Sequence[ConfiguredScorer], **choice: Any) -> Query:
-    """The query for traces in `window`, with the digest and `pass_if` of the scorer that it names, if configured.
+    """The query for traces in `window`, with the digest and `pass_if` of the scorer it names, if configured.
 
     Raises:
-        MonitoringError: with a line for each parameter that is wrong.
+        MonitoringError: with a line for each wrong parameter.
     """
     scorer = next((scorer for scorer in scorers if scorer.name == choice.get("scorer")), None)
-    held = {"scorer_digest": scorer.digest, "pass_if": scorer.pass_if} if scorer else {}
+    configured = {"scorer_digest": scorer.digest, "pass_if": scorer.pass_if} if scorer else {}
     times = {"start": window.start, "end": window.end} if window else {}
     try:
-        return Query.model_validate({**choice, **times, **held})
+        return Query.model_validate({**choice, **times, **configured})
     except ValidationError as error:
         raise MonitoringError("\n".join(map(_line, error.errors()))) from error
 
@@ -63,5 +64,4 @@ def query_of(window: Window | None, scorers: Sequence[ConfiguredScorer], **choic
 def _line(detail: Any) -> str:
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    where = ".".join(map(str, detail["loc"]))
-    return f"{where} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return wrong_value(".".join(map(str, detail["loc"])), repr(detail["input"]), detail["msg"])

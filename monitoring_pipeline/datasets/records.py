@@ -1,4 +1,4 @@
-"""What a dataset is: records for `mlflow.genai.evaluate`, and what they were made of.
+"""A dataset: records for `mlflow.genai.evaluate`, and their origin.
 
 A record is {"inputs": {…}, "outputs": …, "expectations": {…}, "metadata": {…}}; all but the inputs may be missing.
 """
@@ -16,11 +16,11 @@ Record: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Origin:
-    """What a dataset was made of, enough to make it again.
+    """The origin of a dataset, from which it can be built again.
 
-    `query` holds all parameters; `versions` the commit of each table that was read, none where the traces were given;
-    `scorer_digests` those of the scorers whose results were asked. `without_inputs` counts the traces that were left
-    out as nothing is known of their inputs.
+    `query` holds all parameters; `versions` the version of each table read, empty if the traces were passed in;
+    `scorer_digests` the digests of the scorers whose results were used. `without_inputs` counts the traces that were
+    left out because their inputs are unknown.
     """
 
     query: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Origin:
 
 
 class Dataset(list[Record]):
-    """A list of records that knows its `origin`; None where a person put the records together."""
+    """A list of records with their `origin`, which is None for records written by hand."""
 
     def __init__(self, records: Iterable[Record] = (), origin: Origin | None = None):
         super().__init__(records)
@@ -38,13 +38,13 @@ class Dataset(list[Record]):
 
 
 def canonical(value: Any) -> str:
-    """JSON that is the same for equal values, and can be written as UTF-8."""
+    """JSON that is identical for equal values and can be encoded as UTF-8."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text if _is_unicode(text) else json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether there is no lone surrogate in it, which JSON may hold."""
+    """Whether `text` has no lone surrogate, which JSON may contain."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -53,7 +53,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def digest_of(records: Iterable[Record]) -> str:
-    """The SHA-256 of the records in their order, in hexadecimal: that of the lines of their JSONL file."""
+    """The SHA-256 (hexadecimal) of the records in order, which equals that of their JSONL file."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(f"{canonical(record)}\n".encode())
@@ -65,7 +65,7 @@ def with_guidelines(
 ) -> list[Record]:
     """The records, each with `guidelines` added to its expectation of that name, for ExpectationsGuidelines.
 
-    They are the same for every record, or what a function says of each. The records given stay as they are.
+    They are the same for every record, or a function returns them for each. The records passed in do not change.
     """
     return [_guided(record, guidelines(record) if callable(guidelines) else guidelines) for record in records]
 

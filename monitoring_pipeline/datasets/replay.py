@@ -1,4 +1,4 @@
-"""Records with the traces that they were made of, so that an evaluation scores what happened then."""
+"""Records with the traces they came from, so that an evaluation scores what happened."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 def with_traces(lake: LakeResource, records: Iterable[Record] | EvaluationDataset) -> list[Record]:
     """The records, or those of an MLflow dataset, as inputs, expectations and `trace`: the archived trace of each.
 
-    `mlflow.genai.evaluate` makes a bare trace of a record with outputs, in which no tool was called; of these it takes
-    the trace itself, and with it the outputs.
+    For a record with outputs, `mlflow.genai.evaluate` makes a bare trace without tool calls; for these records it uses
+    the trace itself and its outputs.
 
     Raises:
-        MonitoringError: a record does not tell its trace, or the archive does not have it.
+        MonitoringError: a record does not name its trace, or the archive does not have it.
     """
     found = [_with_lineage(record) for record in _records_of(records)]
     hours = []
     for number, (_, lineage) in enumerate(found):
         if not lineage.get("source_trace") or not lineage.get("trace_hour"):
             raise MonitoringError(
-                f"record {number} does not tell the trace that it was made of: its metadata lack source_trace or "
-                "trace_hour; give a predict_fn to evaluate instead"
+                f"record {number} does not name its trace: its metadata lack source_trace or trace_hour; "
+                "pass a predict_fn to evaluate instead"
             )
         hours.append(parse_utc(lineage["trace_hour"]))
     if not found:
@@ -48,7 +48,7 @@ def _records_of(records: Any) -> list[dict[str, Any]]:
 
 
 def _with_lineage(record: Record) -> tuple[Record, dict[str, Any]]:
-    """Inputs and expectations, and the metadata, which MLflow's datasets have as tags."""
+    """Inputs and expectations, and the metadata, which MLflow's datasets hold as tags."""
     expectations = record.get("expectations")
     kept = {"inputs": record["inputs"], "expectations": expectations if isinstance(expectations, dict) else {}}
     return ready_for_evaluate(kept), record.get("metadata") or record.get("tags") or {}

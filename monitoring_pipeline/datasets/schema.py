@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from monitoring_pipeline.datasets.records import Record
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.settings.problems import wrong_value
 
-LIKENESS = 0.9  # `expected_tool` is .96 like `expected_tools`, `expected_topics` .83
+LIKENESS = 0.9  # ratio of difflib: `expected_tool` to `expected_tools` .96, `expected_topics` .83
 NO_QUERY_TYPE = "none"
 
 
 class _Open(BaseModel):
-    """A part of a record that may have keys of its own, for scorers of one's own."""
+    """A part of a record that may have further keys, for your own scorers."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -58,13 +59,12 @@ class _Whole(BaseModel):
 
 
 def validate_dataset(records: Iterable[Record]) -> list[Record]:
-    """The records, checked, as `mlflow.genai.evaluate` takes them.
+    """Check the records, and return them as `mlflow.genai.evaluate` takes them (see `ready_for_evaluate`).
 
-    So they are `ready_for_evaluate`. Expectations and metadata may have keys of their own, but none that is nearly one
-    of the known.
+    Expectations and metadata may have further keys, but none that is nearly a known one, which would be a typing error.
 
     Raises:
-        MonitoringError: with a line for each thing that is wrong, which names record and field.
+        MonitoringError: with a line for each problem, which names record and field.
     """
     checked = [dict(record) if isinstance(record, Mapping) else record for record in records]
     problems = [
@@ -79,10 +79,10 @@ def validate_dataset(records: Iterable[Record]) -> list[Record]:
 
 
 def ready_for_evaluate(record: Record) -> Record:
-    """The record without expectations that are None, at which MLflow 3.17.2's evaluate stops.
+    """The record without expectations that are None, which MLflow 3.17.2's evaluate refuses.
 
-    An `expected_query_type` of None, by which no query type is meant, becomes "none", which `classifier_accuracy` takes
-    for the same.
+    An `expected_query_type` of None means that no query type is expected; it becomes "none", which
+    `classifier_accuracy` treats the same.
     """
     if not record.get("expectations"):
         return record
@@ -104,7 +104,7 @@ def _problems(record: Any) -> list[str]:
     for part, model in (("expectations", Expectations), ("metadata", Metadata)):
         given = record.get(part)
         found += [
-            f"{part}.{key}: unknown, but much like {meant}; write {meant}, or another name"
+            f"{part}.{key}: unknown, but similar to {meant}; write {meant} or another name"
             for key in (given if isinstance(given, dict) else {})
             if (meant := _nearly(key, model))
         ]
@@ -124,16 +124,16 @@ def _line(detail: Any) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{where} = {value!r:.80}: must be a dictionary"
         case _:
-            return f"{where} = {value!r:.80}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            return wrong_value(where, f"{value!r:.80}", detail["msg"])
 
 
 def _nearly(key: object, model: type[BaseModel]) -> str | None:
-    """The known key that an unknown one seems to mean; None where it is known, or like none."""
+    """The known key that an unknown key resembles; None if the key is known or resembles none."""
     known = list(model.model_fields)
     if key in known:
         return None
-    likest = difflib.get_close_matches(str(key).lower().replace("-", "_"), known, n=1, cutoff=LIKENESS)
-    return next(iter(likest), None)
+    similar = difflib.get_close_matches(str(key).lower().replace("-", "_"), known, n=1, cutoff=LIKENESS)
+    return next(iter(similar), None)
 
 
 def _test_id(record: Any) -> Any:
@@ -152,5 +152,5 @@ def _repeated_ids(records: list[Any]) -> list[str]:
     for number, record in enumerate(records):
         test_id = _test_id(record)
         if isinstance(test_id, str) and first.setdefault(test_id, number) != number:
-            problems.append(f"record {number} ({test_id}): metadata.test_id is that of record {first[test_id]} too")
+            problems.append(f"record {number} ({test_id}): record {first[test_id]} has the same metadata.test_id")
     return problems

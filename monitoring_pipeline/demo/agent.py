@@ -141,7 +141,7 @@ class HelpIndex:
 
 
 class ToolError(Exception):
-    """A tool could not do what it was asked to."""
+    """A tool could not fulfil its request."""
 
 
 class UnknownOrder(ToolError):
@@ -298,7 +298,7 @@ UNHELPFUL = ("not_found", "apology")
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, the intent it was given for, and whether it holds what was asked for."""
+    """An answer, the intent it was given for, and whether it answers the question."""
 
     text: str
     intent: str

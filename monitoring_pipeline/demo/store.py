@@ -17,7 +17,7 @@ TRACES = 2000
 def filled_store(tracking_uri: str, echo: Callable[[str], None]) -> Window:
     """Fill the SQLite store at `tracking_uri` unless it has traces; returns the whole hours that its traces cover.
 
-    A new store is filled under another name and renamed when it is complete, so that a half-filled one is never used.
+    A new store is filled under a temporary name and renamed when complete, so that a partly filled one is never used.
     """
     store = Path(tracking_uri.removeprefix("sqlite:///"))
     if not store.exists():
@@ -52,6 +52,6 @@ def covered(tracking_uri: str) -> Window | None:
 
 
 def _fill(tracking_uri: str, echo: Callable[[str], None]) -> None:
-    echo(f"Filling {tracking_uri} with the traffic of a small support agent, {HOURS} hours of it")
+    echo(f"Filling {tracking_uri} with {HOURS} hours of traffic of a small support agent")
     written = fill(tracking_uri, EXPERIMENT, end=datetime.now(UTC), hours=HOURS, traces=TRACES)
     echo(f"{written} traces written")

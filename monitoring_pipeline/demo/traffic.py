@@ -1,7 +1,7 @@
 """Days of customers for the support agent, logged as MLflow traces.
 
-The agent really runs; only the clock is simulated, since nobody wants to wait for days. Each stage of the agent takes a
-time drawn from a log-normal distribution (STAGES: median in milliseconds and sigma, by span name), seeded by the
+The agent really runs; only the clock is simulated, to save waiting for days. Each stage of the agent takes a time drawn
+from a log-normal distribution (STAGES: median in milliseconds and sigma, by span name), seeded by the
 trace's id. Services fail at random at everyday rates, and in one incident hour the order service is slow and mostly
 down. Ids are hashes of the arguments, so the same arguments give the same traces.
 """
@@ -53,7 +53,7 @@ BATCH = 200  # traces for each call to the store: small enough for a lively prog
 
 @dataclass
 class SpanRecord:
-    """A step as it was recorded: times in nanoseconds since 1970, `failure` the type and message of its exception."""
+    """A recorded step: times in nanoseconds since 1970, `failure` the type and message of its exception."""
 
     name: str
     span_type: str
@@ -70,7 +70,7 @@ class SpanRecord:
 
 
 class SimulatedTracer:
-    """Records spans on a clock that only moves by the time that stages are said to take."""
+    """Records spans on a clock that only moves by the simulated time of stages."""
 
     def __init__(self, start: datetime, rng: random.Random, slowdown: Mapping[str, float]) -> None:
         self.spans: list[SpanRecord] = []
@@ -99,7 +99,7 @@ class SimulatedTracer:
 
 @dataclass
 class TraceRecord:
-    """A run of the agent: what an MLflow trace is made of, and what people said about it (None: nobody did)."""
+    """A run of the agent: the content of an MLflow trace, and people's judgements of it (None: nobody judged)."""
 
     trace_id: str
     session_id: str
@@ -154,7 +154,7 @@ OTHER_QUESTIONS = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a customer wants, the ways to say it, and the tools, in order, that handling it right takes."""
+    """What a customer wants, ways to say it, and the tools, in order, that a right answer takes."""
 
     wordings: tuple[str, ...]
     tools: tuple[str, ...]
@@ -204,7 +204,7 @@ MISTYPED_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Turn:
-    """A message of a customer and the tools that a right answer takes."""
+    """A customer's message, and the tools that a right answer takes."""
 
     question: str
     expected_tools: tuple[str, ...]
@@ -260,11 +260,11 @@ def order_book(rng: random.Random, until: datetime, customers: int) -> dict[str,
 
 
 def simulate(end: datetime, hours: int, traces: int, seed: int) -> Iterator[TraceRecord]:
-    """The runs of the agent in the `hours` before `end`, session by session in the order that the sessions start.
+    """The runs of the agent in the `hours` before `end`, session by session in the order of their starts.
 
-    At least `traces` of them, and at least MIN_SESSIONS_AN_HOUR that start in each hour; more in the afternoon than at
-    night (UTC). The incident hour starts INCIDENT_HOURS_BEFORE_END hours before the end, or halfway through a window of
-    less than twice that.
+    There are at least `traces` runs, and at least MIN_SESSIONS_AN_HOUR sessions start in each hour, more in the
+    afternoon than at night (UTC). The incident hour starts INCIDENT_HOURS_BEFORE_END hours before the end, or halfway
+    through a window of less than twice that.
 
     Raises:
         ValueError: `end` has no time zone, or `hours` or `traces` is not positive.
@@ -353,8 +353,8 @@ def _digest(*parts: object, length: int) -> str:
 def mlflow_spans(trace: TraceRecord) -> list[MlflowSpan]:
     """The spans of a trace as MLflow's entities, root first.
 
-    Session, user, name and tags of the trace ride on the root span, where MLflow's store looks for them. The store sums
-    up the trace's token usage and cost from the spans.
+    Session, user, name and tags of the trace are attributes of the root span, where MLflow's store looks for them. The
+    store sums up the trace's token usage and cost from the spans.
     """
     from mlflow.entities.span import Span
     from opentelemetry.sdk.resources import Resource
@@ -408,7 +408,7 @@ def mlflow_spans(trace: TraceRecord) -> list[MlflowSpan]:
 
 
 def mlflow_assessments(trace: TraceRecord) -> list[Assessment]:
-    """What people said about a trace: the expectation `expected_tools` and the feedback `user_satisfied`, if any."""
+    """People's judgements of a trace: the expectation `expected_tools` and the feedback `user_satisfied`, if any."""
     from mlflow.entities import AssessmentSource, Expectation, Feedback
 
     given_ms = trace.spans[0].end_ns // 1_000_000
@@ -435,10 +435,10 @@ def fill(
     seed: int = 7,
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Fill an empty experiment (made if there is none of that name) with traces and return how many were written.
+    """Fill an empty experiment, created if missing, with traces; returns how many were written.
 
-    They start in the `hours` before `end`, which is floored to the hour; see `simulate` for what they are.
-    `on_progress` gets the number written so far after each batch. MLflow's global tracking URI stays as it is.
+    They start in the `hours` before `end`, which is floored to the hour; `simulate` describes them. After each batch
+    `on_progress` receives the number written so far. MLflow's global tracking URI does not change.
 
     Raises:
         ValueError: the experiment already holds traces, or an argument that `simulate` refuses.

@@ -1,9 +1,9 @@
 """The lake as tables of a Spark catalog (Unity Catalog on Databricks, a metastore on a cluster), written by Spark.
 
-Delta's own isolation keeps overlapping runs apart: of two commits that touch the same days the second is refused, and
-is done again from the start.
+Delta's isolation keeps overlapping runs apart: of two commits that touch the same days it refuses the second, which
+then starts again.
 
-SQL is used where Spark has no other way; the names in it are those of our own tables under a location of two plain
+SQL text is used where Spark offers nothing else. The names in it are our own tables under a location of two plain
 identifiers, and the bounds are times.
 """
 
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 COMMIT_ATTEMPTS = 20
 RECENT_COMMITS = 100
-RETENTION_CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"  # it refuses to vacuum less than a week
+RETENTION_CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"  # refuses less than a week
 T = TypeVar("T")
 
-_opened: set[tuple[str | None, str]] = set()  # the tables that this process has seen to be as they should
+_opened: set[tuple[str | None, str]] = set()  # tables that this process has created or checked
 
 
 @dataclass(frozen=True)
 class CatalogTables:
-    """The tables of `location`, catalog.schema; methods as of LakeResource."""
+    """The tables of `location`, a catalog.schema; methods as in LakeResource."""
 
-    commit_rows: ClassVar = 50_000  # seconds each
+    commit_rows: ClassVar = 50_000  # a commit takes seconds
 
     location: str
     spark: SparkResource
@@ -86,7 +86,7 @@ class CatalogTables:
 
         self._retried(table, write)
         own = [entry for entry in self._history(table, RECENT_COMMITS) if entry["userMetadata"] == commit]
-        if not own:  # nothing in place of nothing is no commit
+        if not own:  # replacing nothing by nothing makes no commit
             return 0
         metrics = own[0]["operationMetrics"]
         return int(metrics.get("numOutputRows", 0)) - int(metrics.get("numCopiedRows", 0))
@@ -100,12 +100,12 @@ class CatalogTables:
                 return 0
             window = window or hours_of(table, arrow)
         if window is None:
-            raise ValueError("rows in the engine need the window that they are in")
+            raise ValueError("a DataFrame needs the window that holds its rows")
         new = self._conformed(table, rows if arrow is None else arrow)
         columns = dict.fromkeys(("date", table.hour, *table.key))
         same = " AND ".join([within(table, window, "t."), *(f"t.{name} <=> n.{name}" for name in columns)])
         changed = " OR ".join(f"NOT (t.{name} <=> n.{name})" for name in table.content) if update else ""
-        if arrow is not None:  # a merge that changes nothing would be a commit all the same
+        if arrow is not None:  # a merge that changes nothing would be a commit too
             beside = new.alias("n").join(self.read(table, None, None).alias("t"), F.expr(same), "left")
             if beside.where(F.expr(f"t.date IS NULL OR {changed or 'false'}")).isEmpty():
                 return 0
@@ -131,7 +131,9 @@ class CatalogTables:
     def remove(self, table: Table, window: Window, column: str, values: Collection[str]) -> int:
         name, gone = self._open(table), pa.table({"value": pa.array(sorted(values), pa.string())})
         found = self.read_columns(table, window, column)[column]
-        if not pc.any(pc.is_in(found, gone["value"].combine_chunks())).as_py():  # it would be a commit all the same
+        if not pc.any(
+            pc.is_in(found, gone["value"].combine_chunks())
+        ).as_py():  # a merge without matches would be a commit too
             return 0
         merge = (
             f"MERGE INTO {name} AS t USING {{gone}} AS n ON {within(table, window, 't.')} AND t.{column} = n.value "
@@ -154,7 +156,7 @@ class CatalogTables:
     def purge(self, table: Table) -> None:
         name, session = self._open(table), self.spark.session
         (detail,) = session.sql(f"DESCRIBE DETAIL {name}").select("tableFeatures").collect()
-        if "deletionVectors" in detail["tableFeatures"]:  # rows may be out of a file that was not written anew
+        if "deletionVectors" in detail["tableFeatures"]:  # deleted rows may still be in files that were not rewritten
             self._retried(table, lambda: session.sql(f"REORG TABLE {name} APPLY (PURGE)").collect())
         session.conf.set(RETENTION_CHECK, "false")
         try:
@@ -167,7 +169,7 @@ class CatalogTables:
         return history.select("version", "operation", "operationMetrics", "userMetadata").collect()
 
     def _conformed(self, table: Table, rows: DataFrame | pa.Table) -> DataFrame:
-        """`rows` in the engine, with exactly the table's columns and types."""
+        """`rows` as a DataFrame with exactly the table's columns and types."""
         from pyspark.sql import functions as F
 
         if isinstance(rows, pa.Table):
@@ -178,7 +180,7 @@ class CatalogTables:
         return rows.select(*(F.col(field.name).cast(field.dataType) for field in _schema(table)))
 
     def _open(self, table: Table) -> str:
-        """The table's full name, after it has been made or has gained the columns that it lacks, if need be."""
+        """The table's full name; creates the table, or adds the columns that it lacks."""
         from pyspark.errors import PySparkException
 
         name = self.path(table)
@@ -209,7 +211,7 @@ class CatalogTables:
         )
 
     def _grow(self, table: Table, name: str) -> None:
-        """Add the columns that our schema has gained since the table was made; rows from before have none of them."""
+        """Add the columns that our schema has gained since the table was created; older rows have null in them."""
         from pyspark.errors import PySparkException
 
         session = self.spark.session
@@ -222,11 +224,11 @@ class CatalogTables:
             try:
                 session.sql(f"ALTER TABLE {name} ADD COLUMNS ({', '.join(map(_column, columns))})")
             except PySparkException:
-                if missing():  # else another has just added them
+                if missing():  # if none is, another process has just added them
                     raise
 
     def _retried(self, table: Table, write: Callable[[], T]) -> T:
-        """What `write` returns, tried again where another commit came first."""
+        """The result of `write`, retried when another commit comes first."""
         from pyspark.errors import PySparkException
 
         retrying = Retrying(

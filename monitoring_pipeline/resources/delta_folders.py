@@ -1,8 +1,4 @@
-"""The lake as folders of Delta tables, under a path or an object store's address: written by delta-rs, read by Spark.
-
-A commit is done again from the start when another process commits to the same days first, so that overlapping runs
-neither lose nor double a row.
-"""
+"""The lake as folders of Delta tables, under a path or an object store's address; delta-rs writes, Spark reads."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -39,23 +35,23 @@ from monitoring_pipeline.resources.rows import (
 )
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import Table
-from monitoring_pipeline.windows import EPOCH, Window
+from monitoring_pipeline.windows import Window, to_milliseconds
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
     from pyspark.sql import DataFrame
 
 COMMIT_ATTEMPTS = 20
-SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 finds no table in a folder with any other character in its path
-DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # delta-rs 1.6.6 writes elsewhere or panics where a path holds one of these
+SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 does not find tables under a path with any other character
+DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # with one of these in a path, delta-rs 1.6.6 writes elsewhere or panics
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DeltaFolders:
-    """The tables under `location`, a folder or an address such as s3://bucket/path; methods as of LakeResource."""
+    """The tables under `location`, a folder or an address such as s3://bucket/path; methods as in LakeResource."""
 
-    commit_rows: ClassVar = 2000  # tens of milliseconds each
+    commit_rows: ClassVar = 2000  # a commit takes tens of milliseconds
 
     location: str
     spark: SparkResource
@@ -82,7 +78,7 @@ class DeltaFolders:
     def read_written_since(self, table: Table, moment: datetime, *columns: str) -> pa.Table:
         delta = self._open(table)
         files = pa.table(delta.get_add_actions(flatten=True)).select(["path", "modification_time"]).to_pylist()
-        since_ms = (moment - CLOCK_SKEW - EPOCH) // timedelta(milliseconds=1)
+        since_ms = to_milliseconds(moment - CLOCK_SKEW)
         recent = {file["path"] for file in files if file["modification_time"] >= since_ms}
         dataset = delta.to_pyarrow_dataset(filesystem=_filesystem(self.path(table)))
         fragments = [fragment for fragment in dataset.get_fragments() if fragment.path in recent]
@@ -140,8 +136,8 @@ class DeltaFolders:
     def remove_before(self, table: Table, day: date) -> int:
         def remove(delta: DeltaTable) -> int:
             if not any(partition["date"] < day.isoformat() for partition in delta.partitions()):
-                return 0  # else it would commit nothing
-            # By days alone, so that whole files go and none is rewritten.
+                return 0  # a delete without rows would be a commit too
+            # A condition on days alone removes whole files and rewrites none.
             return delta.delete(f"date < '{day.isoformat()}'")["num_deleted_rows"]
 
         return self._retried(table, remove)
@@ -158,7 +154,7 @@ class DeltaFolders:
         return dataset.filter((hour >= window.start) & (hour < window.end))
 
     def _open(self, table: Table) -> DeltaTable:
-        """The Delta table, made when it is not there yet."""
+        """The Delta table, created if it does not exist."""
         from deltalake import CommitProperties, DeltaTable
         from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -169,7 +165,7 @@ class DeltaFolders:
             try:
                 return _grown(DeltaTable(path), table)
             except TableNotFoundError:
-                with contextlib.suppress(CommitFailedError):  # another has just made it
+                with contextlib.suppress(CommitFailedError):  # another process has just created it
                     DeltaTable.create(
                         path,
                         schema=table.schema,
@@ -177,8 +173,8 @@ class DeltaFolders:
                         name=table.name,
                         description=table.description,
                         partition_by=["date"],
-                        # Statistics of the hour alone: Sail takes a column that is constant in a file from them, and
-                        # reads a floating-point number there with its last digits lost.
+                        # Statistics for the hour alone: from them Sail reads columns that are constant in a file, and
+                        # loses the last digits of floating-point numbers.
                         configuration={"delta.dataSkippingStatsColumns": table.hour, **table.properties},
                         commit_properties=CommitProperties(max_commit_retries=0),
                     )
@@ -187,7 +183,7 @@ class DeltaFolders:
             raise LakeError(f"cannot open {path}: {first_line(error)}; check [lake] location") from error
 
     def _commit(self, table: Table, make: Callable[[DeltaTable], _Write | None]) -> None:
-        """Write what `make` gives for the latest version; again, from a newer one, when another commit came first."""
+        """Write what `make` returns for the latest version; start again if another commit comes first."""
         from deltalake import write_deltalake
 
         def attempt(delta: DeltaTable) -> None:
@@ -205,7 +201,7 @@ class DeltaFolders:
         self._retried(table, attempt)
 
     def _retried(self, table: Table, attempt: Callable[[DeltaTable], T]) -> T:
-        """What `attempt` returns for the table's latest version, tried again when another commit came first."""
+        """The result of `attempt` on the table's latest version, retried when another commit comes first."""
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         retrying = Retrying(
@@ -221,12 +217,12 @@ class DeltaFolders:
 
 
 def _vacuum(delta: DeltaTable, retention_hours: int, is_checked: bool = True) -> int:
-    """Delete the files that no version younger than that needs; returns how many.
+    """Delete the files that no version younger than `retention_hours` needs; returns how many.
 
-    Where it `is_checked`, less than a week is refused, as others may be reading or writing.
+    With `is_checked`, delta-rs refuses less than a week, because others may be reading or writing.
     """
-    # What the log still names goes first, and is counted. The second finds what it does not name: the files of the
-    # change data feed, and those of writes that were killed.
+    # The first call deletes the files that the log still names. The second finds those it does not name: files of the
+    # change data feed and of killed writes.
     options = {"retention_hours": retention_hours, "dry_run": False, "enforce_retention_duration": is_checked}
     named, other = delta.vacuum(**options), delta.vacuum(**options, full=True)
     return len(named) + sum("://" not in path and not path.startswith("/") for path in other)
@@ -240,7 +236,7 @@ class _Write:
 
 
 def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
-    """The table with the columns that our schema has gained since it was made; rows from before have none of them."""
+    """The table, after adding the columns that our schema has gained since; older rows have null in them."""
     from deltalake import DeltaTable, Schema
     from deltalake.exceptions import CommitFailedError
 
@@ -248,14 +244,14 @@ def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
     missing = [column for column in table.schema if column.name not in present]
     if not missing:
         return delta
-    with contextlib.suppress(CommitFailedError):  # another has just added them
+    with contextlib.suppress(CommitFailedError):  # another process has just added them
         delta.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields)
     return DeltaTable(delta.table_uri)
 
 
 def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitProperties:
-    # Delta's application transactions as a lock: of two commits that started from the same version and name the same
-    # day, the second fails. A plain append would otherwise never conflict and could add a row twice.
+    # Delta's application transactions serve as a lock: of two commits from the same version that name the same day, the
+    # second fails. Plain appends never conflict otherwise, and could add a row twice.
     from deltalake import CommitProperties, Transaction
 
     names = [f"{table.name}/{day}" for day in days]
@@ -265,7 +261,7 @@ def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitPropert
 
 @functools.cache
 def for_sail(location: str) -> str:
-    """The location under a name that Sail can read: a link to the folder where its own name has a space or the like."""
+    """The location under a name that Sail can read: a link to the folder if its own path has a space or the like."""
     if "://" in location or re.fullmatch(SAIL_PATH, location, re.ASCII):
         return location
     folder = tempfile.mkdtemp(prefix="monitoring-lake-")
@@ -276,12 +272,12 @@ def for_sail(location: str) -> str:
 
 
 def _filesystem(path: str) -> SubTreeFileSystem | None:
-    """Arrow's own for a folder: delta-rs's is Python, whose reading threads can abort a process as it exits."""
+    """Arrow's own file system: with that of delta-rs, written in Python, threads can abort an exiting process."""
     return None if "://" in path else SubTreeFileSystem(path, LocalFileSystem())
 
 
 def _pin(delta: DeltaTable, path: str, version: int) -> None:
-    """Make `version` readable for Sail 0.7.2: of versions older than the last checkpoint it reads only checkpoints."""
+    """Make `version` readable for Sail 0.7.2, which reads versions before the last checkpoint only at checkpoints."""
     from deltalake.exceptions import DeltaError
 
     checkpoint = Path(path) / "_delta_log" / f"{version:020}.checkpoint.parquet"

@@ -1,7 +1,8 @@
 """The lake: Delta tables, in folders or in a catalog.
 
-All writes go through here. Each one has exactly the table's schema, is one atomic commit, and is done again from the
-start when another process commits to the same days first, so that overlapping runs neither lose nor double a row.
+All writes go through this module. Each write has exactly the table's schema and is one atomic commit. If another
+process commits to the same days first, the write starts again, so that overlapping runs neither lose nor duplicate a
+row.
 """
 
 from __future__ import annotations
@@ -27,21 +28,23 @@ if TYPE_CHECKING:
 
 
 class LakeResource(dg.ConfigurableResource):
-    """The Delta tables at one location; a table is made when it is first asked for, and gains columns that it lacks.
+    """The Delta tables at one location. First use creates a table, or adds the columns that it lacks.
 
     All methods raise:
-        LakeError: the table cannot be opened, or not be written; rows have other columns than the table.
+        LakeError: the table cannot be opened or written, or rows have other columns than the table.
     """
 
     location: str = Field(
         description="folder or object store address that holds a folder for each table, or catalog.schema"
     )
     spark: SparkResource
-    keep_archive_days: int | None = Field(default=None, description="[upkeep] keep_archive_days: older traces are gone")
+    keep_archive_days: int | None = Field(
+        default=None, description="[upkeep] keep_archive_days, after which traces are removed"
+    )
 
     @property
     def kept_since(self) -> datetime | None:
-        """The first moment of which the archive still has traces; None where it keeps all."""
+        """The start of what the archive keeps; None if it keeps everything."""
         return oldest_kept(self.keep_archive_days)
 
     @property
@@ -50,16 +53,16 @@ class LakeResource(dg.ConfigurableResource):
 
     @property
     def is_in_catalog(self) -> bool:
-        """Whether Spark writes the tables, so that what is there need not pass through this process."""
+        """Whether the tables are in a catalog, where Spark writes them and rows need not pass through this process."""
         return in_catalog(self.location)
 
     @property
     def commit_rows(self) -> int:
-        """How many rows make a commit worth what it costs."""
+        """How many rows make a commit worth its cost."""
         return self._tables.commit_rows
 
     def path(self, table: Table) -> str:
-        """Where the table is: its folder or address, or its full name."""
+        """The table's folder, address or full name."""
         return self._tables.path(table)
 
     def version(self, table: Table) -> int:
@@ -67,61 +70,61 @@ class LakeResource(dg.ConfigurableResource):
         return self._tables.version(table)
 
     def read(self, table: Table, window: Window | None = None, version: int | None = None) -> DataFrame:
-        """The table's rows in `window` (all without one) as a Spark DataFrame, at `version` (the latest without one).
+        """The table's rows in `window` (default: all) as a Spark DataFrame, at `version` (default: the latest).
 
-        Only the files of the window's days are opened.
+        Opens only the files of the window's days.
         """
         return self._tables.read(table, window, version)
 
     def read_columns(self, table: Table, window: Window, *columns: str) -> pa.Table:
-        """The given columns of the rows in `window`."""
+        """These columns of the rows in `window`."""
         return self._tables.read_columns(table, window, *columns)
 
     def read_written_since(self, table: Table, moment: datetime, *columns: str) -> pa.Table:
-        """The given columns of all rows in files written at or after `moment`, and of older rows beside them."""
+        """These columns of all rows in files written at or after `moment`, which may include older rows."""
         return self._tables.read_written_since(table, moment, *columns)
 
     def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
-        """Make `rows` the only rows of the table in `window`; returns how many there are."""
+        """Replace the table's rows in `window` by `rows`; returns how many those are."""
         return self._tables.replace(table, window, rows)
 
     def insert(self, table: Table, rows: DataFrame | pa.Table, window: Window | None = None) -> int:
         """Add the rows whose key the table does not have; returns how many were added.
 
-        Of rows of an Arrow table with one key the last counts; those of a DataFrame have keys of their own and come
-        with the `window` that they are in.
+        If rows of an Arrow table share a key, the last counts. Rows of a DataFrame must have distinct keys, and need
+        the `window` that holds them.
         """
         return self._tables.merge(table, rows, window, update=False)
 
     def upsert(self, table: Table, rows: DataFrame | pa.Table, window: Window | None = None) -> int:
         """Add the rows whose key the table does not have, and replace those whose content differs.
 
-        Returns how many were added or replaced; without any in an Arrow table there is no commit. No row is ever
-        removed. Keys and `window` as for `insert`.
+        Returns how many were added or replaced; if an Arrow table changes nothing, there is no commit. It never removes
+        a row. Keys and `window` are as for `insert`.
         """
         return self._tables.merge(table, rows, window, update=True)
 
     def maintain(self, table: Table, retention_hours: int = 168) -> dict[str, int]:
-        """Compact small files and delete those that no version younger than `retention_hours` needs.
+        """Compact small files, and delete files that no version younger than `retention_hours` needs.
 
-        Returns `files_added`, `files_removed` by compaction and `files_deleted` by vacuuming.
+        Returns the counts `files_added` and `files_removed` by compaction, and `files_deleted` by vacuuming.
         """
         return self._tables.maintain(table, retention_hours)
 
     def remove(self, table: Table, window: Window, column: str, values: Collection[str]) -> int:
-        """Remove the rows in `window` whose `column` (of text) is one of `values`; returns how many.
+        """Remove the rows in `window` whose text `column` is one of `values`; returns how many.
 
-        Without any there is no commit. Older versions of the table still have them: see `purge`.
+        If there are none, there is no commit. Older versions of the table still have the rows: see `purge`.
         """
         return self._tables.remove(table, window, column, values)
 
     def remove_before(self, table: Table, day: date) -> int:
-        """Remove all rows of days before `day`; returns how many there were, without any there is no commit."""
+        """Remove all rows of days before `day`; returns how many. If there are none, there is no commit."""
         return self._tables.remove_before(table, day)
 
     def purge(self, table: Table) -> None:
-        """Delete all files that are not part of the table's latest version, also what a killed write has left.
+        """Delete all files that are not part of the table's latest version, including those of killed writes.
 
-        Who still reads an older version, or is writing, fails: nothing else may run.
+        Readers of older versions and concurrent writers fail, so nothing else may run.
         """
         self._tables.purge(table)

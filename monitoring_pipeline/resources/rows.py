@@ -1,4 +1,4 @@
-"""Rows of a table: their exact shape, what tells two of them apart, and the predicates that find them in Delta."""
+"""Rows of a table: their exact shape, their identity, and the predicates that find them in Delta."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from monitoring_pipeline.windows import EPOCH, Window
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-CLOCK_SKEW = timedelta(hours=1)  # between the machine that writes a file and the one that asks
+CLOCK_SKEW = timedelta(hours=1)  # between the machine that writes a file and the one that reads it
 
 
 def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
-    """`rows` with exactly the table's columns, order and types; the column `date` may be left out.
+    """`rows` with exactly the table's columns, order and types; the column `date` may be missing.
 
     Raises:
-        LakeError: a column is missing or is not the table's.
+        LakeError: a column is missing, or not in the table.
     """
     arrow: Any = rows if isinstance(rows, pa.Table) else rows.toArrow()
     if "date" not in arrow.column_names:
@@ -38,7 +38,7 @@ def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
 
 
 def check_columns(table: Table, columns: list[str]) -> None:
-    """Raise LakeError where the columns are not exactly the table's, in whatever order."""
+    """Raise LakeError unless the columns are exactly the table's, in any order."""
     missing, unknown = set(table.schema.names) - set(columns), set(columns) - set(table.schema.names)
     if missing or unknown:
         raise LakeError(f"{table.name}: columns missing: {sorted(missing)}, not in the table: {sorted(unknown)}")
@@ -50,14 +50,14 @@ def from_dicts(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def identity_columns(table: Table) -> list[str]:
-    """The columns that `differences` needs of the rows that are there."""
+    """The columns of stored rows that `differences` needs."""
     return sorted({table.hour, *table.key, *table.content})
 
 
 def differences(table: Table, present: pa.Table, new: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The rows of `new` whose key is not among those `present`, and those that are there with other content.
+    """The rows of `new` whose key is not in `present`, and those whose content differs there.
 
-    Of rows of `new` with one key the last counts.
+    If rows of `new` share a key, the last counts.
     """
     known = dict(zip(_keys(present, table), _tuples(present, table.content), strict=True))
     last = dict(zip(_keys(new, table), enumerate(_tuples(new, table.content)), strict=True))
@@ -67,17 +67,17 @@ def differences(table: Table, present: pa.Table, new: pa.Table) -> tuple[pa.Tabl
 
 
 def hours_of(table: Table, rows: pa.Table) -> Window:
-    """The smallest window of whole hours that holds the rows, of which there is at least one."""
+    """The smallest window of whole hours that holds the rows (at least one)."""
     return Window.covering(pc.unique(rows[table.hour]).to_pylist())
 
 
 def last_of_each_key(table: Table, rows: pa.Table) -> pa.Table:
-    """The rows without those that another with the same key follows."""
+    """The rows, of each key only the last."""
     return differences(table, table.schema.empty_table(), rows)[0]
 
 
 def within(table: Table, window: Window, of: str = "") -> str:
-    """A predicate for the stored rows whose hour is in `window`; `of` is put before the names of columns."""
+    """A predicate for the stored rows whose hour is in `window`; `of` is a prefix for the names of columns."""
     days, start, end = window.days(), _utc_text(window.start), _utc_text(window.end)
     date, hour = f"{of}date", f"{of}{table.hour}"
     return f"{date} >= '{days[0]}' AND {date} <= '{days[-1]}' AND {hour} >= '{start}' AND {hour} < '{end}'"
@@ -93,7 +93,7 @@ def in_window(table: Table, window: Window) -> Column:
 
 def timestamp(moment: datetime) -> Column:
     """The time as a Spark value."""
-    # Not the datetime itself: for each of those, pyspark asks the server which kind of timestamp it prefers.
+    # Not from the datetime itself: pyspark would ask the server each time which kind of timestamp it prefers.
     from pyspark.sql import functions as F
 
     return F.timestamp_micros(F.lit((moment - EPOCH) // timedelta(microseconds=1)))
@@ -102,8 +102,8 @@ def timestamp(moment: datetime) -> Column:
 def having_keys_of(table: Table, rows: pa.Table) -> str:
     """A predicate for the stored rows with the hours and keys of `rows`.
 
-    Keys are content, so the SQL holds their hashes. Only the files with such a row are rewritten, and by delta-rs:
-    rows given to it as a stream it would keep in memory as a whole.
+    Keys are trace content, so the SQL holds their hashes. delta-rs rewrites only the files with such a row; were rows
+    passed to it as a stream instead, it would keep all of them in memory.
     """
     columns = [column for column in table.key if column != table.hour]
     hashes = "".join(f", coalesce(encode(sha256({column}), 'hex'), '-')" for column in columns)
@@ -116,7 +116,7 @@ def having_keys_of(table: Table, rows: pa.Table) -> str:
 
 
 def having(table: Table, window: Window, column: str, values: Iterable[str]) -> str:
-    """A predicate for the stored rows in `window` whose `column` has one of `values`, which the SQL holds as hashes."""
+    """A predicate for the stored rows in `window` whose `column` has one of `values`; the SQL holds hashes of them."""
     return f"{within(table, window)} AND encode(sha256({column}), 'hex') IN ({_quoted(map(_hash, values))})"
 
 
@@ -126,7 +126,7 @@ def dates(rows: pa.Table) -> list[date]:
 
 
 def _utc_text(moment: datetime) -> str:
-    """A time as delta-rs writes and reads it."""
+    """A time as text, as delta-rs writes and reads it."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
@@ -145,7 +145,7 @@ def _only(rows: pa.Table, indices: list[int]) -> pa.Table:
 
 
 def _keys(rows: pa.Table | pa.RecordBatch, table: Table) -> list[tuple[Any, ...]]:
-    """Each row's hour (in microseconds) and key, which identify it."""
+    """The hour (in microseconds) and key of each row, which identify it."""
     hours = rows.column(table.hour).cast(pa.int64()).to_pylist()  # 20 times faster than as datetimes
     return list(zip(hours, _tuples(rows, table.key), strict=True))
 

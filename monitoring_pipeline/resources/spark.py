@@ -1,4 +1,4 @@
-"""The engine: a Spark session, embedded (Sail, no JVM) or of a Spark Connect server."""
+"""The engine: a Spark session, embedded (Sail, no JVM) or on a Spark Connect server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 15002
 YEAR_SECONDS = 365 * 24 * 3600
-# Larger rows are sent once, and kept by the server until the session ends: its memory fills while much is archived.
-SENT_WITH_THE_PLAN_BYTES = 100 * 2**20  # a server takes 128 MiB at once
+# Larger rows are sent separately, and the server keeps them until the session ends: archiving would fill its memory.
+SENT_WITH_THE_PLAN_BYTES = 100 * 2**20  # a server accepts messages up to 128 MiB
 
 
 class SparkResource(dg.ConfigurableResource):
-    """A Spark session through Spark Connect, made at first use and shared by the process; its time zone is UTC.
+    """A Spark Connect session, created at first use and shared by the process; its time zone is UTC.
 
-    A process has one session, of the first address that was asked for: pyspark gives that one to whoever asks next.
+    A process has one session, for the first address used: pyspark returns it to later callers too.
     """
 
     remote: str | None = Field(
@@ -37,18 +37,18 @@ class SparkResource(dg.ConfigurableResource):
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the engine is inside this process, and so neither writes nor has a catalog."""
+        """Whether the engine is inside this process; then it does not write and has no catalog."""
         return self.remote is None and not _on_databricks()
 
     @property
     def is_databricks(self) -> bool:
-        """Whether the engine is Databricks', whose SQL has more."""
+        """Whether the engine is Databricks, whose SQL has extensions."""
         host = urlsplit(self.remote).hostname if self.remote else None
         return _on_databricks() or "databricks" in (host or "")
 
     @property
     def session(self) -> SparkSession:
-        """The session; a new one where the server has restarted and forgotten the one before.
+        """The session; a new one if the server has restarted and lost the previous one.
 
         Raises:
             EngineError: the server at `remote` does not answer.
@@ -65,7 +65,7 @@ _sessions: dict[str | None, SparkSession] = {}
 def _new_session(remote: str | None) -> SparkSession:
     if remote:
         session = _connected(remote)
-        # By default pyspark asks a server that is gone for ten minutes.
+        # By default pyspark retries for ten minutes when a server is gone.
         session.client.set_retry_policies([_unavailable()])
         if not SparkResource(remote=remote).is_databricks:  # which may refuse settings
             session.conf.set("spark.sql.session.localRelationCacheThreshold", str(SENT_WITH_THE_PLAN_BYTES))
@@ -76,7 +76,7 @@ def _new_session(remote: str | None) -> SparkSession:
     else:
         session = _connected(_embedded_server())
         session.client.set_retry_policies([*session.client.get_retry_policies(), _garbled_replies()])
-        # Else pyspark has the engine clean up as the process ends, and waits ten minutes for one that Ctrl-C has ended.
+        # Otherwise pyspark cleans up in the engine at exit, and waits ten minutes for it if Ctrl-C has ended it.
         atexit.register(session.client.close)
     session.conf.set("spark.sql.session.timeZone", "UTC")
     return session
@@ -94,16 +94,16 @@ def _on_databricks() -> bool:
 
 
 def _unavailable() -> RetryPolicy:
-    """Ask again for about a minute."""
+    """Retry for about a minute."""
     from pyspark.sql.connect.client.retries import DefaultPolicy
 
     return DefaultPolicy(max_retries=6)
 
 
 def _garbled_replies() -> RetryPolicy:
-    """Ask again where a reply cannot be parsed: seen, though rarely, of Sail's on a busy machine.
+    """Retry when a reply cannot be parsed, which rarely happens with Sail on a busy machine.
 
-    Safe as the embedded engine only ever reads.
+    This is safe because the embedded engine only reads.
     """
     import grpc
     from pyspark.sql.connect.client.retries import RetryPolicy
@@ -121,7 +121,9 @@ def _garbled_replies() -> RetryPolicy:
 
 def _check_reachable(remote: str) -> None:
     parts = urlsplit(remote)
-    address = f"{parts.hostname}:{parts.port or DEFAULT_PORT}"  # a token may follow the host, and is not shown
+    address = (
+        f"{parts.hostname}:{parts.port or DEFAULT_PORT}"  # a token may follow in the address, and must not be shown
+    )
     reason = why_unreachable(parts.hostname or "", parts.port or DEFAULT_PORT)
     if reason:
         raise EngineError(
@@ -131,8 +133,8 @@ def _check_reachable(remote: str) -> None:
 
 @functools.cache
 def _embedded_server() -> str:
-    # Read by Sail as it starts. It reports every session on stderr, and ends one that was idle for minutes: a notebook
-    # that is left alone, or a run that waits for its judges.
+    # Sail reads these as it starts. By default it logs every session to stderr, and ends sessions that are idle for
+    # minutes, as in an idle notebook or a run that waits for judges.
     os.environ.setdefault("RUST_LOG", "error")
     os.environ.setdefault("SAIL_SPARK__SESSION_TIMEOUT_SECS", str(YEAR_SECONDS))
     from pysail.spark import SparkConnectServer
@@ -144,4 +146,4 @@ def _embedded_server() -> str:
     return f"sc://{host}:{port}"
 
 
-_servers: list[object] = []  # a server stops when it is collected
+_servers: list[object] = []  # a server stops when it is garbage-collected

@@ -195,7 +195,9 @@ def chosen_traces(
             raise MonitoringError(str(error)) from error
         return archived_traces(lake, window, filter, trace_ids)
     if trace_ids is not None or window is not None or filter:
-        raise MonitoringError("give either traces, or trace_ids, start, end and filter of archived ones")
+        raise MonitoringError(
+            "give either traces, or trace_ids, start_time, end_time and filter_string of archived ones"
+        )
     return mlflow_traces(traces)
 
 

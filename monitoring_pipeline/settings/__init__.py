@@ -1,8 +1,8 @@
 """Settings: monitoring.toml over environment variables over defaults, as one typed value.
 
-The file is the one given, else the one that MONITORING_CONFIG names, else ./monitoring.toml where it exists. A setting
-may also come from the environment, as MONITORING_<SECTION>__<KEY>; MLFLOW_TRACKING_URI and SPARK_REMOTE keep their
-usual names. Relative paths start from the folder of the file, or from the working folder where there is no file.
+The file is the one passed, else the one that MONITORING_CONFIG names, else ./monitoring.toml if it exists. A setting
+may also come from the environment, as MONITORING_<SECTION>__<KEY>; MLFLOW_TRACKING_URI and SPARK_REMOTE work too.
+Relative paths start from the folder of the file, or from the working folder without a file.
 """
 
 from monitoring_pipeline.settings.alerts import AlertSettings, NotifierSettings, NotifySettings, ScopeSettings

@@ -1,4 +1,4 @@
-"""What is alerted on, and who is told: [[alerts]], [[notifiers]] and [notify] of monitoring.toml."""
+"""Alert rules and notifiers: [[alerts]], [[notifiers]] and [notify] of monitoring.toml."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pydantic import Field, field_validator, model_validator
 from monitoring_pipeline.settings.base import Section
 from monitoring_pipeline.settings.sections import ScorerSettings
 
-# A rate is a share of traces, 0 to 1; a total is a sum an hour; the others are neither.
+# A rate is a share of traces, from 0 to 1; a total is a sum per hour; the others are neither.
 RATES = ("error_rate", "pass_rate", "coverage", "scorer_failure_rate")
 TOTALS = ("cost_usd_per_hour", "tokens_per_hour")
 METRICS = (*RATES, "p95_duration_ms", *TOTALS, "freshness_hours", "archive_given_up")
 OF_SCORERS = ("pass_rate", "coverage", "scorer_failure_rate")
-WITHOUT_HOURS = ("freshness_hours", "archive_given_up")  # of the moment: they have no window and no baseline
+WITHOUT_HOURS = ("freshness_hours", "archive_given_up")  # values of this moment, without window or baseline
 BAD_IS_LOW = ("pass_rate", "coverage")
 WINDOWS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
-LOG = "log"  # the notifier that is always there
+LOG = "log"  # the notifier that needs no configuration
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,63}"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -31,67 +31,75 @@ _ADDRESS = re.compile(r"[^@\s<>,;:]+@[^@\s<>,;:]+")
 
 
 def hours_of_text(text: str) -> int:
-    """How many hours `text` says, such as 6h or 3d.
+    """The number of hours in `text`, such as 6h or 3d.
 
     Raises:
-        ValueError: it is written otherwise, or is more than 30 days.
+        ValueError: the text has another form, or means more than 30 days.
     """
     match = _DURATION.fullmatch(text)
     hours = int(match[1]) * (24 if match[2] == "d" else 1) if match else 0
     if not 1 <= hours <= 720:
-        raise ValueError(f"{text!r} is no window: write whole hours or days up to 30d, such as 1h, 6h or 3d")
+        raise ValueError(f"{text!r} is not a window: write whole hours or days up to 30d, such as 1h, 6h or 3d")
     return hours
 
 
 class ScopeSettings(Section):
-    """What a rule looks at; whatever is not named is taken together, but scorers one by one."""
+    """The traces or scorer of a rule; by default all traces count together, and each scorer by itself."""
 
     experiment: str | None = Field(default=None, min_length=1, description="name of an MLflow experiment")
-    trace_name: str | None = Field(default=None, min_length=1, description="name of the traces")
+    trace_name: str | None = Field(default=None, min_length=1, description="trace name")
     scorer: str | None = Field(default=None, min_length=1, description="name of a configured scorer")
 
 
 class AlertSettings(Section):
-    """A rule: a metric with either a `threshold`, a `change` against its past, or an `objective`."""
+    """An alert rule: a metric with a `threshold`, a `change` against its past, or an `objective`."""
 
-    name: str = Field(description="what messages call it")
-    metric: Literal[METRICS] = Field(description="what is looked at")  # type: ignore[valid-type]
-    scope: ScopeSettings = Field(default_factory=ScopeSettings, description="of which traces or scorer")
-    window: str = Field(default="1h", description="how many hours are taken together, such as 1h, 6h, 3d")
+    name: str = Field(description="name of the rule in messages")
+    metric: Literal[METRICS] = Field(description="metric that the rule watches")  # type: ignore[valid-type]
+    scope: ScopeSettings = Field(default_factory=ScopeSettings, description="traces or scorer that the rule covers")
+    window: str = Field(default="1h", description="hours that the metric covers, such as 1h, 6h or 3d")
     severity: Literal["info", "warning", "critical"] = Field(
-        default="warning", description="critical is told in quiet hours, too"
+        default="warning", description="critical alerts are sent in quiet hours too"
     )
-    notify: list[str] = Field(default=[LOG], min_length=1, description="names of notifiers; `log` is always there")
-    min_traces: int = Field(default=30, ge=1, description="of fewer traces no rate and no percentile is taken")
+    notify: list[str] = Field(
+        default=[LOG], min_length=1, description="names of notifiers; `log` needs no configuration"
+    )
+    min_traces: int = Field(default=30, ge=1, description="with fewer traces, rates and percentiles are not evaluated")
 
-    operator: Literal[">", ">=", "<", "<="] = Field(default=">", description="of a threshold")
+    operator: Literal[">", ">=", "<", "<="] = Field(
+        default=">", description="comparison of the metric with `threshold`"
+    )
     threshold: float | None = Field(
-        default=None, allow_inf_nan=False, description="the alert is where metric operator threshold"
+        default=None, allow_inf_nan=False, description="alert when the metric compares so with this value"
     )
 
     change: Literal["up", "down", "both"] | None = Field(
-        default=None, description="the direction of a change against the same hours of the weeks before"
+        default=None, description="alert on a change in this direction, against the same hours of previous weeks"
     )
     min_change: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="a smaller change is none: of a rate in shares (0.05), of others relative (0.25 is 25 %)",
+        description="smaller changes are ignored: a difference of shares for a rate (default 0.05), relative for other "
+        "metrics (default 0.25, i.e. 25 %)",
     )
-    baseline_weeks: int = Field(default=4, ge=3, le=12, description="weeks before that a change is measured against")
-    false_alarms_per_30_days: float = Field(default=0.3, gt=0, le=30, description="that chance may raise, at most")
+    baseline_weeks: int = Field(default=4, ge=3, le=12, description="previous weeks to compare with")
+    false_alarms_per_30_days: float = Field(default=0.3, gt=0, le=30, description="highest rate of alerts by chance")
 
     objective: float | None = Field(default=None, gt=0, lt=1, description="share of good traces, such as 0.99")
     burn_rate: float = Field(
-        default=6.0, gt=0, allow_inf_nan=False, description="how many times too fast the objective's budget is spent"
+        default=6.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="alert when the error budget is spent so many times too fast",
     )
     short_window: str = Field(
-        default="1h", description="that must burn as fast as `window`, so that the alert ends soon"
+        default="1h", description="must burn as fast as `window`, so that the alert ends soon after the cause does"
     )
 
     @property
     def kind(self) -> Literal["threshold", "change", "objective"]:
-        """How the rule judges its metric."""
+        """The kind of rule."""
         return "change" if self.change else "objective" if self.objective is not None else "threshold"
 
     @property
@@ -106,7 +114,7 @@ class AlertSettings(Section):
 
     @property
     def least_change(self) -> float:
-        """`min_change`, or what it is by default."""
+        """`min_change`, or its default."""
         return self.min_change or (0.05 if self.metric in RATES else 0.25)
 
     @field_validator("name")
@@ -133,8 +141,8 @@ class AlertSettings(Section):
             "objective": {"burn_rate", "short_window"},
         }
         of_others = set().union(*(names for kind, names in of_kind.items() if kind != self.kind))
-        if astray := sorted(of_others & self.model_fields_set):
-            raise ValueError(f"{self.name}: {', '.join(astray)} says nothing to a rule with {self.kind}; take it out")
+        if unused := sorted(of_others & self.model_fields_set):
+            raise ValueError(f"{self.name}: {', '.join(unused)} does not apply to a rule with {self.kind}; remove it")
         return self
 
     @model_validator(mode="after")
@@ -142,24 +150,24 @@ class AlertSettings(Section):
         if self.kind != "threshold" and self.metric in WITHOUT_HOURS:
             raise ValueError(f"{self.name}: {self.metric} can only have a threshold")
         if self.kind == "objective" and self.metric not in RATES:
-            raise ValueError(f"{self.name}: an objective is of a rate ({', '.join(RATES)}), not of {self.metric}")
+            raise ValueError(f"{self.name}: an objective needs a rate ({', '.join(RATES)}), not {self.metric}")
         if self.metric in WITHOUT_HOURS and "window" in self.model_fields_set:
-            raise ValueError(f"{self.name}: {self.metric} is of the moment and has no window; take it out")
+            raise ValueError(f"{self.name}: {self.metric} is a value of the moment and has no window; remove window")
         if self.scope.scorer and self.metric not in OF_SCORERS:
-            raise ValueError(f"{self.name}: {self.metric} is not of a scorer; take scope.scorer out")
+            raise ValueError(f"{self.name}: {self.metric} does not depend on a scorer; remove scope.scorer")
         if self.scope.trace_name and self.metric in (*OF_SCORERS, "archive_given_up"):
-            raise ValueError(f"{self.name}: {self.metric} is not known by trace name; take scope.trace_name out")
+            raise ValueError(f"{self.name}: {self.metric} is not known by trace name; remove scope.trace_name")
         if self.scope.experiment and self.metric == "archive_given_up":
-            raise ValueError(f"{self.name}: archive_given_up is of all experiments; take scope.experiment out")
+            raise ValueError(f"{self.name}: archive_given_up covers all experiments; remove scope.experiment")
         return self
 
     @model_validator(mode="after")
-    def _can_ever_be(self) -> Self:
+    def _can_occur(self) -> Self:
         if self.kind == "threshold" and self.metric in RATES and not 0 <= (self.threshold or 0) <= 1:
-            raise ValueError(f"{self.name}: threshold = {self.threshold} of {self.metric}: a rate is from 0 to 1")
+            raise ValueError(f"{self.name}: threshold = {self.threshold} of {self.metric}: must be from 0 to 1")
         if self.kind == "change" and self.window_hours not in WINDOWS_OF_A_DAY:
             windows = ", ".join(f"{hours}h" for hours in WINDOWS_OF_A_DAY)
-            raise ValueError(f"{self.name}: window = {self.window!r} of a change: a day must hold it evenly: {windows}")
+            raise ValueError(f"{self.name}: window = {self.window!r} of a change must divide a day evenly: {windows}")
         if self.objective is not None:
             if self.short_window_hours >= self.window_hours:
                 raise ValueError(
@@ -174,18 +182,22 @@ class AlertSettings(Section):
 
 
 class NotifierSettings(Section):
-    """Who is told, and how. Addresses that are secret and passwords stand in environment variables named here."""
+    """A recipient of messages. Secret addresses and passwords come from the environment variables named here."""
 
-    name: str = Field(description="what `notify` of a rule calls it")
-    kind: Literal["webhook", "slack", "email", "log"] = Field(description="the way a message takes")
-    url_env: str | None = Field(default=None, description="variable with the address of a webhook, or of Slack's")
-    host: str | None = Field(default=None, min_length=1, description="of the mail server")
-    port: int = Field(default=587, ge=1, le=65535, description="of the mail server")
-    security: Literal["starttls", "tls", "none"] = Field(default="starttls", description="of the mail's way")
-    user: str | None = Field(default=None, min_length=1, description="at the mail server")
-    password_env: str | None = Field(default=None, description="variable with the password of `user`")
-    sender: str | None = Field(default=None, description="address that mails come from")
-    to: list[str] = Field(default=[], description="addresses that mails go to")
+    name: str = Field(description="name that rules use in `notify`")
+    kind: Literal["webhook", "slack", "email", "log"] = Field(description="how messages are sent")
+    url_env: str | None = Field(
+        default=None, description="environment variable with the address of the webhook or Slack webhook"
+    )
+    host: str | None = Field(default=None, min_length=1, description="host of the mail server")
+    port: int = Field(default=587, ge=1, le=65535, description="port of the mail server")
+    security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls", description="encryption of the connection to the mail server"
+    )
+    user: str | None = Field(default=None, min_length=1, description="user name at the mail server")
+    password_env: str | None = Field(default=None, description="environment variable with the password of `user`")
+    sender: str | None = Field(default=None, description="sender address of mails")
+    to: list[str] = Field(default=[], description="recipient addresses of mails")
 
     @field_validator("name")
     @classmethod
@@ -205,7 +217,7 @@ class NotifierSettings(Section):
     def _are_addresses(cls, given: str | list[str] | None) -> str | list[str] | None:
         for address in [given] if isinstance(given, str) else given or []:
             if not _ADDRESS.fullmatch(address):
-                raise ValueError(f"{address!r} is no mail address; write it as alerts@example.org")
+                raise ValueError(f"{address!r} is not a mail address; write it as alerts@example.org")
         return given
 
     @model_validator(mode="after")
@@ -215,28 +227,30 @@ class NotifierSettings(Section):
         missing = sorted(name for name in needed[self.kind] if not getattr(self, name))
         if missing:
             raise ValueError(f"{self.name}: kind = {self.kind!r} needs {', '.join(missing)}")
-        astray = sorted(self.model_fields_set - {"name", "kind"} - needed[self.kind] - optional)
-        if astray:
-            raise ValueError(f"{self.name}: {', '.join(astray)} says nothing to kind = {self.kind!r}; take it out")
+        unused = sorted(self.model_fields_set - {"name", "kind"} - needed[self.kind] - optional)
+        if unused:
+            raise ValueError(f"{self.name}: {', '.join(unused)} does not apply to kind = {self.kind!r}; remove it")
         if (self.user is None) != (self.password_env is None):
             raise ValueError(f"{self.name}: user and password_env belong together; give both or neither")
         if self.user and self.security == "none":
-            raise ValueError(f"{self.name}: a password would go in the clear; use security = 'starttls' or 'tls'")
+            raise ValueError(f"{self.name}: the password would be sent unencrypted; use security = 'starttls' or 'tls'")
         return self
 
 
 class NotifySettings(Section):
-    every_minutes: Literal[1, 2, 3, 5, 10, 15, 20, 30, 60] = Field(default=5, description="how often rules are checked")
-    quiet: str | None = Field(
-        default=None, description="hours such as 22:00-07:00 in which only what is critical is told"
+    every_minutes: Literal[1, 2, 3, 5, 10, 15, 20, 30, 60] = Field(
+        default=5, description="interval at which rules are checked"
     )
-    time_zone: str = Field(default="UTC", description="of the quiet hours, such as Europe/Berlin")
+    quiet: str | None = Field(
+        default=None, description="hours, such as 22:00-07:00, in which only critical alerts are sent"
+    )
+    time_zone: str = Field(default="UTC", description="time zone of the quiet hours, such as Europe/Berlin")
 
     @field_validator("quiet")
     @classmethod
     def _is_a_span(cls, quiet: str | None) -> str | None:
         if quiet is not None and (not _QUIET.fullmatch(quiet) or quiet[:5] == quiet[6:]):
-            raise ValueError(f"{quiet!r} are no quiet hours: write them as 22:00-07:00")
+            raise ValueError(f"{quiet!r} is not a span of hours: write it as 22:00-07:00")
         return quiet
 
     @field_validator("time_zone")
@@ -245,7 +259,7 @@ class NotifySettings(Section):
         try:
             ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"{name!r} is no time zone: write it as Europe/Berlin") from None
+            raise ValueError(f"{name!r} is not a time zone: write it as Europe/Berlin") from None
         return name
 
     def is_quiet(self, moment: datetime) -> bool:

@@ -1,4 +1,4 @@
-"""The hours that a command or function works on."""
+"""The hours that a command or an API function works on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
 
 def whole_hours(settings: Settings, start: datetime | None, end: datetime | None) -> Window:
-    """The hours that [start, end) touches, none later than the current one; by default the 24 before the end or now.
+    """The whole hours that [start, end) touches, up to the current one; default: the 24 hours before the end or now.
 
     Raises:
-        ValueError: the start is not before the end, or before the archive's; in a line with both.
+        ValueError: the start is not before the end, or lies before the archive's start; the message names both.
     """
     current_end = floor_hour(datetime.now(UTC)) + HOUR
     end = end or current_end
@@ -31,6 +31,6 @@ def whole_hours(settings: Settings, start: datetime | None, end: datetime | None
     if kept_since and window_start < kept_since:
         raise ValueError(
             f"start {start:%Y-%m-%dT%H:%MZ} is before {kept_since:%Y-%m-%dT%H:%MZ}, the first hour that [upkeep]"
-            f" keep_archive_days = {settings.upkeep.keep_archive_days} keeps; give a later one"
+            f" keep_archive_days = {settings.upkeep.keep_archive_days} keeps; choose a later start"
         )
     return Window(window_start, window_end)

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
 
     @property
     def uses_embedded_store(self) -> bool:
-        """Whether no store is configured, so that the embedded one with its sample traffic is used."""
+        """Whether no store is configured, so that the embedded store with sample traffic is used."""
         return "tracking_uri" not in self.mlflow.model_fields_set
 
     @classmethod
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
             init_settings,
             TomlConfigSettingsSource(settings_cls),
             _Environment(settings_cls),
-            InitSettingsSource(settings_cls, _usual_names()),
+            InitSettingsSource(settings_cls, _common_variables()),
         )
 
 
@@ -98,11 +98,11 @@ class _Environment(EnvSettingsSource):
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
             return super().decode_complex_value(field_name, field, value)
-        except ValueError:  # not JSON: refused later, by the validation, which names the key
+        except ValueError:  # not JSON: the validation refuses it later and names the key
             return value
 
 
-def _usual_names() -> dict[str, dict[str, str]]:
+def _common_variables() -> dict[str, dict[str, str]]:
     names = {"mlflow": ("tracking_uri", "MLFLOW_TRACKING_URI"), "spark": ("remote", "SPARK_REMOTE")}
     return {
         section: {key: os.environ[variable]} for section, (key, variable) in names.items() if os.environ.get(variable)
@@ -113,7 +113,7 @@ def config_path(config: Path | None = None) -> Path | None:
     """The configuration file in use: the one given, the one MONITORING_CONFIG names, ./monitoring.toml, or none.
 
     Raises:
-        SettingsError: a file was named and is not there.
+        SettingsError: a named file does not exist.
     """
     named = config or (Path(os.environ["MONITORING_CONFIG"]) if os.environ.get("MONITORING_CONFIG") else None)
     if named is None:
@@ -125,7 +125,7 @@ def config_path(config: Path | None = None) -> Path | None:
 
 
 def config_folder() -> Path:
-    """The folder of the configuration file in use, else the working folder: where data/ is kept."""
+    """The folder of the configuration file in use, else the working folder; it holds data/."""
     path = config_path()
     return path.parent if path else Path.cwd()
 
@@ -134,7 +134,7 @@ def load_settings(config: Path | None = None) -> Settings:
     """The settings in force, with absolute paths.
 
     Raises:
-        SettingsError: with a line for every unknown key, wrong value and scorer that is not there, all at once.
+        SettingsError: with a line for each unknown key, wrong value and missing scorer, all at once.
     """
     path = config_path(config)
     problems: list[str] = []
@@ -171,7 +171,7 @@ def _read(path: Path | None) -> Settings:
         model_config = SettingsConfigDict(toml_file=path)
 
     found = FromFile()
-    # A class of this function's own could not be handed to another process.
+    # An instance of a local class cannot be pickled for another process.
     return Settings.model_construct(_fields_set=set(found.model_fields_set), **dict(found))
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in a line each: where, the value, and the fix."""
+"""Problems of a configuration as one line each: where it is, the value, and the fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monitoring_pipeline.settings.sections import SCORER_REFERENCE
 
 
 def problem_line(settings: type[BaseModel], path: Path | None, raw: dict[str, Any], detail: Any) -> str:
-    """One error of the validation as a line; `raw` is what the file holds, to tell it from the environment."""
+    """A validation error as a line; `raw` is the content of the file, to tell its values from the environment's."""
     location, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     where = f"{path if _holds(raw, location[:-1] if kind == 'missing' else location) else 'environment'}: {key}"
@@ -37,7 +37,12 @@ def problem_line(settings: type[BaseModel], path: Path | None, raw: dict[str, An
         case "list_type":
             return f"{where} = {value}: must be a list, such as {_EXAMPLES[str(location[-1])]}"
         case _:
-            return f"{where} = {value}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            return wrong_value(where, value, detail["msg"])
+
+
+def wrong_value(where: str, value: str, message: str) -> str:
+    """A line for a wrong value, with pydantic's message."""
+    return f"{where} = {value}: {message[0].lower()}{message[1:]}"
 
 
 def _holds(raw: Any, location: tuple[str | int, ...]) -> bool:
@@ -84,7 +89,7 @@ def _known_keys(settings: type[BaseModel], location: tuple[str | int, ...]) -> l
 
 
 def scorer_problems(entries: list[tuple[Any, Any]]) -> list[str]:
-    """What is wrong with the scorers (name, reference) beyond their types; importing them would take seconds."""
+    """Problems of the scorers (name, reference) beyond their types, without the seconds that an import takes."""
     names = [name for name, _ in entries if isinstance(name, str)]
     problems = [
         f"scorers: name {name!r} is used {names.count(name)} times; give each scorer its own name"
@@ -104,7 +109,7 @@ def _missing_reference(reference: str) -> str | None:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         spec = None
-    except Exception as error:  # noqa: BLE001 - finding a module runs its packages, which may raise anything
+    except Exception as error:  # noqa: BLE001 - find_spec imports parent packages, which may raise anything
         return f"importing the package of {module!r} failed: {type(error).__name__}: {error}"
     if spec is None:
         return f"no module named {module!r}; check the spelling, or install it where the pipeline runs"
@@ -120,7 +125,7 @@ def _missing_reference(reference: str) -> str | None:
 
 
 def without_password(uri: str) -> str:
-    """`uri` fit for a message: user and password of its authority, and secrets among its parameters, become ***."""
-    # Up to the last @: a password that was not percent-encoded may hold any character of its own.
+    """`uri` for use in a message: its user, password and secret parameters become ***."""
+    # Up to the last @: a password that was not percent-encoded may contain any character.
     uri = re.sub(r"://\S*@", "://***@", uri)
     return re.sub(r"(?i)([?&;][\w-]*(?:password|passwd|pwd|secret|token|key)=)[^&;\s'\"]*", r"\1***", uri)

@@ -1,4 +1,4 @@
-"""`[archive.redact]`: what is taken out of traces before they are written."""
+"""`[archive.redact]`: what is removed from traces before they are written."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pydantic import Field, field_validator
 from monitoring_pipeline.settings.base import Section
 
 DetectorName = Literal["email", "phone", "card", "iban", "ip"]
-JSON_PATH = "json_path"  # what is counted, and stands in the text, for a value that a path names
+JSON_PATH = "json_path"  # name of what a path removes, in counts and in the placeholder
 NAME = r"[a-z][a-z0-9_]{0,31}"
 _STEP = r"\.{1,2}(?:\*|[^\W\d][\w-]*)|\[(?:\*|\d+|'[^']*')\]"
 
 
 class RedactSettings(Section):
-    detectors: list[DetectorName] = Field(default=[], description="kinds of personal data that are found by their form")
-    patterns: dict[str, str] = Field(default={}, description="regular expressions of your own, by a name each")
+    detectors: list[DetectorName] = Field(default=[], description="kinds of personal data to find by their form")
+    patterns: dict[str, str] = Field(default={}, description="your own regular expressions, each under a name")
     json_paths: list[str] = Field(default=[], description="values to remove from JSON, such as $.messages[*].content")
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is to be removed."""
+        """Whether anything is removed."""
         return bool(self.detectors or self.patterns or self.json_paths)
 
     @field_validator("patterns")
@@ -43,7 +43,7 @@ class RedactSettings(Section):
         for path in paths:
             if not re.fullmatch(rf"\$(?:{_STEP})+", path):
                 raise ValueError(
-                    f"JSON path {path!r} is not understood: write $ and then .name, ['name'], [0], [*], .* or ..name"
+                    f"JSON path {path!r} is not supported: write $ and then .name, ['name'], [0], [*], .* or ..name"
                 )
         return paths
 
@@ -56,24 +56,24 @@ def path_steps(path: str) -> list[str]:
 def _problem(pattern: str) -> str | None:
     """Why the pattern cannot be used, or None.
 
-    A repetition without a bound inside another can take time exponential in the length of a text, and texts come from
-    outside.
+    An unbounded repetition inside another can take exponential time in the length of a text, and outsiders write the
+    texts.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        return f"is no regular expression: {error}"
+        return f"is not a regular expression: {error}"
     if compiled.match(""):
-        return "matches the empty text; let it match at least a character"
+        return "matches the empty text; make it match at least one character"
     from re import _parser  # type: ignore[attr-defined]
 
     if _repeats_in_repeats(_parser.parse(pattern), inside=False):
-        return "has a repetition within a repetition, which can take for ever; make the inner one possessive, as in a++"
+        return "has a repetition within a repetition, which can take forever; make the inner one possessive, as in a++"
     return None
 
 
 def _repeats_in_repeats(node: Any, inside: bool) -> bool:
-    """Whether an unbounded repeat stands in another in the parsed pattern; possessive ones never go back."""
+    """Whether the parsed pattern has an unbounded repeat inside another; possessive ones never backtrack."""
     from re import _constants, _parser  # type: ignore[attr-defined]
 
     if isinstance(node, _parser.SubPattern):

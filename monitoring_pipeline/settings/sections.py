@@ -1,4 +1,4 @@
-"""What can be set: the sections of monitoring.toml, with their defaults and bounds."""
+"""The sections of monitoring.toml, with their defaults and bounds."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SCORER_REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 def _expand_home(location: str) -> str:
     try:
-        # Any other stays as it is: `./a.b` says that it is a folder and no schema.
+        # All else stays unchanged: `./a.b` is a folder only because of its `./`, and `a.b` a schema.
         return str(Path(location).expanduser()) if location.startswith("~") else location
     except RuntimeError:
-        raise ValueError(f"{location!r} starts from a home folder that is not known; write it from /") from None
+        raise ValueError(f"{location!r} starts from an unknown home folder; write the path from /") from None
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_expand_home)]
@@ -37,15 +37,15 @@ IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
 
 
 def in_catalog(location: str) -> bool:
-    """Whether it names something in a catalog (catalog.schema, catalog.schema.table), and no folder or address."""
+    """Whether `location` is a name in a catalog (catalog.schema or catalog.schema.table), not a folder or address."""
     return re.fullmatch(rf"{IDENTIFIER}(\.{IDENTIFIER}){{1,2}}", location) is not None
 
 
 class MlflowSettings(Section):
     tracking_uri: str = Field(
-        default=EMBEDDED_STORE, min_length=1, description="the MLflow store or server that traces are read from"
+        default=EMBEDDED_STORE, min_length=1, description="MLflow store or server to read traces from"
     )
-    experiments: list[str] = Field(default=[], description="names of the experiments to archive; empty: all of them")
+    experiments: list[str] = Field(default=[], description="names of the experiments to archive; empty: all")
 
 
 class LakeSettings(Section):
@@ -56,18 +56,18 @@ class LakeSettings(Section):
 
 
 class ArchiveSettings(Section):
-    start: datetime = Field(default=datetime(2026, 1, 1, tzinfo=UTC), description="the first hour that has a partition")
+    start: datetime = Field(default=datetime(2026, 1, 1, tzinfo=UTC), description="first hour that has a partition")
     source: Literal["mlflow", "mlflow-sql", "delta", "otel"] = Field(
-        default="mlflow", description="where traces are read from"
+        default="mlflow", description="kind of source to read traces from"
     )
     location: str | None = Field(
         default=None,
         min_length=1,
-        description="of the source: the database (mlflow-sql; default [mlflow] tracking_uri), the table of archived "
-        "traces (delta) or the prefix of the OpenTelemetry tables (otel), as catalog.schema.name or a folder",
+        description="location of the source: its database (mlflow-sql; default [mlflow] tracking_uri), its table of "
+        "archived traces (delta) or the prefix of its OpenTelemetry tables (otel), as catalog.schema.name or a folder",
     )
     redact: RedactSettings = Field(
-        default_factory=RedactSettings, description="what is taken out of traces before they are written"
+        default_factory=RedactSettings, description="what is removed from traces before they are written"
     )
 
     @field_validator("start", mode="before")
@@ -87,16 +87,18 @@ class ArchiveSettings(Section):
 class SparkSettings(Section):
     remote: str | None = Field(
         default=None,
-        description="address of a Spark Connect server, sc://host:port; none: an engine inside the process",
+        description="address of a Spark Connect server, sc://host:port; none: Sail, inside the process",
         pattern=r"^sc://",
     )
 
 
 class ScorerSettings(Section):
-    """A scorer: the user's own (`scorer`) or one of MLflow's (`builtin`), how much it sees, and what it may use."""
+    """A scorer, your own (`scorer`) or one of MLflow's (`builtin`), with its sample and its limits."""
 
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", description="what tables and commands call it")
-    scorer: str | None = Field(default=None, pattern=SCORER_REFERENCE, description="module:attribute")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", description="name in tables and commands")
+    scorer: str | None = Field(
+        default=None, pattern=SCORER_REFERENCE, description="your own scorer, as module:attribute"
+    )
     builtin: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z_]\w*$",
@@ -105,57 +107,63 @@ class ScorerSettings(Section):
     model: str | None = Field(
         default=None,
         pattern=r"^([a-z][\w-]*:/.+|databricks)$",
-        description="the judge's model, or `databricks` for the one that Databricks has for judges",
+        description="model of a judge, or `databricks` for the model that Databricks provides for judges",
     )
     params: dict[str, Any] = Field(default={}, description="keyword arguments of the scorer")
     state: Literal["active", "stopped", "registered"] = Field(
-        default="active", description="the state that `scorers apply` brings it to; only an active one runs by itself"
+        default="active", description="state that `scorers apply` brings it to; only active scorers score new traces"
     )
     sample_rate: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="share of the traces that pass the filter; default by kind: safety 1.0, relevance 0.2, "
-        "guidelines 0.1, other judges 0.05, code 1.0",
+        description="share of the traces that pass the filter; default by kind: safety and code 1.0, relevance 0.2, "
+        "guidelines 0.1, other judges 0.05",
     )
     filter: str | None = Field(default=None, description="MLflow trace filter")
     pass_if: str | None = Field(
         default=None,
         pattern=r"^(<|<=|>|>=|==) *-?\d+(\.\d+)?$",
-        description="the scores that pass; default: for agreement the upper half, for pass rates the 1 of scores that "
-        "are all 0 or 1",
+        description="scores that pass; default: 1 for pass rates of scores that are all 0 or 1, the upper half for "
+        "agreement",
     )
     compare_with: list[str] = Field(
-        default=[], description="names of people's feedback that the scorer is compared with; default: its own name"
+        default=[], description="names of human feedback to compare the scorer with; default: the name of the scorer"
     )
-    concurrency: int | None = Field(default=None, ge=1, description="calls at a time; default: judges 8, code 1")
-    requests_per_minute: int | None = Field(default=None, ge=1, description="requests to the model; none: no limit")
-    timeout_seconds: float = Field(default=60.0, gt=0, description="of one request to the model")
-    max_attempts: int = Field(default=5, ge=1, description="of one request, on 429, 5xx and time-outs")
+    concurrency: int | None = Field(default=None, ge=1, description="concurrent calls; default: judges 8, code 1")
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="limit of requests to the model; none: no limit"
+    )
+    timeout_seconds: float = Field(default=60.0, gt=0, description="time limit of one request to the model")
+    max_attempts: int = Field(
+        default=5, ge=1, description="attempts of one request, after status 429, 5xx and time-outs"
+    )
     usd_per_million_input_tokens: float | None = Field(
-        default=None, ge=0, description="price of the model; default: MLflow's price list"
+        default=None, ge=0, description="price of input tokens; default: MLflow's price list"
     )
     usd_per_million_output_tokens: float | None = Field(
-        default=None, ge=0, description="price of the model; default: MLflow's price list"
+        default=None, ge=0, description="price of output tokens; default: MLflow's price list"
     )
-    max_usd_per_day: float | None = Field(default=None, gt=0, description="spent in one UTC day; none: no limit")
+    max_usd_per_day: float | None = Field(
+        default=None, gt=0, description="spending limit in one UTC day; none: no limit"
+    )
     max_traces_per_hour: int | None = Field(
-        default=None, ge=1, description="traces scored in one hour of the clock; none: no limit"
+        default=None, ge=1, description="limit of traces scored in one clock hour; none: no limit"
     )
     managed: Literal["databricks"] | None = Field(
-        default=None, description="who runs the scorer, by itself and in backfills; none: this pipeline"
+        default=None, description="service that runs the scorer, for new traces and backfills; none: this pipeline"
     )
     session_idle_minutes: int = Field(
-        default=30, ge=0, description="how long a session must be quiet before a scorer of sessions sees it"
+        default=30, ge=0, description="quiet minutes after which a session is scored, for scorers of whole sessions"
     )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.scorer is None) == (self.builtin is None):
             given = "neither" if self.scorer is None else "both"
-            raise ValueError(f"{given} of scorer and builtin given; a scorer needs one of them")
+            raise ValueError(f"{given} of scorer and builtin given; give exactly one")
         if self.model is not None and self.builtin is None:
-            raise ValueError(f"model = {self.model!r} is for a builtin; a scorer of your own names its model itself")
+            raise ValueError(f"model = {self.model!r} is for a builtin; your own scorer chooses its model in its code")
         return self
 
     @model_validator(mode="after")
@@ -164,46 +172,48 @@ class ScorerSettings(Section):
         given = sorted(name for name in limits if getattr(self, name) is not None)
         if self.managed and given:
             raise ValueError(
-                f"{', '.join(given)} cannot be held for managed = {self.managed!r}, which asks the model by itself; "
+                f"{', '.join(given)} cannot be enforced with managed = {self.managed!r}, which calls the model itself; "
                 "lower sample_rate"
             )
         return self
 
     @property
     def reference(self) -> str:
-        """What the scorer is, in the user's words: module:attribute, or the name of MLflow's."""
+        """The scorer as configured: module:attribute, or the name of MLflow's class."""
         return self.scorer or self.builtin or ""
 
 
 class ScoringSettings(Section):
     experiment: str | None = Field(
         default=None,
-        description="name of the experiment that keeps the scorers' states; default: the first of [mlflow] "
-        "experiments, else MLflow's default experiment",
+        description="MLflow experiment that stores the states of scorers; default: the first of [mlflow] experiments, "
+        "else MLflow's default experiment",
     )
     write_back: bool = Field(default=False, description="log results to MLflow as feedback on their traces")
 
 
 class BackfillSettings(Section):
-    max_partitions_per_run: int = Field(default=168, ge=1, description="hours that one run of a backfill takes")
-    max_scorers_at_once: int = Field(default=4, ge=1, description="scorers that a backfill in one process runs at once")
+    max_partitions_per_run: int = Field(default=168, ge=1, description="hours in one run of a scorer's backfill")
+    max_scorers_at_once: int = Field(
+        default=4, ge=1, description="processes of a backfill that runs without a Dagster daemon"
+    )
 
 
 class ReportSettings(Section):
     location: Location = Field(default="data/reports", description="folder of the reports")
     mlflow_ui: str | None = Field(
         default=None,
-        description="address of MLflow's pages, for links; default: [mlflow] tracking_uri where it is http(s)",
+        description="address of the MLflow UI, for links; default: [mlflow] tracking_uri if it is http(s)",
     )
     log_to_experiment: str | None = Field(
-        default=None, min_length=1, description="MLflow experiment that each report is also logged to; none: not logged"
+        default=None, min_length=1, description="MLflow experiment to log each report to; none: not logged"
     )
 
     @field_validator("mlflow_ui")
     @classmethod
     def _is_a_page(cls, mlflow_ui: str | None) -> str | None:
         if mlflow_ui is not None and not re.match(r"https?://[^/\s]", mlflow_ui):
-            raise ValueError(f"mlflow_ui = {mlflow_ui!r} is no page; write its address, such as http://127.0.0.1:5000")
+            raise ValueError(f"mlflow_ui = {mlflow_ui!r} is not an address; write it as http://127.0.0.1:5000")
         return mlflow_ui
 
 
@@ -259,23 +269,24 @@ class DagsterSettings(Section):
 
 
 class DatabricksSettings(Section):
-    """Databricks; its address and credentials come from the environment, as for Databricks' own tools."""
+    """Databricks; its address and credentials come from the environment, as for its own tools."""
 
     jobs: Literal["serverless", "cluster"] | None = Field(
-        default=None, description="run the heavy assets as Databricks jobs; none: where Dagster runs"
+        default=None, description="run the heavy assets as Databricks jobs; none: run them where Dagster runs"
     )
-    cluster_id: str | None = Field(default=None, min_length=1, description="of jobs on a cluster that is there")
+    cluster_id: str | None = Field(default=None, min_length=1, description="existing cluster for jobs")
     new_cluster: dict[str, Any] | None = Field(
-        default=None, description="of jobs on a cluster of their own: the Jobs API's new_cluster"
+        default=None, description="cluster to create for each job, as new_cluster of the Jobs API"
     )
     volume: str | None = Field(
-        default=None, description="folder of a Unity Catalog volume that jobs and Dagster exchange messages through"
+        default=None, description="folder of a Unity Catalog volume for messages between jobs and Dagster"
     )
     packages: list[str] = Field(
-        default=[], description="what a job installs: this package's wheel in a volume, and those of your scorers"
+        default=[],
+        description="packages that a job installs: the wheel of this package in a volume, and those of your scorers",
     )
     monitoring_frequency_minutes: int = Field(
-        default=15, ge=1, le=60, description="how often Databricks runs the scorers that it manages"
+        default=15, ge=1, le=60, description="interval at which Databricks runs its managed scorers"
     )
 
     @field_validator("volume")
@@ -301,7 +312,7 @@ class DatabricksSettings(Section):
 
 
 def default_scorers() -> list[ScorerSettings]:
-    """The scorers of a configuration that names none: shipped ones that need no key."""
+    """The scorers of a configuration without any: shipped ones that need no API key."""
     names = ("response_quality", "tool_errors", "stage_latency")
     return [ScorerSettings(name=name, scorer=f"{SHIPPED_SCORERS}:{name}") for name in names]
 
@@ -309,24 +320,27 @@ def default_scorers() -> list[ScorerSettings]:
 class AutomationSettings(Section):
     enabled: bool = Field(
         default=False,
-        description="whether sensors and schedules start with Dagster; else each is switched on in the UI",
+        description="whether sensors and schedules start with Dagster; otherwise enable each in the UI",
     )
     rescore_changed: bool = Field(
-        default=False, description="score the latest hours again, by itself, when a scorer's digest changes"
+        default=False, description="score the latest hours again when a scorer's digest changes"
     )
     rescore_look_back_hours: int = Field(
-        default=168, ge=1, description="how many of the latest hours a changed scorer scores again"
+        default=168, ge=1, description="latest hours that a changed scorer scores again"
     )
 
 
 class SensorSettings(Section):
-    interval_seconds: int = Field(default=60, ge=10, description="from one look at the source to the next")
+    interval_seconds: int = Field(default=60, ge=10, description="interval between comparisons with the source")
     look_back_hours: int = Field(
-        default=48, ge=1, le=744, description="hours that are compared at each look; of the days before, one a look"
+        default=48,
+        ge=1,
+        le=744,
+        description="latest hours in each comparison; earlier days take turns, one per comparison",
     )
     current_hour_refresh_minutes: int = Field(
-        default=5, ge=1, le=60, description="how old the archive of the current hour may become while traces arrive"
+        default=5, ge=1, le=60, description="highest age of the current hour's archive while traces arrive"
     )
     max_attempts: int = Field(
-        default=3, ge=1, le=20, description="runs a UTC day for one state of an hour before it is given up"
+        default=3, ge=1, le=20, description="failed runs per UTC day after which an unchanged hour is given up"
     )

@@ -1,4 +1,4 @@
-"""`[upkeep]`: how long what is in the lake stays there."""
+"""`[upkeep]`: how long the lake keeps traces, results and old files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from monitoring_pipeline.settings.base import Section
 
 class UpkeepSettings(Section):
     keep_archive_days: int | None = Field(
-        default=None, ge=1, description="whole days that traces, and what is made of each, are kept; none: for ever"
+        default=None, ge=1, description="whole days that traces and their derived rows are kept; none: forever"
     )
     keep_results_days: int | None = Field(
-        default=None, ge=1, description="whole days that assessments, ledger, quality and figures by hour are kept"
+        default=None,
+        ge=1,
+        description="whole days that assessments, ledger, quality and hourly figures are kept; none: forever",
     )
     keep_versions_hours: int = Field(
         default=168,
         ge=168,
-        description="how long files stay that are no longer part of a table; longer than any run takes",
+        description="hours that files which a table no longer uses are kept; must exceed the longest run",
     )
 
     @model_validator(mode="after")
@@ -28,14 +30,14 @@ class UpkeepSettings(Section):
         results, archive = self.keep_results_days, self.keep_archive_days
         if results is not None and (archive is None or results < archive):
             raise ValueError(
-                f"keep_results_days = {results} is less than keep_archive_days = {archive or 'for ever'}: scorers "
+                f"keep_results_days = {results} is less than keep_archive_days = {archive or 'forever'}: scorers "
                 "would run again on traces whose results are gone; raise it, or lower keep_archive_days"
             )
         return self
 
 
 def oldest_kept(keep_days: int | None, now: datetime | None = None) -> datetime | None:
-    """The first moment that so many whole days before today keep, in UTC; None where all is kept."""
+    """The start (UTC) of what is kept: `keep_days` whole days before today; None when everything is kept."""
     if keep_days is None:
         return None
     today = (now or datetime.now(UTC)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

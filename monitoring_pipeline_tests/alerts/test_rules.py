@@ -31,12 +31,15 @@ def problems(tmp_path: Path, toml: str) -> list[str]:
         ),
         (RULE, "alerts[0]: a: none given; give one of threshold, change, objective"),
         (RULE + 'threshold = 0.1\nchange = "up"', "alerts[0]: a: threshold and change given; give one of"),
-        (RULE + "threshold = 10", "alerts[0]: a: threshold = 10.0 of error_rate: a rate is from 0 to 1"),
+        (RULE + "threshold = 10", "alerts[0]: a: threshold = 10.0 of error_rate: must be from 0 to 1"),
         (
             RULE + 'threshold = 0.1\noperator = "=="',
             "alerts[0].operator = '==': input should be '>', '>=', '<' or '<='",
         ),
-        (RULE + 'threshold = 0.1\nwindow = "90m"', "alerts[0].window: '90m' is no window: write whole hours or days"),
+        (
+            RULE + 'threshold = 0.1\nwindow = "90m"',
+            "alerts[0].window: '90m' is not a window: write whole hours or days",
+        ),
         (
             RULE + 'threshold = 0.1\nseverity = "bad"',
             "alerts[0].severity = 'bad': input should be 'info', 'warning' or",
@@ -45,15 +48,18 @@ def problems(tmp_path: Path, toml: str) -> list[str]:
         (RULE + 'threshold = 0.1\nnotify = ["x"]', "alerts[0].notify = 'x': no such notifier; there are log"),
         (
             RULE + "threshold = 0.1\nburn_rate = 2",
-            "alerts[0]: a: burn_rate says nothing to a rule with threshold; take",
+            "alerts[0]: a: burn_rate does not apply to a rule with threshold; remove",
         ),
         (RULE + "threshold = 0.1\nthresh = 2", "alerts[0].thresh: unknown key; known here: name, metric, scope, "),
         (
             RULE + 'threshold = 0.1\nscope = { name = "x" }',
             "alerts[0].scope.name: unknown key; known here: experiment, ",
         ),
-        (RULE + 'threshold = 0.1\nscope = { scorer = "x" }', "alerts[0]: a: error_rate is not of a scorer; take"),
-        (RULE + 'change = "up"\nwindow = "5h"', "alerts[0]: a: window = '5h' of a change: a day must hold it evenly"),
+        (
+            RULE + 'threshold = 0.1\nscope = { scorer = "x" }',
+            "alerts[0]: a: error_rate does not depend on a scorer; remove",
+        ),
+        (RULE + 'change = "up"\nwindow = "5h"', "alerts[0]: a: window = '5h' of a change must divide a day evenly"),
         (RULE + 'objective = 0.99\nwindow = "1h"', "alerts[0]: a: short_window = '1h' must be shorter than window"),
         (
             RULE + 'objective = 0.9\nwindow = "6h"\nburn_rate = 14',
@@ -73,13 +79,13 @@ def problems(tmp_path: Path, toml: str) -> list[str]:
         (MAIL + 'user = "u"', "notifiers[0]: m: user and password_env belong together"),
         (
             MAIL + 'user = "u"\npassword_env = "P"\nsecurity = "none"',
-            "notifiers[0]: m: a password would go in the clear",
+            "notifiers[0]: m: the password would be sent unencrypted",
         ),
-        (MAIL.replace("d@e.f", "d@e.f, x"), "notifiers[0].to: 'd@e.f, x' is no mail address"),
+        (MAIL.replace("d@e.f", "d@e.f, x"), "notifiers[0].to: 'd@e.f, x' is not a mail address"),
         ('[[notifiers]]\nname = "log"\nkind = "log"', "notifiers: 'log' is there already; give yours another name"),
         ("[notify]\nevery_minutes = 7", "notify.every_minutes = 7: input should be 1, 2, 3, 5"),
-        ('[notify]\nquiet = "22-7"', "notify.quiet: '22-7' are no quiet hours: write them as 22:00-07:00"),
-        ('[notify]\ntime_zone = "Mars"', "notify.time_zone: 'Mars' is no time zone: write it as Europe/Berlin"),
+        ('[notify]\nquiet = "22-7"', "notify.quiet: '22-7' is not a span of hours: write it as 22:00-07:00"),
+        ('[notify]\ntime_zone = "Mars"', "notify.time_zone: 'Mars' is not a time zone: write it as Europe/Berlin"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_its_key(tmp_path: Path, toml: str, line: str) -> None:

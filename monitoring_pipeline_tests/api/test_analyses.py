@@ -92,7 +92,7 @@ def test_archived_traces_are_the_newest_first(recorded_traces: list[Trace], sett
     assert len(failed) > 0
     assert api.query_archived_traces(settings=settings).count() == 0  # the last 24 hours
     with pytest.raises(MonitoringError, match=r"^trace filter 'nonsense': "):
-        api.query_archived_traces(**RANGE, filter="nonsense", settings=settings)
+        api.query_archived_traces(**RANGE, filter_string="nonsense", settings=settings)
 
 
 def test_search_returns_the_table_that_mlflow_returns(table: pd.DataFrame, settings: Settings) -> None:
@@ -262,8 +262,11 @@ def test_a_profile_is_what_a_loop_over_spans_finds(recorded_traces: list[Trace],
             {"trace_id": "tr-none"},
             r"^no trace tr-none in the archive; archive its hour first, or give the trace itself$",
         ),
-        ({}, r"^give trace_id, or the trace itself$"),
-        ({"trace_id": "tr-none", "trace": made_trace(1)}, r"^the given trace is tr-0+1, not tr-none; give either$"),
+        ({}, r"^give trace_id or trace$"),
+        (
+            {"trace_id": "tr-none", "trace": made_trace(1)},
+            r"^trace is tr-0+1, but trace_id is tr-none; give one of them$",
+        ),
     ],
 )
 def test_a_profile_of_no_trace_is_one_line(settings: Settings, choice: dict[str, Any], line: str) -> None:
@@ -426,7 +429,9 @@ def test_releases_of_the_archive_are_compared_too(made: MadeProject) -> None:
 )
 def test_traces_and_times_are_one_too_many(settings: Settings, analyse: Any) -> None:
     for times in ({"start_time": RECORDED_WINDOW.start}, {"end_time": RECORDED_WINDOW.end}):
-        with pytest.raises(MonitoringError, match=r"^give either traces, or start_time and end_time of archived ones$"):
+        with pytest.raises(
+            MonitoringError, match=r"^give either traces, or start_time and end_time of archived traces$"
+        ):
             analyse(traces=[made_trace(1)], **times, settings=settings)
 
 

@@ -30,7 +30,7 @@ from monitoring_pipeline_tests.sources.stores import START, trace_id
 
 ODD = "monitoring_pipeline_tests.odd_scorers"
 NUMBER, EVEN = scorer("number", f"{ODD}:number"), scorer("even", f"{ODD}:even")
-RANGE: dict[str, Any] = {"start": WINDOW.start, "end": WINDOW.end}
+RANGE: dict[str, Any] = {"start_time": WINDOW.start, "end_time": WINDOW.end}
 
 
 def ids(frame: pd.DataFrame) -> set[str]:
@@ -79,11 +79,11 @@ def test_archived_traces_by_id_by_time_and_by_filter(made: MadeProject) -> None:
     prod = "tags.env = 'prod'"
     assert found(trace_ids=[IDS[3], IDS[17], IDS[3]]) == {IDS[3], IDS[17]}
     assert found(trace_ids=[]) == set()
-    assert found(start=START + HOUR, end=START + 3 * HOUR) == set(IDS[10:30])
-    assert found(start=START + 1.5 * HOUR, end=START + 1.6 * HOUR) == set(IDS[10:20])  # the whole hour
-    assert found(**RANGE, filter=prod) == set(IDS[::2])
-    assert found(trace_ids=IDS[4:6], start=START, end=START + HOUR) == set(IDS[4:6])
-    assert found(end=START + 2 * HOUR, filter=prod) == set(IDS[:20:2])  # the 24 hours before
+    assert found(start_time=START + HOUR, end_time=START + 3 * HOUR) == set(IDS[10:30])
+    assert found(start_time=START + 1.5 * HOUR, end_time=START + 1.6 * HOUR) == set(IDS[10:20])  # the whole hour
+    assert found(**RANGE, filter_string=prod) == set(IDS[::2])
+    assert found(trace_ids=IDS[4:6], start_time=START, end_time=START + HOUR) == set(IDS[4:6])
+    assert found(end_time=START + 2 * HOUR, filter_string=prod) == set(IDS[:20:2])  # the 24 hours before
     assert found() == set()  # the last 24 hours
 
 
@@ -92,7 +92,7 @@ def test_a_time_without_a_zone_is_a_local_one(made: MadeProject, monkeypatch: py
     time.tzset()
     try:
         start, end = map(datetime.fromisoformat, ("2026-01-01T14:00", "2026-01-01T15:00"))
-        results = assess(start=start, end=end, scorers=["stage_latency"], settings=made.settings)
+        results = assess(start_time=start, end_time=end, scorers=["stage_latency"], settings=made.settings)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -115,18 +115,24 @@ def test_the_archive_stays_as_it_is(made: MadeProject) -> None:
             r"^no trace tr-nowhere in the archive; archive its hour first, or give",
         ),
         (
-            {"trace_ids": [IDS[0]], "start": START + HOUR, "end": START + 2 * HOUR},
+            {"trace_ids": [IDS[0]], "start_time": START + HOUR, "end_time": START + 2 * HOUR},
             f"^no trace {IDS[0]} in the archive of",
         ),
-        ({"trace_ids": [IDS[1]], "filter": "tags.env = 'prod'"}, f"^no trace {IDS[1]}"),
-        ({**RANGE, "filter": "nonsense"}, r"^trace filter 'nonsense': "),
+        ({"trace_ids": [IDS[1]], "filter_string": "tags.env = 'prod'"}, f"^no trace {IDS[1]}"),
+        ({**RANGE, "filter_string": "nonsense"}, r"^trace filter 'nonsense': "),
         ({**RANGE, "scorers": ["tool_erors"]}, r"^no scorer 'tool_erors'; configured are response_quality, stage_lat"),
         ({**RANGE, "scorers": ["stage_latency", stage_latency]}, "^more than one scorer is named stage_latency; give"),
-        ({"traces": [], "trace_ids": [IDS[0]]}, "^give either traces, or trace_ids, start, end and filter"),
-        ({"traces": [], "start": START}, "^give either traces"),
-        ({"traces": [], "filter": "tags.env = 'prod'"}, "^give either traces"),
-        ({"start": START, "end": START}, "^start 2026-01-01T05:00Z is not before end 2026-01-01T05:00Z$"),
-        ({"start": datetime(2020, 1, 1, tzinfo=UTC)}, "^start 2020-01-01T00:00Z is before the archive's start; set"),
+        (
+            {"traces": [], "trace_ids": [IDS[0]]},
+            "^give either traces, or trace_ids, start_time, end_time and filter_string",
+        ),
+        ({"traces": [], "start_time": START}, "^give either traces"),
+        ({"traces": [], "filter_string": "tags.env = 'prod'"}, "^give either traces"),
+        ({"start_time": START, "end_time": START}, "^start 2026-01-01T05:00Z is not before end 2026-01-01T05:00Z$"),
+        (
+            {"start_time": datetime(2020, 1, 1, tzinfo=UTC)},
+            "^start 2020-01-01T00:00Z is before the archive's start; set",
+        ),
     ],
 )
 def test_what_cannot_be_assessed_is_one_line(made: MadeProject, choice: dict[str, Any], line: str) -> None:

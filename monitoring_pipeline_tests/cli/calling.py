@@ -1,4 +1,4 @@
-"""Calls of the command line within a test."""
+"""Calls of the command line in the process of the test, which spares each call the seconds that imports take."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from monitoring_pipeline.cli.app import main
 
 @dataclass(frozen=True)
 class Called:
-    """How a call ended: exit code, what it printed, and the error in one line."""
+    """How a call ended: its exit code, and what it printed to stdout and stderr."""
 
     code: int
     out: str
-    error: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """What it printed to stderr, in one line and without typer's frame."""
+        return " ".join(self.err.replace("│", " ").split())
 
     def table(self) -> list[list[str]]:
         """The cells of the printed table, its head first."""
@@ -29,19 +34,20 @@ class Called:
 Call = Callable[..., Called]
 
 
-def calling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str) -> Call:
-    """What calls `monitoring-pipeline <command>` with arguments."""
+def calling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *command: str) -> Call:
+    """A function that calls `monitoring-pipeline <command>` with arguments, as the console script does."""
     monkeypatch.setattr("monitoring_pipeline.cli.console.console", Console(width=160))
     monkeypatch.setenv("MONITORING_CONFIG", "")  # --config sets it; so it is as before when the test ends
 
     def call(*arguments: str) -> Called:
-        monkeypatch.setattr(sys, "argv", ["monitoring-pipeline", command, *arguments])
+        monkeypatch.setattr(sys, "argv", ["monitoring-pipeline", *command, *arguments])
+        capsys.readouterr()
         code: object = 0
         try:
             main()
         except SystemExit as end:
             code = end.code
         captured = capsys.readouterr()
-        return Called(int(str(code or 0)), captured.out, " ".join(captured.err.replace("│", " ").split()))
+        return Called(int(str(code or 0)), captured.out, captured.err)
 
     return call

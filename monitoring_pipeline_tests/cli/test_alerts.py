@@ -69,10 +69,10 @@ def test_a_notifier_is_tried(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (refused.code, refused.error) == (1, "error: notifier hook: it answered 404")
 
 
-def test_what_cannot_be_done_is_told(call: Call, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_done_is_reported(call: Call, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALERT_HOOK", raising=False)
     assert call("test", "pager").error == "error: pager: no such notifier; configured are hook"
     assert call("test", "hook").error == "error: notifier hook: the environment variable ALERT_HOOK is not set"
     file.write_text(file.read_text(encoding="utf-8").replace(RULES, ""), encoding="utf-8")
     done = call("check")
-    assert (done.code, done.error) == (1, "error: no rules: add [[alerts]] to monitoring.toml")
+    assert (done.code, done.error) == (1, "error: no alert rules; add [[alerts]] to monitoring.toml")

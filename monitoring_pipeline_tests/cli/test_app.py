@@ -15,33 +15,43 @@ import pytest
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, TABLES
+from monitoring_pipeline_tests.cli.calling import Called, calling
 
 COMMAND = str(Path(sys.executable).parent / "monitoring-pipeline")
 RANGE = ("--from", "2026-01-01T00:00Z", "--to", "2026-01-01T03:00Z")
 
 
 class Shell:
-    """A folder with a configuration, in which the command is called."""
+    """A folder with a configuration, in which the command is called, in this process or in one of its own."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         self.folder = folder
+        self.monkeypatch = monkeypatch
+        self.calling = calling(monkeypatch, capsys)
         others = {name: value for name, value in os.environ.items() if not name.startswith(("MONITORING_", "DAGSTER_"))}
         self.environment = {**others, "COLUMNS": "200"}
 
     def configure(self, text: str) -> None:
         (self.folder / "monitoring.toml").write_text(text, encoding="utf-8")
 
-    def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: str) -> Called:
+        self.monkeypatch.chdir(self.folder)
+        # A run sets it; so the test leaves it as it was, and each folder has an instance of its own.
+        self.monkeypatch.setenv("DAGSTER_HOME", "")
+        self.monkeypatch.delenv("DAGSTER_HOME")
+        return self.calling(*arguments)
+
+    def call_process(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [COMMAND, *arguments],
             cwd=self.folder,
-            env={**self.environment, **environment},
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=300,  # a busy machine takes minutes for what a quiet one does in seconds
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_process(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [COMMAND, *arguments],
             cwd=self.folder,
@@ -56,8 +66,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -79,7 +89,7 @@ def test_help_is_quick_to_load(arguments: list[str]) -> None:
 
 
 def test_run_prints_a_summary_and_running_again_changes_no_row(airline: Shell, spark: SparkResource) -> None:
-    first = airline.call("run", *RANGE)
+    first = airline.call_process("run", *RANGE)
     assert first.returncode == 0, first.stderr
     assert "response_quality" in first.stdout
     assert "report.html" in first.stdout
@@ -87,20 +97,20 @@ def test_run_prints_a_summary_and_running_again_changes_no_row(airline: Shell, s
     rows = {table.name: sorted(map(str, lake.read(table).collect())) for table in TABLES}
     assert rows["agent_traces"]
 
-    assert airline.call("run", *RANGE).returncode == 0
+    assert airline.call("run", *RANGE).code == 0
     assert {table.name: sorted(map(str, lake.read(table).collect())) for table in TABLES} == rows
 
 
 def test_run_of_one_scorer_leaves_the_others_out(airline: Shell, spark: SparkResource) -> None:
-    assert airline.call("run", *RANGE, "--scorer", "tool_errors").returncode == 0
+    assert airline.call("run", *RANGE, "--scorer", "tool_errors").code == 0
     scorers = airline.lake(spark).read(ASSESSMENTS).select("scorer").distinct().toPandas()["scorer"].tolist()
     assert scorers == ["tool_errors"]
 
 
 def test_a_range_without_traces_says_so(airline: Shell) -> None:
     done = airline.call("run", "--from", "2026-05-01T00:00Z", "--to", "2026-05-01T02:00Z")
-    assert done.returncode == 0
-    assert "No traces in this range" in done.stdout
+    assert done.code == 0
+    assert "No traces in this range" in done.out
 
 
 @pytest.mark.parametrize(
@@ -115,8 +125,8 @@ def test_a_range_without_traces_says_so(airline: Shell) -> None:
 )
 def test_wrong_usage_is_exit_code_2(airline: Shell, arguments: tuple[str, ...], named: str) -> None:
     done = airline.call("run", *arguments)
-    assert done.returncode == 2
-    assert named in " ".join(done.stderr.replace("│", " ").split())
+    assert done.code == 2
+    assert named in done.error
     assert not (airline.folder / "data").exists()
 
 
@@ -132,26 +142,35 @@ def test_wrong_usage_is_exit_code_2(airline: Shell, arguments: tuple[str, ...], 
 def test_what_cannot_work_is_one_line_and_exit_code_1(shell: Shell, configuration: str, named: str) -> None:
     shell.configure(configuration)
     done = shell.call("run", *RANGE)
-    assert done.returncode == 1
-    assert named in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.code == 1
+    assert named in done.err
+    assert len(done.err.strip().splitlines()) == 1
     assert not (shell.folder / "data" / "lake").exists()
+
+
+def test_the_console_script_ends_with_the_exit_code(shell: Shell) -> None:
+    shell.configure('[lake]\nlocatoin = "x"\n')
+    failed, misused = shell.call_process("run", *RANGE), shell.call_process("run", "--form", "yesterday")
+    assert (failed.returncode, misused.returncode) == (1, 2)
+    assert failed.stderr.startswith("error: ")
+    assert len(failed.stderr.splitlines()) == 1
+    assert "No such option: --form" in misused.stderr
 
 
 def test_a_missing_experiment_is_named_with_those_there_are(shell: Shell, recorded_store: str) -> None:
     shell.configure(f'[mlflow]\ntracking_uri = "{recorded_store}"\nexperiments = ["airlin"]\n')
     done = shell.call("run", *RANGE)
-    assert done.returncode == 1
-    assert "'airlin'" in done.stderr
-    assert "'airline'" in done.stderr
+    assert done.code == 1
+    assert "'airlin'" in done.err
+    assert "'airline'" in done.err
 
 
 def test_a_lake_that_cannot_be_written_is_named(shell: Shell, recorded_store: str) -> None:
     (shell.folder / "file").touch()
     shell.configure(f'[mlflow]\ntracking_uri = "{recorded_store}"\n[lake]\nlocation = "file/lake"\n')
     done = shell.call("run", *RANGE)
-    assert done.returncode == 1
-    assert str(shell.folder / "file" / "lake") in done.stderr
+    assert done.code == 1
+    assert str(shell.folder / "file" / "lake") in done.err
 
 
 def test_a_scorer_that_always_raises_fails_the_run_but_nothing_else(
@@ -166,36 +185,43 @@ def test_a_scorer_that_always_raises_fails_the_run_but_nothing_else(
         '[[scorers]]\nname = "broken"\nscorer = "broken:broken"\n'
         '[[scorers]]\nname = "tool_errors"\nscorer = "monitoring_pipeline.scoring.scorers:tool_errors"\n'
     )
-    done = shell.call("run", *RANGE, PYTHONPATH=str(shell.folder))
-    assert done.returncode == 1
-    assert "no such luck" in done.stdout
+    shell.monkeypatch.syspath_prepend(shell.folder)
+    done = shell.call("run", *RANGE)
+    del sys.modules["broken"]
+    assert done.code == 1
+    assert "no such luck" in done.out
     rows = shell.lake(spark).read(ASSESSMENTS).toPandas()
     traces = shell.lake(spark).read(AGENT_TRACES).count()
     assert (rows[rows["scorer"] == "broken"]["error_code"] == "SCORER_ERROR").sum() == traces
     assert rows[rows["scorer"] == "tool_errors"]["error_code"].isna().all()
 
 
-def test_doctor_tells_what_is_well_and_what_is_not(airline: Shell) -> None:
+def test_doctor_says_what_is_well_and_what_is_not(airline: Shell) -> None:
     well = airline.call("doctor")
-    assert well.returncode == 0
-    assert well.stdout.count("ok") >= 5
+    assert well.code == 0
+    assert well.out.count("ok") >= 5
     airline.configure('[mlflow]\ntracking_uri = "http://127.0.0.1:9"\n')
     ill = airline.call("doctor")
-    assert ill.returncode == 1
-    assert "FAIL" in ill.stdout
-    assert "http://127.0.0.1:9" in ill.stdout
+    assert ill.code == 1
+    assert "FAIL" in ill.out
+    assert "http://127.0.0.1:9" in ill.out
 
 
 def test_demo_refuses_a_configured_store(airline: Shell) -> None:
     done = airline.call("demo")
-    assert done.returncode == 1
-    assert "use `run`" in done.stderr
+    assert done.code == 1
+    assert "use `run`" in done.err
 
 
-def test_a_killed_run_is_completed_by_the_next(airline: Shell, spark: SparkResource, tmp_path_factory) -> None:
+def test_a_killed_run_is_completed_by_the_next(
+    airline: Shell,
+    spark: SparkResource,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     two_days = ("--from", "2026-01-01T00:00Z", "--to", "2026-01-03T00:00Z")
     for _ in range(2):
-        process = airline.start("run", *two_days)
+        process = airline.start_process("run", *two_days)
         log = airline.folder / "data" / "lake" / "assessments" / "_delta_log"
         deadline = time.monotonic() + 60
         seen = len(list(log.glob("*.json"))) if log.exists() else 0
@@ -206,11 +232,11 @@ def test_a_killed_run_is_completed_by_the_next(airline: Shell, spark: SparkResou
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     done = airline.call("run", *two_days)
-    assert done.returncode == 0, done.stdout
+    assert done.code == 0, done.out
 
-    undisturbed = Shell(tmp_path_factory.mktemp("undisturbed"))
+    undisturbed = Shell(tmp_path_factory.mktemp("undisturbed"), airline.monkeypatch, capsys)
     undisturbed.configure((airline.folder / "monitoring.toml").read_text())
-    assert undisturbed.call("run", *two_days).returncode == 0
+    assert undisturbed.call("run", *two_days).code == 0
     for table in TABLES:
         timeless = [name for name in table.schema.names if name not in TIMES]
         one, other = (
@@ -230,7 +256,7 @@ def test_traces_deleted_from_mlflow_stay_archived(shell: Shell, recorded_store: 
     with sqlite3.connect(recorded_store.removeprefix("sqlite:///")) as source, sqlite3.connect(copy) as target:
         source.backup(target)
     shell.configure(f'[mlflow]\ntracking_uri = "sqlite:///{copy}"\nexperiments = ["airline"]\n')
-    assert shell.call("run", *RANGE).returncode == 0
+    assert shell.call("run", *RANGE).code == 0
     archived = shell.lake(spark).read(AGENT_TRACES).count()
 
     client = MlflowClient(f"sqlite:///{copy}")
@@ -240,5 +266,5 @@ def test_traces_deleted_from_mlflow_stay_archived(shell: Shell, recorded_store: 
         experiment.experiment_id, max_timestamp_millis=1767225600000 + 3_600_000, max_traces=100
     )
     assert deleted > 0
-    assert shell.call("run", *RANGE).returncode == 0
+    assert shell.call("run", *RANGE).code == 0
     assert shell.lake(spark).read(AGENT_TRACES).count() == archived

@@ -83,7 +83,7 @@ def test_results_are_written_also_where_the_gate_fails(call: Call, project: Made
     assert sum(row["error_message"] == "ValueError: five divides it" for row in rows) == 8
 
 
-def test_the_run_in_mlflow_is_told(call: Call) -> None:
+def test_the_run_in_mlflow_is_printed(call: Call) -> None:
     from mlflow import MlflowClient
 
     from monitoring_pipeline.settings import load_settings
@@ -110,7 +110,7 @@ def test_the_run_in_mlflow_is_told(call: Call) -> None:
         (("--trace-id", "tr-0"), 1, "error: no trace tr-0 in the archive; archive its hour first"),
     ],
 )
-def test_what_cannot_be_done_is_told(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
+def test_what_cannot_be_done_is_reported(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
     done = call(*arguments)
     assert done.code == code
     assert message in done.error

@@ -71,7 +71,7 @@ def test_what_was_not_seen_is_scored_also_by_a_stopped_scorer(call: Call, projec
     assert done.table()[1:] == [["even", "40", "0", "0", "32", "8", "0", "0", "0.500"]]
 
 
-def test_a_scorer_that_fails_is_told_and_the_exit_code_is_1(
+def test_a_scorer_that_fails_is_named_and_the_exit_code_is_1(
     call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> dict[str, str]:
@@ -89,11 +89,11 @@ def test_a_daemon_that_runs_is_asked(call: Call, project: MadeProject, monkeypat
     arguments = ("--scorer", "even", "--scorer", "stage_latency", "--newest-first", "--retry-failed")
     done = call(*RANGE, *arguments)
     assert done.code == 0
-    told = dict(line.split(": launched; watch it at ") for line in done.out.splitlines())
-    assert list(told) == ["even", "stage_latency"]
+    shown = dict(line.split(": launched; watch it at ") for line in done.out.splitlines())
+    assert list(shown) == ["even", "stage_latency"]
     config = {"sample_rate": None, "retry_failed": True, "newest_first": True}
     with DagsterInstance.get() as instance:
-        for name, address in told.items():
+        for name, address in shown.items():
             launched = instance.get_backfill(address[1:-1])
             assert launched is not None
             assert launched.run_config == {"ops": {f"assessments__{name}": {"config": config}}}
@@ -112,7 +112,7 @@ def test_a_daemon_that_runs_is_asked(call: Call, project: MadeProject, monkeypat
         (("--scorer", "even", "--from", "2020-01-01T00:00Z", "--to", FROM), "before the archive's start"),
     ],
 )
-def test_wrong_usage_is_told(call: Call, project: MadeProject, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_usage_is_reported(call: Call, project: MadeProject, arguments: tuple[str, ...], message: str) -> None:
     done = call(*arguments)
     assert done.code == 2
     assert message in done.error
@@ -142,8 +142,8 @@ def test_ctrl_c_ends_it_soon_and_keeps_what_was_done(
             time.sleep(0.05)
         assert running.poll() is None, running.communicate()
         os.killpg(running.pid, signal.SIGINT)
-        told, _ = running.communicate(timeout=60)
-        assert running.returncode not in (0, None), told
+        shown, _ = running.communicate(timeout=60)
+        assert running.returncode not in (0, None), shown
         kept = len(project.scored("safety"))
         assert 8 <= kept < len(IDS)
         assert call(*RANGE, "--scorer", "safety").code == 0

@@ -46,11 +46,11 @@ def test_a_dataset_is_built_listed_and_made_again(call: Call, made: MadeProject)
         0,
         [
             f"20 records: {folder / 'manifest.json'}",
-            "MLflow dataset prod: 20 added, 0 left out as it has their inputs, 20 now",
+            "MLflow dataset prod: 20 records added, 0 skipped because it has their inputs, 20 in total",
         ],
     )
     repeated = call("build", "prod", "--from", FROM, "--to", TO).out.splitlines()[1]
-    assert repeated == "MLflow dataset prod: 0 added, 20 left out as it has their inputs, 20 now"
+    assert repeated == "MLflow dataset prod: 0 records added, 20 skipped because it has their inputs, 20 in total"
     assert len(read_dataset(folder)) == 20
     varied = call("build", "varied", "--from", FROM, "--to", TO)
     assert varied.out.startswith(f"5 records: {made.folder / 'elsewhere' / 'varied'}")
@@ -67,14 +67,14 @@ def test_a_dataset_is_built_listed_and_made_again(call: Call, made: MadeProject)
     assert len(read_dataset(folder)) == 20
 
 
-def test_what_cannot_be_done_is_told(call: Call, file: Path, made: MadeProject) -> None:
+def test_what_cannot_be_done_is_reported(call: Call, file: Path, made: MadeProject) -> None:
     assert call("build", "pord").error == "error: pord: no such dataset; configured are prod, varied"
     nowhere = call("rebuild", "nowhere")
     assert nowhere.code == 1
-    assert nowhere.error.startswith("error: no dataset at nowhere: No such file or directory; name a manifest")
+    assert nowhere.error.startswith("error: no dataset at nowhere: No such file or directory; give a manifest")
     assert call("build", "prod", "--from", TO, "--to", FROM).code == 2
     file.write_text(file.read_text(encoding="utf-8").replace(DATASETS, ""), encoding="utf-8")
-    assert call("list").error == "error: no datasets: add [[datasets]] to monitoring.toml"
+    assert call("list").error == "error: no datasets; add [[datasets]] to monitoring.toml"
     assert (
         call("build", "prod").error
         == "error: prod: no such dataset; configured are none; add [[datasets]] to monitoring.toml"

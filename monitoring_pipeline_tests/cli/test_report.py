@@ -45,10 +45,10 @@ def test_by_default_it_is_of_yesterday(report: Call, made: MadeProject) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--day", "yesterday"), "'yesterday' is no date: write it as 2026-01-14"),
-        (("--week", "2026-02-30"), "'2026-02-30' is no date"),
+        (("--day", "yesterday"), "'yesterday' is not a date: write it as 2026-01-14"),
+        (("--week", "2026-02-30"), "'2026-02-30' is not a date"),
         (("--day", "2025-12-31"), "2025-12-31 is before the archive, which starts on 2026-01-01"),
-        (("--day", "2999-01-01"), "2999-01-01 is still to come"),
+        (("--day", "2999-01-01"), "2999-01-01 is in the future"),
         (("--day", "2026-01-01", "--week", "2026-01-01"), "give one of --day and --week"),
     ],
 )

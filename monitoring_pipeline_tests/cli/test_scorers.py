@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from monitoring_pipeline import lifecycle
-from monitoring_pipeline.cli.app import main
 from monitoring_pipeline.lifecycle.scorer_handles import history
 from monitoring_pipeline.settings import load_settings
+from monitoring_pipeline_tests.cli.calling import Call, calling
 from monitoring_pipeline_tests.sources.stores import Store
 
 COMMAND = str(Path(sys.executable).parent / "monitoring-pipeline")
@@ -33,16 +31,6 @@ filter = "tags.env = '[bold]prod[/]'"
 """
 
 
-@dataclass
-class Called:
-    code: int
-    out: str
-    error: str
-
-
-Call = Callable[..., Called]
-
-
 @pytest.fixture
 def config(store: Store, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration of the working folder, with two scorers."""
@@ -56,21 +44,7 @@ def config(store: Store, tmp_path: Path, request: pytest.FixtureRequest, monkeyp
 
 @pytest.fixture
 def call(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call `monitoring-pipeline scorers` with arguments."""
-
-    def call(*arguments: str) -> Called:
-        monkeypatch.setattr(sys, "argv", ["monitoring-pipeline", "scorers", *arguments])
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        else:
-            code = 0
-        captured = capsys.readouterr()
-        error = " ".join(captured.err.replace("│", " ").split())
-        return Called(int(code or 0), captured.out, error)
-
-    return call
+    return calling(monkeypatch, capsys, "scorers")
 
 
 def test_apply_prints_the_plan_and_does_it_once(call: Call, config: Path) -> None:
@@ -95,7 +69,7 @@ def test_apply_prints_the_plan_and_does_it_once(call: Call, config: Path) -> Non
     ]
     assert done.out.startswith(rehearsed.out)
     note, applied = done.out.removeprefix(rehearsed.out).splitlines()
-    assert note.startswith("note: long runs from here, but MLflow itself does not have it: MlflowException: Custom")
+    assert note.startswith("note: long runs here, but is not in MLflow's own registry: MlflowException: Custom")
     assert applied == "Applied."
     assert {handle.state.value for handle in lifecycle.handles()} == {"active"}
 
@@ -144,7 +118,7 @@ def test_list_shows_every_scorer_whole(call: Call, config: Path) -> None:
     ]
 
 
-def test_a_scorer_is_stopped_started_updated_and_deleted_and_history_tells_it(call: Call) -> None:
+def test_a_scorer_is_stopped_started_updated_and_deleted_and_history_lists_it(call: Call) -> None:
     call("apply")
 
     assert call("stop", "order_number").out == "order_number: active -> stopped, rate 1, filter none\n"
@@ -175,7 +149,7 @@ def test_a_filter_cannot_steer_the_terminal(call: Call) -> None:
 
 
 @pytest.mark.parametrize("command", ["start", "update", "stop", "delete", "history"])
-def test_an_unknown_name_is_wrong_usage_and_tells_the_known_ones(call: Call, command: str) -> None:
+def test_an_unknown_name_is_wrong_usage_and_names_the_known_ones(call: Call, command: str) -> None:
     done = call(command, "lnog", *(["--sample-rate", "1"] if command == "update" else []))
     assert done.code == 2
     assert "no scorer 'lnog'; there are order_number, long" in done.error
@@ -191,14 +165,14 @@ def test_an_unknown_name_is_wrong_usage_and_tells_the_known_ones(call: Call, com
         (("update", "long", "--sample-rate", "nan"), 2, "Invalid value for '--sample-rate'"),
     ],
 )
-def test_what_cannot_be_done_is_told(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
+def test_what_cannot_be_done_is_reported(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
     done = call(*arguments)
     assert done.code == code
     assert message in done.error
     assert lifecycle.handle("long").revision == 0
 
 
-def test_a_filter_that_mlflow_does_not_accept_is_told(call: Call) -> None:
+def test_a_filter_that_mlflow_does_not_accept_is_reported(call: Call) -> None:
     lifecycle.handle("long").register()
     done = call("start", "long", "--filter", "nonsense")
     assert done.code == 1

@@ -89,7 +89,7 @@ def test_on_a_laptop_it_makes_tables_and_scorers(made: MadeProject, call: Call) 
     assert made.versions() == versions
 
 
-def test_a_scorer_that_is_configured_no_longer_is_told(made: MadeProject) -> None:
+def test_a_scorer_that_is_configured_no_longer_is_reported(made: MadeProject) -> None:
     api.setup(made.settings)
     fewer = made.settings.model_copy(update={"scorers": made.settings.scorers[:1]})
     assert api.setup(fewer)[-2:] == [

@@ -442,7 +442,9 @@ def test_limits_that_nobody_would_hold_are_refused(tmp_path: Path, limit: str) -
     file.write_text(
         f'[[scorers]]\nname = "safety"\nbuiltin = "Safety"\nmodel = "databricks"\nmanaged = "databricks"\n{limit} = 1\n'
     )
-    with pytest.raises(SettingsError, match=f"{limit} cannot be held for managed = 'databricks', which asks the model"):
+    with pytest.raises(
+        SettingsError, match=f"{limit} cannot be enforced with managed = 'databricks', which calls the model"
+    ):
         load_settings(file)
 
 

@@ -89,7 +89,7 @@ def test_a_filter_and_an_hour(settings: Settings, recorded_traces: list[Trace]) 
         if trace.info.state == TraceState.ERROR and trace.info.request_time >= start.timestamp() * 1000
     }
     records = build_dataset_from_traces(
-        start_time=start, end_time=RECORDED_WINDOW.end, filter="status = 'ERROR'", settings=settings
+        start_time=start, end_time=RECORDED_WINDOW.end, filter_string="status = 'ERROR'", settings=settings
     )
     assert set(sources(records)) == failed
     assert failed
@@ -363,9 +363,9 @@ def test_results_of_a_scorer_count_by_its_own_rule_and_digest(project: Settings)
     assert reasons == ["empty response", "contains 'error'"]
 
 
-def test_wrong_parameters_are_told(project: Settings) -> None:
+def test_wrong_parameters_are_reported(project: Settings) -> None:
     with pytest.raises(MonitoringError, match="trace filter 'nonsense'"):
-        build_dataset_from_traces(**MADE, filter="nonsense", settings=project)
+        build_dataset_from_traces(**MADE, filter_string="nonsense", settings=project)
     with pytest.raises(MonitoringError, match=r"^sample_size = 0: input should be greater than or equal to 1$"):
         build_diverse_eval_dataset(sample_size=0, **MADE, settings=project)
     with pytest.raises(MonitoringError, match=r"^threshold = nan: input should be a finite number$"):

@@ -1,4 +1,4 @@
-"""Datasets in files: what is written, that it is read back and made again the same, and what is told when it is not."""
+"""Datasets in files: what is written, reading it back, rebuilding it, and the errors when that fails."""
 
 from __future__ import annotations
 
@@ -111,21 +111,21 @@ def test_a_write_that_is_interrupted_is_told_from_a_dataset(tmp_path: Path, monk
         with pytest.raises(MonitoringError, match=r"^cannot write the dataset in .*: no space left$"):
             write_dataset(ODD[:1], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "records.jsonl"]
-    with pytest.raises(MonitoringError, match=r"has other records than .* tells of; build the dataset again$"):
+    with pytest.raises(MonitoringError, match=r"the records in .* do not match .*; build the dataset again$"):
         read_dataset(tmp_path)
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_mistakes_are_reported(tmp_path: Path) -> None:
     formats: Any = ["csv"]
     with pytest.raises(MonitoringError, match=r"^format csv is unknown; write jsonl or parquet$"):
         write_dataset(ODD, tmp_path, formats)
-    with pytest.raises(MonitoringError, match=r"^a record has no form in JSON: "):
+    with pytest.raises(MonitoringError, match=r"^a record cannot be written as JSON: "):
         write_dataset([{"inputs": {"q": {1, 2}}}], tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(MonitoringError, match=r"^no dataset at .*: No such file"):
         read_dataset(tmp_path)
     (tmp_path / "manifest.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(MonitoringError, match=r"is no manifest of a dataset; name the manifest\.json beside"):
+    with pytest.raises(MonitoringError, match=r"is not the manifest of a dataset; give the manifest\.json beside"):
         read_dataset(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(MonitoringError, match=r"^cannot write the dataset in "):
@@ -171,14 +171,14 @@ def test_a_sample_by_meaning_is_made_again_with_its_function(settings: Settings,
 
     dataset = build_diverse_eval_dataset(sample_size=200, embed=embed, **TIMES, settings=settings)
     write_dataset(dataset, tmp_path)
-    with pytest.raises(MonitoringError, match="the sample was drawn by meaning; give the embedding function"):
+    with pytest.raises(MonitoringError, match="the sample was drawn by meaning; pass the embedding function"):
         rebuild_dataset(tmp_path, settings=settings)
     assert rebuild_dataset(tmp_path, embed, settings) == dataset
-    with pytest.raises(MonitoringError, match="200 records come out, with another digest than the 200 of the manifest"):
+    with pytest.raises(MonitoringError, match="the 200 rebuilt records differ from the 200 of the manifest"):
         rebuild_dataset(tmp_path, lambda texts: [[-len(text) % 7.0] for text in texts], settings)
 
 
-def test_a_version_whose_files_are_gone_is_told(
+def test_a_version_whose_files_are_gone_is_reported(
     settings: Settings, archived_lake: LakeResource, tmp_path: Path
 ) -> None:
     dataset = build_dataset_from_traces(**TIMES, max_records=5, settings=settings)
@@ -192,7 +192,7 @@ def test_a_version_whose_files_are_gone_is_told(
     assert read_dataset(tmp_path) == dataset
 
 
-def test_a_version_that_never_was_is_told(settings: Settings, tmp_path: Path) -> None:
+def test_a_version_that_never_was_is_reported(settings: Settings, tmp_path: Path) -> None:
     dataset = build_dataset_from_traces(**TIMES, max_records=5, settings=settings)
     write_dataset(dataset, tmp_path)
     manifest = manifest_of(tmp_path)
@@ -204,10 +204,10 @@ def test_a_version_that_never_was_is_told(settings: Settings, tmp_path: Path) ->
 
 def test_what_was_not_made_of_the_archive_is_not_made_again(settings: Settings, tmp_path: Path) -> None:
     write_dataset(ODD, tmp_path)
-    with pytest.raises(MonitoringError, match="put together by hand, and not of the archive"):
+    with pytest.raises(MonitoringError, match="written by hand, not from the archive"):
         rebuild_dataset(tmp_path, settings=settings)
     write_dataset(build_dataset_from_traces([], settings=settings), tmp_path)
-    with pytest.raises(MonitoringError, match="made of traces that were given, and not of the archive"):
+    with pytest.raises(MonitoringError, match="built from traces that were passed in, not from the archive"):
         rebuild_dataset(tmp_path, settings=settings)
 
 
@@ -217,7 +217,7 @@ def test_another_lake_gives_other_records(settings: Settings, tmp_path: Path) ->
     manifest["origin"]["query"]["filter"] = "status = 'OK'"
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     before = (tmp_path / "records.jsonl").read_bytes()
-    with pytest.raises(MonitoringError, match="665 records come out, with another digest than the 681 of the manifest"):
+    with pytest.raises(MonitoringError, match="the 665 rebuilt records differ from the 681 of the manifest"):
         rebuild_dataset(tmp_path, settings=settings)
     assert (tmp_path / "records.jsonl").read_bytes() == before
 

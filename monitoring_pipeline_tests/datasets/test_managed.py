@@ -146,15 +146,15 @@ def experiment_id(settings: Settings) -> str:
     return experiment.experiment_id
 
 
-def test_two_datasets_of_one_name_are_told(settings: Settings) -> None:
+def test_two_datasets_of_one_name_are_reported(settings: Settings) -> None:
     ids = [create_dataset(name="twice", experiment_id="0").dataset_id for _ in range(2)]
     with pytest.raises(MonitoringError, match=r"^more than one MLflow dataset is named 'twice' \(") as raised:
         merge_into_mlflow_dataset([RECORD], "twice", settings)
     assert all(dataset_id in str(raised.value) for dataset_id in ids)
 
 
-def test_what_mlflow_does_not_take_is_told(settings: Settings) -> None:
-    with pytest.raises(MonitoringError, match=r"^dataset name \"it's\": a name must have no quotation marks"):
+def test_what_mlflow_does_not_take_is_reported(settings: Settings) -> None:
+    with pytest.raises(MonitoringError, match=r"^dataset name \"it's\": a name must not contain quotation marks"):
         merge_into_mlflow_dataset([RECORD], "it's", settings)
     with pytest.raises(TrackingError, match="cannot mix session fields"):
         merge_into_mlflow_dataset([{"inputs": {"goal": "x", "q": "y"}}], "mixed", settings)
@@ -164,7 +164,7 @@ def test_what_mlflow_does_not_take_is_told(settings: Settings) -> None:
 
 
 def test_records_without_a_trace_of_the_archive_cannot_be_replayed(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(MonitoringError, match=r"^record 0 does not tell the trace that it was made of"):
+    with pytest.raises(MonitoringError, match=r"^record 0 does not name its trace"):
         with_traces([{"inputs": {"q": 1}}], settings)
     records = build_dataset_from_traces(**TIMES, max_records=3, settings=settings)
     write_dataset(records, tmp_path / "files")

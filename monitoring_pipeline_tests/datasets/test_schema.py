@@ -1,4 +1,4 @@
-"""The schema of hand-written datasets: what passes as it is, and what is told of mistakes."""
+"""The schema of hand-written datasets: what passes as it is, and the lines for mistakes."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def test_other_expectations_that_are_none_are_left_out() -> None:
         ({"inputs": {}, "metadata": []}, "record 0: metadata = []: must be a dictionary"),
         (
             {"inputs": {}, "expectations": {"expected_tool": ["a"]}},
-            "record 0: expectations.expected_tool: unknown, but much like expected_tools; write expected_tools, or "
+            "record 0: expectations.expected_tool: unknown, but similar to expected_tools; write expected_tools or "
             "another name",
         ),
         (
             {"inputs": {}, "metadata": {"test-id": "a"}},
-            "record 0: metadata.test-id: unknown, but much like test_id; write test_id, or another name",
+            "record 0: metadata.test-id: unknown, but similar to test_id; write test_id or another name",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_all_mistakes_are_told_at_once_and_a_test_id_is_of_one_record() -> None:
     )
     assert lines == [
         "record 0 (a): inputs = 1: must be a dictionary",
-        "record 2 (a): metadata.test_id is that of record 0 too",
+        "record 2 (a): record 0 has the same metadata.test_id",
     ]
 
 

@@ -40,7 +40,7 @@ def test_the_pages_are_where_http_is_without_credentials(
 def test_an_address_that_is_no_page_is_refused(address: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "monitoring.toml"
     file.write_text(f'[reports]\nmlflow_ui = "{address}"\n')
-    with pytest.raises(SettingsError, match=r"reports.*mlflow_ui = .*is no page; write its address"):
+    with pytest.raises(SettingsError, match=r"reports.*mlflow_ui = .*is not an address; write it as"):
         load_settings(file)
 
 

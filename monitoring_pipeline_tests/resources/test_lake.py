@@ -99,7 +99,7 @@ def test_versions_before_and_after_a_checkpoint_are_readable(lake: LakeResource)
     assert [lake.read(AGENT_TRACES, version=version).count() for version in range(10)] == list(range(10))
 
 
-def test_a_version_that_is_not_there_is_told(lake: LakeResource) -> None:
+def test_a_version_that_is_not_there_is_reported(lake: LakeResource) -> None:
     with pytest.raises(LakeError, match=r"cannot read version 7 of .*agent_traces"):
         lake.read(AGENT_TRACES, version=7)
 

@@ -48,12 +48,12 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
         ('name = "a"\nkind = "failures"', "datasets[0]: kind = 'failures' needs scorer; add it"),
         (
             'name = "a"\nkind = "traces"\nthreshold = 0.5',
-            "datasets[0]: threshold is not for kind = 'traces', only for regression; take it out",
+            "datasets[0]: threshold does not apply to kind = 'traces', only to regression; remove it",
         ),
         (
             'name = "a"\nkind = "diverse"\nmax_records = 5',
-            "datasets[0]: max_records is not for kind = 'diverse', only for traces, expectations, tagged, failures, "
-            "regression; take it out",
+            "datasets[0]: max_records does not apply to kind = 'diverse', only to traces, expectations, tagged, "
+            "failures, regression; remove it",
         ),
         ('name = "a"\nkind = "diverse"\nsample_size = 0', "datasets[0].sample_size = 0: must be at least 1"),
         (
@@ -74,7 +74,7 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
         ),
         (
             'name = "a"\nkind = "traces"\nlocation = "s3://b/c"',
-            "datasets[0].location: location = 's3://b/c' must be a folder of this machine",
+            "datasets[0].location: location = 's3://b/c' must be a folder on this machine",
         ),
         (
             'name = "a"\nkind = "traces"\nmlflow_name = "b"',

@@ -236,7 +236,7 @@ def test_the_file_in_the_working_folder_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["argument", "MONITORING_CONFIG"])
-def test_a_named_file_that_is_not_there_is_told(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_file_that_is_not_there_is_reported(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "missing.toml"
     monkeypatch.setenv("MONITORING_CONFIG", str(missing) if by == "MONITORING_CONFIG" else "")
 
@@ -349,7 +349,10 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         ('[dagster]\nexecutor = "threads"', "dagster.executor = 'threads': "),
         ("[lake]\nlocation = 3", "lake.location = 3: "),
         ('[lake]\nlocation = ""', "lake.location = '': "),
-        ('[reports]\nlocation = "~nobody_here/x"', "reports.location: '~nobody_here/x' starts from a home folder"),
+        (
+            '[reports]\nlocation = "~nobody_here/x"',
+            "reports.location: '~nobody_here/x' starts from an unknown home folder",
+        ),
         ("[lake\nlocation = 1", "not valid TOML: "),
         ("[archive]\nstart = 2026-01-01T00:00", "not valid TOML: "),
     ],
@@ -360,7 +363,7 @@ def test_a_wrong_value_is_one_line_with_its_key(tmp_path: Path, toml: str, line:
     assert found.startswith(line)
 
 
-def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "monitoring.toml"
     file.write_bytes(b"\xff\xfe\x00")
 
@@ -392,7 +395,7 @@ def test_a_wrong_variable_is_told_apart_from_the_file(
     assert found.startswith(line)
 
 
-def test_a_scorer_whose_package_fails_to_import_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scorer_whose_package_fails_to_import_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "failing_package"
     package.mkdir()
     (package / "__init__.py").write_text("1 / 0\n", encoding="utf-8")

@@ -354,7 +354,7 @@ def test_with_paths_the_quarantine_keeps_no_raw_text(lake: LakeResource) -> None
     ("given_settings", "fix"),
     [
         ({"detectors": ["e-mail"]}, "'email', 'phone', 'card', 'iban' or 'ip'"),
-        ({"patterns": {"k": "("}}, "is no regular expression"),
+        ({"patterns": {"k": "("}}, "is not a regular expression"),
         ({"patterns": {"k": "a*"}}, "matches the empty text"),
         ({"patterns": {"k": "(a+)+$"}}, "possessive"),
         ({"patterns": {"email": "a"}}, "is taken"),

@@ -89,7 +89,7 @@ def test_an_hour_that_is_kept_no_longer_is_neither_archived_nor_made_anew(run: M
 
 
 def test_a_command_for_such_hours_names_the_setting(run: MadeProject) -> None:
-    with pytest.raises(ValueError, match="keep_archive_days = 1 keeps; give a later one"):
+    with pytest.raises(ValueError, match="keep_archive_days = 1 keeps; choose a later start"):
         whole_hours(keeping(run, 1), datetime(2026, 1, 1, 5, tzinfo=UTC), None)
 
 
