@@ -17,6 +17,7 @@ import pyspark
 import pytest
 
 from monitoring_pipeline.resources.network import why_unreachable
+from monitoring_pipeline_tests import services
 from monitoring_pipeline_tests.servers import free_port
 
 JARS = Path.home() / ".cache" / "monitoring-pipeline" / "spark-jars"
@@ -141,6 +142,7 @@ class SparkCluster:
 @contextmanager
 def running(folder: Path, workers: int = 2) -> Iterator[SparkCluster]:
     """A cluster for the length of a `with` block; skips the test with the reason where it cannot be had."""
+    services.starting("a Spark cluster")
     if reason := why_not():
         if os.environ.get("CI") == "true":
             pytest.fail(reason)

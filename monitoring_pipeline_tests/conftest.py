@@ -14,12 +14,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from dagster import DagsterInstance
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests import services
 from monitoring_pipeline_tests.servers import running
 
 if TYPE_CHECKING:
@@ -40,16 +42,35 @@ RECORDED = Path(__file__).resolve().parents[2] / "shared"
 RECORDED_WINDOW = Window(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC))
 
 
-LONGEST = ("conformance", "deploy", "ui")  # they wait for other processes, beside which the rest runs
+# The same examples in every run; `--hypothesis-profile default` draws new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what runs in one process: the tests of a file, and all that need the cluster. The longest come first."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --tier."""
+    parser.addoption("--tier", choices=services.TIERS, help="run only the tests of this tier (default: all tests)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Restrict the run to the tier of --tier."""
+    services.restrict_to(config.getoption("--tier"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests of the other tier, group the rest for the processes of a parallel run, the longest first.
+
+    A process gets all tests of a file, and one process gets all tests that need the cluster.
+    """
+    if tier := config.getoption("--tier"):
+        deselected = [item for item in items if services.tier_of(item) != tier]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if services.tier_of(item) == tier]
     for item in items:
         needs_cluster = "cluster" in getattr(item, "fixturenames", ())
         group = "cluster" if needs_cluster else f"{item.path.parent.name}/{item.path.stem}"
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+    items.sort(key=lambda item: item.path.parent.name not in services.FOLDERS)
 
 
 @pytest.fixture(scope="session")

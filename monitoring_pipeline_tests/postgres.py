@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from monitoring_pipeline_tests import services
 from monitoring_pipeline_tests.servers import free_port
 
 USER = "monitoring"
@@ -56,6 +57,7 @@ class PostgresServer:
 @contextmanager
 def running() -> Iterator[PostgresServer]:
     """A server until the block ends; skips the test, with the reason, where PostgreSQL is not installed."""
+    services.starting("PostgreSQL")
     programs = _programs()
     if programs is None:
         reason = "PostgreSQL is not installed; run scripts/install-postgresql"

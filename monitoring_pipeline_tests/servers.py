@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from monitoring_pipeline_tests import services
+
 
 def wait_until_up(name: str, address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return when the address answers; fail with the end of the log where the process does not come so far."""
@@ -46,6 +48,7 @@ class MlflowServer:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
+        services.starting("an mlflow server")
         command = [Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", self.store_uri]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
