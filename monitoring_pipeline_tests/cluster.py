@@ -24,8 +24,18 @@ JARS = Path.home() / ".cache" / "monitoring-pipeline" / "spark-jars"
 ROOT = Path(__file__).parents[1]
 LEAST_JAVA = 17
 START_SECONDS = 240
-# A cache too small for the code of so many queries costs more than they do.
+# Short-lived processes on few cores: neither the second compiler nor a parallel collector pays off. The cache for
+# compiled code has to be large, because so many different queries run.
 JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m -XX:+UseSerialGC"
+LOGGING = """
+rootLogger.level = warn
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = %d %p %c{1}: %m%n%ex
+"""
 
 
 class SparkCluster:
@@ -42,6 +52,7 @@ class SparkCluster:
 
     def start(self, workers: int) -> None:
         """Start it all, and wait until it answers."""
+        (self.folder / "log4j2.properties").write_text(LOGGING, encoding="utf-8")
         self._start(
             "master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(self.master_port)
         )
@@ -76,7 +87,6 @@ class SparkCluster:
             "spark.driver.memory": "4g",
             "spark.executor.memory": "1g",
             "spark.executor.cores": "1",
-            # Short-lived processes on few cores: neither the second compiler nor a parallel collector pays off.
             "spark.driver.extraJavaOptions": JVM,
             "spark.executor.extraJavaOptions": JVM,
             "spark.locality.wait": "0s",  # by default a task waits three seconds for the worker that has its data
@@ -115,6 +125,8 @@ class SparkCluster:
                 env={
                     **os.environ,
                     "SPARK_HOME": str(home),
+                    "SPARK_CONF_DIR": str(self.folder),
+                    "SPARK_DAEMON_JAVA_OPTS": JVM,
                     "SPARK_LOCAL_IP": "127.0.0.1",
                     "PYSPARK_PYTHON": sys.executable,
                     "PYTHONPATH": str(ROOT),  # the tests' own scorers

@@ -195,7 +195,7 @@ def test_left_alone_the_archive_follows_the_store_though_daemon_and_code_are_kil
     deadline = time.monotonic() + PATIENCE_SECONDS
     while deployment.archived() != expected or deployment.measured() != len(expected):
         assert time.monotonic() < deadline, (len(expected), len(deployment.archived()), deployment.measured())
-        time.sleep(3)
+        time.sleep(0.5)
     archived = deployment.made("archived_traces")
     for asset in ("trace_performance", "hourly_performance", "scorer_coverage"):
         assert all(count <= archived[hour] for hour, count in deployment.made(asset).items()), asset
