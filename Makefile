@@ -22,7 +22,7 @@ ui: $(READY)
 	@mkdir -p data/dagster && ln -sf ../../dagster.yaml data/dagster/dagster.yaml
 	DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)/data/dagster}" $(BIN)/dagster dev --workspace workspace.yaml
 
-PARALLEL := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The tests that need nothing but Python.
 test: $(READY)
