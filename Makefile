@@ -34,7 +34,7 @@ test-all: $(READY)
 
 # The tests of `make test` in another order and with other random numbers each time; the output says how to repeat them.
 test-random: $(READY)
-	$(BIN)/python -m pytest $(PARALLEL) --tier=python -p randomly --hypothesis-profile default
+	$(BIN)/python -m pytest $(PARALLEL) --tier=python -p randomly --hypothesis-profile=default
 
 # The embedded engine and a Spark cluster side by side, on 200,000 made-up traces and with a worker lost.
 conformance: $(READY)
