@@ -80,6 +80,7 @@ class FilesTogether(LoadFileScheduling):
         return "conformance" if "/conformance/" in file else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """The scheduler for `--dist loadfile`."""
     return FilesTogether(config, log) if config.getoption("dist") == "loadfile" else None
