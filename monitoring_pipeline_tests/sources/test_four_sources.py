@@ -50,27 +50,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("four sources")
 
 
-@pytest.fixture(scope="module")
-def lake_of_mlflow(tracking: TrackingResource, folder: Path, spark: SparkResource) -> LakeResource:
-    lake = LakeResource(location=str(folder / "mlflow"), spark=spark)
-    assert archive_window(ArchiveSettings(), tracking, lake, RECORDED_WINDOW) == ALL
-    return lake
-
-
-@pytest.fixture(scope="module")
-def of_mlflow(lake_of_mlflow: LakeResource) -> Rows:
-    return rows_of(lake_of_mlflow)
-
-
-@pytest.fixture(scope="module")
-def traces(tracking: TrackingResource) -> list[Trace]:
-    return [trace for batch in tracking.traces(RECORDED_WINDOW) for trace in batch if isinstance(trace, Trace)]
-
-
 def archived(source: ArchiveSettings, tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
     lake = LakeResource(location=str(folder / f"lake of {source.source}"), spark=spark)
     assert archive_window(source, tracking, lake, RECORDED_WINDOW) == ALL
     return rows_of(lake)
+
+
+@pytest.fixture(scope="module")
+def of_mlflow(tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    return archived(ArchiveSettings(), tracking, folder, spark)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +67,14 @@ def of_mlflow_sql(tracking: TrackingResource, folder: Path, spark: SparkResource
 
 
 @pytest.fixture(scope="module")
-def of_delta(traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
-    write(folder / "archived", archived_rows(traces), ARCHIVED_TRACE)
+def of_delta(recorded_traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    write(folder / "archived", archived_rows(recorded_traces), ARCHIVED_TRACE)
     return archived(ArchiveSettings(source="delta", location=str(folder / "archived")), tracking, folder, spark)
 
 
 @pytest.fixture(scope="module")
-def of_otel(traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
-    write_otel_v1(str(folder / "v1"), traces)
+def of_otel(recorded_traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    write_otel_v1(str(folder / "v1"), recorded_traces)
     return archived(ArchiveSettings(source="otel", location=str(folder / "v1")), tracking, folder, spark)
 
 
