@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install run ui test conformance scenario lint lock
+.PHONY: install run ui test test-all test-random conformance scenario lint lock
 
 install: $(READY)
 
@@ -22,8 +22,19 @@ ui: $(READY)
 	@mkdir -p data/dagster && ln -sf ../../dagster.yaml data/dagster/dagster.yaml
 	DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)/data/dagster}" $(BIN)/dagster dev --workspace workspace.yaml
 
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The tests that need nothing but Python.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest $(PARALLEL) --tier=python
+
+# All tests, also those that need Chromium, PostgreSQL or Java (scripts/install-…), and the coverage of the package.
+test-all: $(READY)
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report term:skip-covered
+
+# The tests of `make test` in another order and with other random numbers each time; the output says how to repeat them.
+test-random: $(READY)
+	$(BIN)/python -m pytest $(PARALLEL) --tier=python -p randomly --hypothesis-profile=default
 
 # The embedded engine and a Spark cluster side by side, on 200,000 made-up traces and with a worker lost.
 conformance: $(READY)
@@ -39,6 +50,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	$(BIN)/lint-imports
 
 # Pins all dependencies anew, with hashes and without addresses; needs pip-tools.
 lock:

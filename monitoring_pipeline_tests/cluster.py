@@ -17,20 +17,31 @@ import pyspark
 import pytest
 
 from monitoring_pipeline.resources.network import why_unreachable
+from monitoring_pipeline_tests import services
 from monitoring_pipeline_tests.servers import free_port
 
 JARS = Path.home() / ".cache" / "monitoring-pipeline" / "spark-jars"
 ROOT = Path(__file__).parents[1]
 LEAST_JAVA = 17
 START_SECONDS = 240
-# A cache too small for the code of so many queries costs more than they do.
+# Short-lived processes on few cores: neither the second compiler nor a parallel collector pays off. The cache for
+# compiled code has to be large, because so many different queries run.
 JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m -XX:+UseSerialGC"
+LOGGING = """
+rootLogger.level = warn
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = %d %p %c{1}: %m%n%ex
+"""
 
 
 class SparkCluster:
-    """The processes of the cluster, their files in `folder`; `remote` is its Spark Connect address.
+    """The processes of a cluster, with their files in `folder`; `remote` is its Spark Connect address.
 
-    Each worker has one core. The tables that the catalog knows outlive the Connect server.
+    Each worker has one core. The tables of the catalog outlive the Connect server.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +51,8 @@ class SparkCluster:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, workers: int) -> None:
-        """Start it all, and wait until it answers."""
+        """Start all processes, and wait until the Connect server answers."""
+        (self.folder / "log4j2.properties").write_text(LOGGING, encoding="utf-8")
         self._start(
             "master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(self.master_port)
         )
@@ -75,7 +87,6 @@ class SparkCluster:
             "spark.driver.memory": "4g",
             "spark.executor.memory": "1g",
             "spark.executor.cores": "1",
-            # Short-lived processes on few cores: neither the second compiler nor a parallel collector pays off.
             "spark.driver.extraJavaOptions": JVM,
             "spark.executor.extraJavaOptions": JVM,
             "spark.locality.wait": "0s",  # by default a task waits three seconds for the worker that has its data
@@ -95,13 +106,13 @@ class SparkCluster:
         self._wait_for("connect", self.connect_port)
 
     def kill(self, name: str) -> None:
-        """End a process (master, worker-0, worker-1, connect) as a power cut would, a worker with its executors."""
+        """Kill a process (master, worker-0, worker-1, connect); a worker's executors are killed with it."""
         process = self._processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def stop(self) -> None:
-        """End all processes."""
+        """Kill all processes, the last one started first."""
         for name in [*self._processes][::-1]:
             self.kill(name)
 
@@ -114,6 +125,8 @@ class SparkCluster:
                 env={
                     **os.environ,
                     "SPARK_HOME": str(home),
+                    "SPARK_CONF_DIR": str(self.folder),
+                    "SPARK_DAEMON_JAVA_OPTS": JVM,
                     "SPARK_LOCAL_IP": "127.0.0.1",
                     "PYSPARK_PYTHON": sys.executable,
                     "PYTHONPATH": str(ROOT),  # the tests' own scorers
@@ -140,7 +153,8 @@ class SparkCluster:
 
 @contextmanager
 def running(folder: Path, workers: int = 2) -> Iterator[SparkCluster]:
-    """A cluster for the length of a `with` block; skips the test with the reason where it cannot be had."""
+    """A cluster for the length of a `with` block; skips the test where none can start (in CI: fails it)."""
+    services.starting("a Spark cluster")
     if reason := why_not():
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
@@ -158,10 +172,10 @@ def why_not() -> str | None:
     java = shutil.which("java")
     if java is None:
         return f"a Spark cluster needs Java {LEAST_JAVA} or later; run scripts/install-spark"
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
-    version = re.search(r'version "(\d+)', told)
+    printed = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
+    version = re.search(r'version "(\d+)', printed)
     if version is None or int(version[1]) < LEAST_JAVA:
-        return f"a Spark cluster needs Java {LEAST_JAVA} or later, and {java} is {told.splitlines()[0]}"
+        return f"a Spark cluster needs Java {LEAST_JAVA} or later, and {java} is {printed.splitlines()[0]}"
     if not any(JARS.glob("delta-spark*.jar")):
         return f"a Spark cluster needs Delta Lake's jars in {JARS}; run scripts/install-spark"
     return None

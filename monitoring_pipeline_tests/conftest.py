@@ -1,4 +1,4 @@
-"""What tests share: one engine, and one store of the recorded conversations, each made once a run."""
+"""What tests share: tiers, seeds, an engine, and stores and lakes that are made once a run and copied or only read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from dagster import DagsterInstance
+from filelock import FileLock
+from xdist.scheduler import LoadFileScheduling
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests import services
 from monitoring_pipeline_tests.servers import running
 
 if TYPE_CHECKING:
@@ -40,22 +44,77 @@ RECORDED = Path(__file__).resolve().parents[2] / "shared"
 RECORDED_WINDOW = Window(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC))
 
 
-LONGEST = ("conformance", "deploy", "ui")  # they wait for other processes, beside which the rest runs
+LONG_FILES = ("test_app", "test_build", "test_deletion", "test_from_the_documents", "test_jobs", "test_managed")
+LONG_FILES += ("test_merging", "test_mlflow_sql", "test_sessions")
+# The same examples in every run; `--hypothesis-profile default` draws new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what runs in one process: the tests of a file, and all that need the cluster. The longest come first."""
-    for item in items:
-        needs_cluster = "cluster" in getattr(item, "fixturenames", ())
-        group = "cluster" if needs_cluster else f"{item.path.parent.name}/{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --tier."""
+    parser.addoption("--tier", choices=services.TIERS, help="run only the tests of this tier (default: all tests)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Restrict the run to the tier of --tier."""
+    services.restrict_to(config.getoption("--tier"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests of the other tier, and put long files first, so that processes end at about the same time."""
+    if tier := config.getoption("--tier"):
+        config.hook.pytest_deselected(items=[item for item in items if services.tier_of(item) != tier])
+        items[:] = [item for item in items if services.tier_of(item) == tier]
+    items.sort(key=lambda item: (item.path.parent.name not in services.FOLDERS, item.path.stem not in LONG_FILES))
+
+
+class FilesTogether(LoadFileScheduling):
+    """In a parallel run one process runs all tests of a file, and one process all tests that need the cluster.
+
+    `--dist loadgroup` cannot say so: pytest 9.2 ignores the node ids by which xdist 3.8 tells groups apart.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "conformance" if "/conformance/" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """The scheduler for `--dist loadfile`."""
+    return FilesTogether(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
 def spark() -> SparkResource:
     """The embedded engine."""
     return SparkResource()
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Fills a folder once a run: the first process that asks for it calls the function, the others wait for it.
+
+    Takes the name of the folder and the function, and returns the folder, which tests must not change.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, complete = shared / f"shared-{name}", shared / f"shared-{name}.complete"
+        with FileLock(shared / f"shared-{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                complete.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture
@@ -65,13 +124,11 @@ def lake(tmp_path: Path, spark: SparkResource) -> LakeResource:
 
 
 @pytest.fixture(scope="session")
-def made_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_folder(make_once: MakeOnce) -> Path:
     """The folder of a store and a lake of made traces, to be copied."""
     from monitoring_pipeline_tests.made_project import make
 
-    folder = tmp_path_factory.mktemp("made")
-    make(folder)
-    return folder
+    return make_once("made", make)
 
 
 @pytest.fixture
@@ -83,31 +140,34 @@ def made(made_folder: Path, tmp_path: Path) -> MadeProject:
 
 
 @pytest.fixture(scope="session")
-def _dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dagster")
-    (folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-    DagsterInstance.from_config(str(folder)).dispose()
-    return folder
+def _dagster_home(make_once: MakeOnce) -> Path:
+    def make(folder: Path) -> None:
+        (folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+        DagsterInstance.from_config(str(folder)).dispose()
+
+    return make_once("dagster", make)
 
 
 @pytest.fixture
 def dagster_home(_dagster_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DAGSTER_HOME of the test's own, copied: to make a new one takes seconds."""
+    """A DAGSTER_HOME of the test's own; a copy, because making a new one takes seconds."""
     folder = tmp_path / "dagster_home"
     shutil.copytree(_dagster_home, folder)
     monkeypatch.setenv("DAGSTER_HOME", str(folder))
     return folder
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A SQLite MLflow store for the tests of a file; each has an experiment of its own in it."""
+@pytest.fixture(scope="session")
+def store(make_once: MakeOnce, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A SQLite MLflow store for all tests of this process; each test has an experiment of its own in it."""
     from monitoring_pipeline_tests.sources.stores import Store
 
-    return Store.create(tmp_path_factory.mktemp("store"))
+    folder = tmp_path_factory.mktemp("store")
+    shutil.copytree(make_once("empty-store", Store.create), folder, dirs_exist_ok=True)
+    return Store.open(folder / "mlflow.db")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an `mlflow server` over the store."""
     with running(store.uri, tmp_path_factory.mktemp("server")) as server:
@@ -116,14 +176,14 @@ def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 @pytest.fixture
 def no_active_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's active experiment, which is of the whole process and of those it starts: none, and none afterwards."""
+    """Unset MLflow's active experiment, which holds for the process and those that it starts, before and after."""
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
 
 
 @pytest.fixture(scope="session")
 def recorded_conversations() -> list[dict]:
-    """The recorded conversations, as they stand in their file."""
+    """The recorded conversations, one for each line of their file."""
     file = RECORDED / "data" / "tau_airline_gpt4o.jsonl"
     if not file.is_file():
         reason = f"the recorded conversations are not at {file}"
@@ -134,28 +194,26 @@ def recorded_conversations() -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def recorded_store(recorded_conversations: list[dict], tmp_path_factory: pytest.TempPathFactory) -> str:
+def recorded_store(recorded_conversations: list[dict], make_once: MakeOnce) -> str:
     """The tracking URI of a SQLite store with the recorded conversations (experiment `airline`), to read only."""
-    folder = tmp_path_factory.mktemp("recorded")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    subprocess.run(
-        [
-            sys.executable,
-            RECORDED / "tools" / "load_tau.py",
-            RECORDED / "data" / "tau_airline_gpt4o.jsonl",
-            "--tracking-uri",
-            uri,
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    return uri
+
+    def make(folder: Path) -> None:
+        subprocess.run(
+            [
+                *(sys.executable, RECORDED / "tools" / "load_tau.py", RECORDED / "data" / "tau_airline_gpt4o.jsonl"),
+                *("--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+            ],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+
+    return f"sqlite:///{make_once('recorded', make) / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="session")
 def load_tau(recorded_conversations: list[dict]) -> ModuleType:
-    """The program that made the store of the recorded conversations; it knows their turns and trace ids."""
+    """The program that fills the store of the recorded conversations; it knows their turns and trace ids."""
     spec = importlib.util.spec_from_file_location("load_tau", RECORDED / "tools" / "load_tau.py")
     assert spec is not None
     assert spec.loader is not None
@@ -176,13 +234,15 @@ def recorded_traces(recorded_store: str) -> list[Trace]:
 
 
 @pytest.fixture(scope="session")
-def archived(recorded_traces: list[Trace], spark: SparkResource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archived(recorded_traces: list[Trace], spark: SparkResource, make_once: MakeOnce) -> Path:
     """The folder of a lake that holds the recorded conversations and nothing else, to read only."""
     from monitoring_pipeline.archive.merging import archive
 
-    folder = tmp_path_factory.mktemp("archived") / "lake"
-    archive(LakeResource(location=str(folder), spark=spark), RECORDED_WINDOW, [[*recorded_traces]], {})
-    return folder
+    def make(folder: Path) -> None:
+        lake = LakeResource(location=str(folder / "lake"), spark=spark)
+        archive(lake, RECORDED_WINDOW, [[*recorded_traces]], {})
+
+    return make_once("archived", make) / "lake"
 
 
 @pytest.fixture
@@ -210,7 +270,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
-    """A double of the paid model that judges of openai:/ ask."""
+    """A double of the model that judges with `openai:/` call."""
     from monitoring_pipeline_tests.scoring.model_double import serving
 
     with serving(monkeypatch) as double:

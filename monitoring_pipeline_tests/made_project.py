@@ -42,7 +42,7 @@ PRICE: dict[str, Any] = {"usd_per_million_input_tokens": 1000, "usd_per_million_
 
 
 def scorer(name: str, reference: str | None = None, **values: Any) -> ScorerSettings:
-    """A shipped scorer of that name, or the one that `reference` names."""
+    """The shipped scorer of that name, or the one at `reference`."""
     return ScorerSettings(name=name, scorer=reference or f"{SHIPPED_SCORERS}:{name}", **values)
 
 
@@ -64,14 +64,14 @@ def traces() -> list[Trace]:
 
 
 def make(folder: Path) -> None:
-    """Make store and lake in the folder."""
+    """Fill the folder with a store and a lake."""
     Store.create(folder)
     archive_traces(LakeResource(location=str(folder / "lake"), spark=SparkResource()), WINDOW, traces())
 
 
 @dataclass(frozen=True)
 class MadeProject:
-    """Settings for a store and a lake in a folder of the test's own."""
+    """Settings for a store and a lake in the test's own folder."""
 
     folder: Path
     settings: Settings
@@ -92,7 +92,7 @@ class MadeProject:
         return build_resources(self.settings)["lake"]
 
     def having(self, *scorers: ScorerSettings, **backfill: Any) -> MadeProject:
-        """The same store and lake with these scorers and settings of backfills."""
+        """The same store and lake with these scorers and backfill settings."""
         changes = {"scorers": [*scorers], "backfill": BackfillSettings(**backfill)}
         return MadeProject(self.folder, self.settings.model_copy(update=changes))
 
@@ -111,7 +111,7 @@ class MadeProject:
         return file
 
     def rows(self, table: Table = ASSESSMENTS, scorer: str | None = None) -> list[dict[str, Any]]:
-        """The rows of the table, of one scorer if it is named, in order of their keys."""
+        """The rows of the table in order of their keys; only those of `scorer`, if given."""
         found: pa.Table = self.lake.read(table).drop("date").toArrow()
         rows = [row for row in found.to_pylist() if scorer is None or row["scorer"] == scorer]
         return sorted(rows, key=lambda row: str([row[name] for name in table.key]))
@@ -126,7 +126,7 @@ class MadeProject:
 
 
 def fails_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let the asset of the scorer raise."""
+    """Make the asset of the scorer raise."""
     from monitoring_pipeline.orchestration.assets import assessments
 
     score_window = assessments.score_window

@@ -1,4 +1,4 @@
-"""Scorers for the tests of runs: with figures that are easy to tell, and some that go wrong."""
+"""Scorers for tests of runs: some have results that are easy to predict, some fail."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mlflow.genai.scorers import scorer
 
 @scorer
 def number(outputs: Any) -> int:
-    """The number of the trace, in its answer."""
+    """The first number in the answer."""
     return int(re.findall(r"\d+", str(outputs))[0])
 
 
 @scorer
 def even(trace: Trace) -> bool:
-    """Whether the trace's number is even; raises for numbers that 5 divides."""
+    """Whether the trace's number is even; raises for multiples of 5."""
     found = int(trace.info.trace_id.removeprefix("tr-"), 16)
     if found % 5 == 0:
         raise ValueError("five divides it")
@@ -30,7 +30,7 @@ def even(trace: Trace) -> bool:
 
 @scorer
 def nothing(outputs: Any) -> None:
-    """Nothing to say."""
+    """Not applicable to any trace."""
     return
 
 
@@ -42,26 +42,26 @@ def broken(outputs: Any) -> bool:
 
 @scorer
 def word(outputs: Any) -> str:
-    """A value that is no score."""
+    """A value that is not a score."""
     return "blue"
 
 
 @scorer
 def length(session: list[Trace]) -> int:
-    """How many traces the session has."""
+    """The number of traces in the session."""
     return len(session)
 
 
 @scorer
 def deadly(outputs: Any) -> bool:
-    """Kills the process that runs it, as the kernel does when memory is short."""
+    """Kills its own process, as the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
     return True
 
 
 @scorer
 def telling(trace: Trace, marker: str, wait_ms: float) -> bool:
-    """As `even`, slowly, and with a file that tells that it has begun."""
+    """Whether the trace's number is even, after a wait; creates the file `marker` when it starts."""
     Path(marker).touch()
     time.sleep(wait_ms / 1000)
     return int(trace.info.trace_id.removeprefix("tr-"), 16) % 2 == 0

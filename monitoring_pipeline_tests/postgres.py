@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from monitoring_pipeline_tests import services
 from monitoring_pipeline_tests.servers import free_port
 
 USER = "monitoring"
@@ -26,21 +27,21 @@ class PostgresServer:
     port: int
 
     def address(self, database: str, password: str = PASSWORD) -> str:
-        """The database's SQLAlchemy address, with the driver: SQLAlchemy 2.1 takes another where none is named."""
+        """The database's SQLAlchemy address. It names the driver, because SQLAlchemy 2.1 has another default."""
         return f"postgresql+psycopg2://{USER}:{password}@127.0.0.1:{self.port}/{database}"
 
     def create(self, database: str) -> str:
-        """Make an empty database; returns its address."""
+        """Create an empty database and return its address."""
         self._run(f'CREATE DATABASE "{database}"')
         return self.address(database)
 
     def copy(self, template: str, database: str) -> str:
-        """Make a database like `template`, which nobody may be connected to; returns its address."""
+        """Create a copy of the database `template`, which must have no connections, and return its address."""
         self._run(f'CREATE DATABASE "{database}" TEMPLATE "{template}"')
         return self.address(database)
 
     def disconnect(self, database: str, for_good: bool) -> None:
-        """End all connections to a database; `for_good`: nobody can connect to it again."""
+        """End all connections to a database; `for_good` also refuses new ones."""
         if for_good:
             self._run(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS false')
         self._run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (database,))
@@ -55,14 +56,15 @@ class PostgresServer:
 
 @contextmanager
 def running() -> Iterator[PostgresServer]:
-    """A server until the block ends; skips the test, with the reason, where PostgreSQL is not installed."""
+    """A server for the length of a `with` block; skips the test where PostgreSQL is not installed (in CI: fails it)."""
+    services.starting("PostgreSQL")
     programs = _programs()
     if programs is None:
         reason = "PostgreSQL is not installed; run scripts/install-postgresql"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    # A short path, as that of a socket must be, which the user that the server runs as can reach.
+    # Not below pytest's folder: the path of a socket must be short, and readable to the user that runs the server.
     with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "password").write_text(PASSWORD)
@@ -92,7 +94,7 @@ def running() -> Iterator[PostgresServer]:
 
 
 def _programs() -> Path | None:
-    """The folder of the server's programs, the newest where there are several."""
+    """The folder of the newest installed version's programs; None where PostgreSQL is not installed."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda file: float(file.parts[-3]))
     if installed:
         return installed[-1].parent
@@ -101,7 +103,7 @@ def _programs() -> Path | None:
 
 
 def _call(*command: str | Path) -> None:
-    """Run one of PostgreSQL's programs, which refuse to be root."""
+    """Run one of PostgreSQL's programs; they refuse to run as root."""
     as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     done = subprocess.run(
         [*as_user, *map(str, command)],

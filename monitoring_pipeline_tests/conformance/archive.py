@@ -1,4 +1,4 @@
-"""All traces of the configured store into the lake: python -m monitoring_pipeline_tests.conformance.archive CONFIG."""
+"""Archives all traces of the configured store: python -m monitoring_pipeline_tests.conformance.archive CONFIG."""
 
 from __future__ import annotations
 

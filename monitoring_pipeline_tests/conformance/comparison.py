@@ -1,4 +1,4 @@
-"""The results of two engines side by side."""
+"""Compares the results of two engines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 TOLERANCE = 1e-9
-# When and by which run something was made, and how long that took.
+# Columns that differ between runs: when and by which run a row was written.
 OF_THE_RUN = {"created_at", "archived_at", "assessed_at", "written_at", "dagster_run_id"}
 TIMED_RESULTS = "assessments"
 ROWS_AT_A_TIME = 5000  # as Python objects
@@ -20,7 +20,7 @@ ROWS_AT_A_TIME = 5000  # as Python objects
 
 @dataclass(frozen=True)
 class Compared:
-    """How many results of a kind (tables, transformations, operations) and rows were equal, and what was not."""
+    """The number of compared results of a kind (tables, transformations, operations) and rows, and the differences."""
 
     results: int
     rows: int
@@ -28,7 +28,7 @@ class Compared:
 
 
 def compare(one: Path, other: Path, kind: str) -> Compared:
-    """Compare all results of a kind in the folders of two engines, row by row, in any order of rows."""
+    """Compare all results of a kind in the folders of two engines, row by row; the order of rows does not matter."""
     files = _files(one / kind)
     differences = [] if files == _files(other / kind) else [f"{kind}: {files} and {_files(other / kind)}"]
     rows = 0
@@ -46,7 +46,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _in_order(file: Path) -> pa.Table:
-    """The rows, first by what is no floating-point number: those may differ in their last digits."""
+    """The rows, sorted by floating-point columns last, because those may differ in their last digits."""
     ignored = OF_THE_RUN | ({"duration_ms"} if TIMED_RESULTS in file.parts else set())
     rows = pq.read_table(file)
     rows = rows.select([name for name in rows.column_names if name not in ignored])

@@ -1,4 +1,4 @@
-"""The tables of a lake as Parquet files: python -m monitoring_pipeline_tests.conformance.dump CONFIG FOLDER."""
+"""Writes the tables of a lake to Parquet files: python -m monitoring_pipeline_tests.conformance.dump CONFIG FOLDER."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monitoring_pipeline.windows import Window
 
 
 def dump_tables(lake: LakeResource, folder: Path, parts: Iterable[Window | None] = (None,)) -> None:
-    """Write `tables` into the folder, a folder for each: one file, and of the archive one for each of `parts`."""
+    """Write each table into a folder below `tables`: one file, and for the archive one file for each of `parts`."""
     for table in TABLES:
         for number, part in enumerate(parts if table is AGENT_TRACES else [None]):
             save(folder / "tables" / table.name / f"{number}.parquet", lake.read(table, part).toArrow())

@@ -1,4 +1,4 @@
-"""What can be done with a lake, one operation after the other; each gives the rows that it leaves."""
+"""All operations on a lake, in order; each returns the rows that it leaves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALL = Window(MIDNIGHT - timedelta(days=1), MIDNIGHT + timedelta(days=3))
 
 
 def all_operations() -> Iterator[tuple[str, Callable[[LakeResource], pa.Table]]]:
-    """The operations of this module by name, in their order; each goes on from what the one before it left."""
+    """The operations of this module by name, in order; each continues with the lake that the previous one left."""
     for name, operation in list(globals().items()):
         if inspect.isfunction(operation) and name.startswith("op_"):
             yield name.removeprefix("op_"), operation
@@ -40,7 +40,7 @@ def op_tables_are_made(lake: LakeResource) -> pa.Table:
 
 
 def op_columns_are_the_declared_ones(lake: LakeResource) -> pa.Table:
-    # What Spark alone knows of nested fields (whether they may be null) is not compared.
+    # Only Spark tracks whether nested fields may be null, so this is not compared.
     types = {
         table.name: [(field.name, field.dataType.simpleString()) for field in lake.read(table).schema]
         for table in TABLES
@@ -203,13 +203,13 @@ def told(**figures: int) -> pa.Table:
 
 
 def left(lake: LakeResource, table: Table, *figures: int, commits: int = 0) -> pa.Table:
-    """The rows of the table, beside the figures."""
+    """The rows of the table, with the figures in a column."""
     rows = lake.read(table).where(in_window(table, ALL)).toArrow().combine_chunks()
     return rows.append_column("figures", pa.array([str([*figures, commits])] * rows.num_rows))
 
 
 def refused(lake: LakeResource, table: Table, write: Callable[[], object]) -> pa.Table:
-    """The rows of the table, which a write that must fail has not changed."""
+    """The rows of the table, after a write that must fail and leave them unchanged."""
     before = lake.version(table)
     try:
         write()

@@ -1,4 +1,4 @@
-"""Stores of made-up traces, and configurations that run the chain over them."""
+"""Stores of made-up traces, and configurations for runs over them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ max_partitions_per_run = 10000
 
 @dataclass(frozen=True)
 class Project:
-    """A configuration in a folder of its own, with a Dagster instance of its own."""
+    """A configuration and a Dagster instance in their own folder."""
 
     folder: Path
 
@@ -47,7 +47,7 @@ class Project:
         return self.folder / "log"
 
     def start(self, *command: str | Path) -> subprocess.Popen[bytes]:
-        """Start a Python program (the arguments of the interpreter), whose output goes to `log`."""
+        """Start Python with these arguments; its output goes to `log`."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *command],
@@ -59,7 +59,7 @@ class Project:
 
 
 def new_project(folder: Path, store: Path, lake: str, remote: str | None, scorers: str) -> Project:
-    """A project with its lake at `lake`, on the Spark at `remote` or else the embedded engine."""
+    """A project with its lake at `lake`, on the Spark server at `remote`, or on the embedded engine if that is None."""
     (folder / "dagster").mkdir(parents=True)
     (folder / "dagster" / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     project = Project(folder)
@@ -69,7 +69,7 @@ def new_project(folder: Path, store: Path, lake: str, remote: str | None, scorer
 
 
 def add_made_up_traces(file: Path, made_up_traces: int, hours: int) -> None:
-    """Add made-up traces over so many hours from 2026-01-01 on to the store, which is made if need be."""
+    """Add made-up traces over that many hours from 2026-01-01 to the store; creates the store if it is missing."""
     subprocess.run(
         [
             *(sys.executable, RECORDED / "tools" / "bulk_traces.py", "sql", str(made_up_traces), f"sqlite:///{file}"),

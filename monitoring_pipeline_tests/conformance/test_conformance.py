@@ -1,6 +1,7 @@
-"""The embedded engine and a Spark cluster give the same rows: of each table, transformation and operation of a lake.
+"""The embedded engine and a Spark cluster give the same rows for each table, transformation and operation of a lake.
 
-MONITORING_CONFORMANCE_TRACES sets how many made-up traces stand beside the recorded conversations.
+MONITORING_CONFORMANCE_TRACES sets how many made-up traces are added to the recorded conversations. With
+MONITORING_LONG_TESTS=1 all 48 recorded hours are compared, otherwise the first 30.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from monitoring_pipeline_tests.conformance.comparison import compare
 from monitoring_pipeline_tests.conformance.projects import add_made_up_traces, new_project
 from monitoring_pipeline_tests.conformance.work import HOURS
 
-MADE_UP_TRACES = int(os.environ.get("MONITORING_CONFORMANCE_TRACES", "500"))
+MADE_UP_TRACES = int(os.environ.get("MONITORING_CONFORMANCE_TRACES", "200"))
 KINDS = ("tables", "transformations", "operations")
 SCORERS = """
 [[scorers]]

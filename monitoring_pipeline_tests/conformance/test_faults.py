@@ -1,6 +1,6 @@
-"""A cluster that loses a part of itself in the middle of a backfill.
+"""A cluster loses one of its processes in the middle of a backfill.
 
-MONITORING_LONG_TESTS=1 also has it lose a worker, and the backfills be of 30 days.
+With MONITORING_LONG_TESTS=1 it also loses a worker, and the backfills cover 30 days instead of two.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from monitoring_pipeline_tests.conformance.comparison import compare
 from monitoring_pipeline_tests.conformance.projects import Project, add_made_up_traces, new_project
 
 LONG = "MONITORING_LONG_TESTS" in os.environ
-DAYS = 30 if LONG else 3
-TRACES = 200
+DAYS, TRACES = (30, 200) if LONG else (2, 120)
 SCORER = """
 [[scorers]]
 name = "telling"
@@ -36,7 +35,7 @@ DUMP = ("-m", "monitoring_pipeline_tests.conformance.dump")
 
 @pytest.fixture(scope="module")
 def store(recorded_conversations: list[dict], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of made-up traces, by the tool that stands beside the recorded conversations."""
+    """A store of made-up traces."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     add_made_up_traces(file, TRACES, DAYS * 24)
     return file
@@ -44,7 +43,7 @@ def store(recorded_conversations: list[dict], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tables of a backfill that nothing happened to."""
+    """The tables after a backfill without a fault."""
     folder = tmp_path_factory.mktemp("undisturbed")
     project = archived(folder / "project", store, str(folder / "lake"), None)
     backfilled(project)
@@ -101,7 +100,7 @@ def scoring(project: Project, store: Path) -> subprocess.Popen[bytes]:
 
 
 def backfilled(project: Project) -> None:
-    """Have the backfill done, as far as it is not, and the tables in files."""
+    """Complete the backfill and write the tables to files."""
     finish(project, *BACKFILL, *RANGE, project.config)
     finish(project, *DUMP, project.config, project.folder)
 

@@ -1,4 +1,4 @@
-"""Every transformation of the archive and of what is made of it, each as the rows that it gives."""
+"""Every transformation of the archive and of the tables computed from it, as the rows that each returns."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ DATASETS: list[dict[str, Any]] = [
 def all_transformations(
     lake: LakeResource, scorers: list[ConfiguredScorer], window: Window
 ) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
-    """The transformations by name, to be made of the archive of `window` when called."""
+    """The transformations by name; when called, each computes its rows from the archive of `window`."""
     traces = lake.read(AGENT_TRACES, window)
     yield "trace_performance", lambda: performance.trace_performance(traces).toArrow()
     yield "trace_errors", lambda: performance.trace_errors(traces).toArrow()
@@ -157,13 +157,13 @@ def signatures(session: SparkSession) -> pa.Table:
 
 
 def numbered(found: DataFrame) -> pa.Table:
-    """The traces with their place in the order in which they were found."""
+    """The ids of the found traces with their position."""
     ids = found.select("trace_id").toArrow()["trace_id"]
     return pa.table({"place": range(len(ids)), "trace_id": ids})
 
 
 def redacted(traces: DataFrame) -> pa.Table:
-    """The archived traces once more through redaction, on the engine's workers."""
+    """The archived traces, redacted again on the engine's workers."""
     from pyspark.sql import functions as F
 
     nothing_wrong = (F.lit(None).cast("string").alias(column.name) for column in QUARANTINE)
@@ -173,7 +173,7 @@ def redacted(traces: DataFrame) -> pa.Table:
 
 
 def pending(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> pa.Table:
-    """What would be scored, had nothing been: as by another digest. Of the traces' own text the length."""
+    """The rows that would be scored under another digest, that is if nothing were scored; of the traces the length."""
     from pyspark.sql import functions as F
 
     parts = pending_rows(lake, replace(scorer, digest="another"), window, version, window.by_day())
@@ -182,7 +182,7 @@ def pending(lake: LakeResource, scorer: ConfiguredScorer, window: Window, versio
 
 
 def by_sql(lake: LakeResource, file: Path) -> pa.Table:
-    """What the query in the file gives, without times of writing and percentiles, where Sail is exact to six digits."""
+    """The rows of the query in the file, without write times and percentiles, which Sail computes to six digits."""
     rows = lake.spark.session.sql(file.read_text(encoding="utf-8"))
     left_out = ("last_written", "p50_", "p95_", "p99_")
     return rows.drop(*(name for name in rows.columns if name.startswith(left_out))).toArrow()
@@ -212,7 +212,7 @@ def in_order(value: Any) -> Any:
 
 
 def ten_digits(value: Any) -> Any:
-    """A number as far as engines agree on it, which add up in different orders: also in what is next to zero."""
+    """The number to nine decimals and ten digits; engines add up in different orders and differ beyond that."""
     return float(f"{round(value, 9):.10g}") if isinstance(value, float) else value
 
 

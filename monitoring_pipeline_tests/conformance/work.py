@@ -1,33 +1,39 @@
-"""Everything that an engine has to do, done on one: python -m monitoring_pipeline_tests.conformance.work CONFIG FOLDER.
+"""Runs all of an engine's work once: python -m monitoring_pipeline_tests.conformance.work CONFIG FOLDER.
 
-The whole chain over the configured store, every transformation of what it leaves, and every operation of an empty lake.
-FOLDER gets a Parquet file for each table and result.
+Runs the whole chain over the configured store, every transformation of the resulting lake, and every operation on an
+empty lake. Writes a Parquet file for each table and result into FOLDER. With MONITORING_LONG_TESTS=1 the window is 48
+hours long, otherwise 30.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import dagster as dg
+
+from monitoring_pipeline.keys import DAILY_REPORT, MONITORING, partition_key
 from monitoring_pipeline.orchestration.build import build_definitions
-from monitoring_pipeline.orchestration.runs import run_chain, start_instance
+from monitoring_pipeline.orchestration.runs import execute, failures, start_instance
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import load_scorers
-from monitoring_pipeline.settings import load_settings
-from monitoring_pipeline.windows import Window, parts
+from monitoring_pipeline.settings import Settings, load_settings
+from monitoring_pipeline.windows import HOUR, Window, parts
 from monitoring_pipeline_tests.conformance.dump import dump_tables, save
 from monitoring_pipeline_tests.conformance.operations import all_operations
 from monitoring_pipeline_tests.conformance.transformations import all_transformations
 
-HOURS = 48
+HOURS = 48 if "MONITORING_LONG_TESTS" in os.environ else 30  # a day, and a part of the next
 PART_HOURS = 6  # of the archive at a time
 
 
 def main(config: Path, folder: Path) -> None:
-    """Do it all."""
+    """Run everything."""
     settings = load_settings(config)
     start = settings.archive.start
     window = Window(start, start + timedelta(hours=HOURS))
@@ -37,11 +43,7 @@ def main(config: Path, folder: Path) -> None:
     def said(what: str) -> None:
         print(f"{time.perf_counter() - began:7.1f} s  {what}", flush=True)
 
-    result = run_chain(
-        build_definitions(settings), settings, window, None, start_instance(folder), lambda event: said(str(event))
-    )
-    if not result.succeeded:
-        raise SystemExit(f"the chain failed: {result}")
+    run_chain(settings, window, folder, said)
     dump_tables(lake, folder, parts(window, PART_HOURS))
     for name, transform in all_transformations(lake, load_scorers(settings.scorers), window):
         save(folder / "transformations" / f"{name}.parquet", transform())
@@ -50,6 +52,21 @@ def main(config: Path, folder: Path) -> None:
     for name, operate in all_operations():
         save(folder / "operations" / f"{name}.parquet", operate(empty))
         said(name)
+
+
+def run_chain(settings: Settings, window: Window, folder: Path, say: Callable[[str], None]) -> None:
+    """Materialize all hourly assets of the window, the agreement of its days, and the report of the last day."""
+    definitions, instance, days = build_definitions(settings), start_instance(folder), window.days()
+    hours = (partition_key(window.start), partition_key(window.end - HOUR))
+    agreement = [dg.AssetKey("scorer_agreement")]
+    for job, selection, keys in (
+        (MONITORING, None, hours),
+        (DAILY_REPORT, agreement, (f"{days[0]}", f"{days[-2]}")),
+        (DAILY_REPORT, None, (f"{days[-1]}", f"{days[-1]}")),
+    ):
+        result = execute(definitions, job, selection, keys, instance, lambda event: say(str(event)))
+        if not result.success:
+            raise SystemExit(f"the chain failed: {failures(result)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A deployment left alone while traces arrive: what deploy/start starts, on a PostgreSQL server of the test's own.
+"""Traces arrive while a deployment runs unattended: deploy/start on a PostgreSQL server of the test's own.
 
-MONITORING_SCENARIO_SECONDS sets for how long they do. With MONITORING_LONG_TESTS=1 also what `make ui` starts, beside
-an `mlflow server`, both on SQLite.
+MONITORING_SCENARIO_SECONDS sets how long traces arrive. With MONITORING_LONG_TESTS=1 the test also runs with `make ui`
+beside an `mlflow server`, both on SQLite.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ class Deployment:
         return found
 
     def measured(self) -> int:
-        """How many traces `trace_performance` has, finished ones."""
+        """The number of finished traces in `trace_performance`."""
         folder = self.folder / "lake" / "trace_performance"
         if not DeltaTable.is_deltatable(str(folder)):
             return 0
         return sum(status == "OK" for status in DeltaTable(folder).to_pyarrow_table()["status"].to_pylist())
 
     def kill(self, command: str) -> None:
-        """End all processes of the deployment with `command` in their command lines, as a power cut would."""
+        """Kill all processes of the deployment that have `command` in their command lines."""
         killed = 0
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -99,7 +99,7 @@ class Deployment:
         assert killed, f"no process of {command}"
 
     def made(self, asset: str) -> Counter[str | None]:
-        """How often each hour of the asset was made."""
+        """How many times each hour of the asset was materialized."""
         with dg.DagsterInstance.get() as instance:
             records = instance.fetch_materializations(dg.AssetKey(asset), limit=5000).records
         return Counter(record.partition_key for record in records)
@@ -107,7 +107,7 @@ class Deployment:
 
 @pytest.fixture
 def production(folder: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
-    """What deploy/start starts."""
+    """A deployment started by deploy/start."""
     log = folder / "log"
     with postgres.running() as server:
         ports = {name: str(free_port()) for name in ("MLFLOW_PORT", "DAGSTER_PORT", "CODE_PORT")}
@@ -126,7 +126,7 @@ def production(folder: Path, environment: dict[str, str], monkeypatch: pytest.Mo
 
 @pytest.fixture
 def laptop(folder: Path, environment: dict[str, str]) -> Iterator[Deployment]:
-    """What `make ui` starts, and starts again where it has ended, as a person would; and an `mlflow server`."""
+    """What `make ui` starts, restarted when it ends, and an `mlflow server`."""
     log, port = folder / "log", str(free_port())
     shutil.copy(ROOT / "dagster.yaml", folder / "dagster")
     dagster = f"{BIN}/dagster dev --workspace {ROOT}/workspace.yaml --port {port}"
@@ -160,7 +160,7 @@ def deployment(request: pytest.FixtureRequest) -> Deployment:
 
 @contextmanager
 def started(command: Sequence[str | Path], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The program, until the block ends."""
+    """Run the program for the length of a `with` block."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         try:
@@ -195,7 +195,7 @@ def test_left_alone_the_archive_follows_the_store_though_daemon_and_code_are_kil
     deadline = time.monotonic() + PATIENCE_SECONDS
     while deployment.archived() != expected or deployment.measured() != len(expected):
         assert time.monotonic() < deadline, (len(expected), len(deployment.archived()), deployment.measured())
-        time.sleep(3)
+        time.sleep(0.5)
     archived = deployment.made("archived_traces")
     for asset in ("trace_performance", "hourly_performance", "scorer_coverage"):
         assert all(count <= archived[hour] for hour, count in deployment.made(asset).items()), asset

@@ -1,4 +1,4 @@
-"""The recorded conversations, archived, measured and scored: what the documentation speaks of."""
+"""The recorded conversations, archived, measured and scored: the data that the documentation describes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from monitoring_pipeline.settings import (
     Settings,
 )
 from monitoring_pipeline.windows import HOUR, Window
-from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
+from monitoring_pipeline_tests.conftest import RECORDED_WINDOW, MakeOnce
 
 CHANGED = Window(datetime(2026, 1, 2, 18, tzinfo=UTC), RECORDED_WINDOW.end)
+CHANGED_ASSETS = [
+    dg.AssetKey(key) for key in (["assessments", "response_quality"], "scorer_coverage", "hourly_quality")
+]
 
 
 @dataclass(frozen=True)
 class RecordedProject:
-    """The settings and the lake of the recorded 48 hours; to be read only."""
+    """The settings and the lake of the recorded 48 hours, to read only."""
 
     settings: Settings
 
@@ -40,7 +43,7 @@ class RecordedProject:
 
 
 def scorers(min_characters: int) -> list[ScorerSettings]:
-    """Two shipped ones, one that fails now and then, and one whose budget of the hour is soon used up."""
+    """Two shipped scorers, one that fails on some traces, and one that soon reaches its hourly budget."""
     own = "monitoring_pipeline_tests.odd_scorers"
     return [
         ScorerSettings(
@@ -58,28 +61,32 @@ def scorers(min_characters: int) -> list[ScorerSettings]:
 
 
 @pytest.fixture(scope="session")
-def recorded_project(recorded_store: str, tmp_path_factory: pytest.TempPathFactory) -> RecordedProject:
-    """The recorded 48 hours, run once; response_quality was changed afterwards and ran again over the last six."""
-    folder = tmp_path_factory.mktemp("recorded project")
-    instance = dg.DagsterInstance.ephemeral()
-    settings = Settings(
-        mlflow=MlflowSettings(tracking_uri=recorded_store, experiments=["airline"]),
-        lake=LakeSettings(location=str(folder / "lake")),
-        reports=ReportSettings(location=str(folder / "reports")),
-    )
-    changed = [dg.AssetKey(key) for key in (["assessments", "response_quality"], "scorer_coverage", "hourly_quality")]
-    for min_characters, window, hourly in ((40, RECORDED_WINDOW, None), (200, CHANGED, changed)):
-        settings = settings.model_copy(update={"scorers": scorers(min_characters)})
-        definitions, days = build_definitions(settings), window.days()
-        hours = (partition_key(window.start), partition_key(window.end - HOUR))
-        by_day = [dg.AssetKey("scorer_agreement")]
-        for job, selection, keys in (
-            (MONITORING, hourly, hours),
-            (DAILY_REPORT, by_day, (f"{days[0]}", f"{days[-1]}")),
-        ):
-            result = execute(definitions, job, selection, keys, instance, lambda event: None)
-            assert result.success, failures(result)
-    return RecordedProject(settings)
+def recorded_project(recorded_store: str, make_once: MakeOnce) -> RecordedProject:
+    """The recorded 48 hours, run once; then response_quality was changed and ran again over the last six."""
+
+    def settings(folder: Path, min_characters: int) -> Settings:
+        return Settings(
+            mlflow=MlflowSettings(tracking_uri=recorded_store, experiments=["airline"]),
+            lake=LakeSettings(location=str(folder / "lake")),
+            reports=ReportSettings(location=str(folder / "reports")),
+            scorers=scorers(min_characters),
+        )
+
+    def make(folder: Path) -> None:
+        for min_characters, window, hourly in ((40, RECORDED_WINDOW, None), (200, CHANGED, CHANGED_ASSETS)):
+            run(settings(folder, min_characters), window, hourly)
+
+    return RecordedProject(settings(make_once("recorded-project", make), 200))
+
+
+def run(settings: Settings, window: Window, hourly: list[dg.AssetKey] | None) -> None:
+    """Run the hourly assets (None: all of them) and the days' agreement and reports over the window."""
+    definitions, days, instance = build_definitions(settings), window.days(), dg.DagsterInstance.ephemeral()
+    hours = (partition_key(window.start), partition_key(window.end - HOUR))
+    by_day = [dg.AssetKey("scorer_agreement")]
+    for job, selection, keys in ((MONITORING, hourly, hours), (DAILY_REPORT, by_day, (f"{days[0]}", f"{days[-1]}"))):
+        result = execute(definitions, job, selection, keys, instance, lambda event: None)
+        assert result.success, failures(result)
 
 
 def documentation() -> Path:

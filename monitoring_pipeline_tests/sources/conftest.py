@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from monitoring_pipeline_tests.conftest import MakeOnce
 from monitoring_pipeline_tests.sources.stores import Store
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a store without a trace: copying it is quicker than making another."""
-    folder = tmp_path_factory.mktemp("empty")
-    Store.create(folder)
-    return folder
+def empty_store(make_once: MakeOnce) -> Path:
+    """The folder of a store without a trace; copying it is quicker than making another."""
+    return make_once("empty-store", Store.create)
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """The same traces from each source give the same rows of `agent_traces`, as far as the source can hold them.
 
 The oracle is the archive of MLflow's own client. The OpenTelemetry tables are written by Databricks' own client, which
-leaves out the tag mlflow.artifactLocation and adds the metadata mlflow.migration.sourceExperimentId.
+leaves out the tag mlflow.artifactLocation and adds the metadata mlflow.migration.sourceExperimentId. Those of version 2
+need a cluster: conformance/test_otel_tables.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,12 @@ from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.tables import AGENT_TRACES
-from monitoring_pipeline.windows import HOUR, Window
-from monitoring_pipeline_tests.cluster import SparkCluster
+from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.sources.archived_tables import ARCHIVED_TRACE, archived_rows, write, write_otel_v1
 
 COMPARED = [name for name in AGENT_TRACES.schema.names if name != "created_at"]
 ALL = ArchiveCounts(read=681, written=681, quarantined=0)
-CLUSTER_HOURS = 1
-CATALOG = "spark_catalog.default.recorded"
 
 Rows = dict[str, dict[str, Any]]
 
@@ -54,27 +50,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("four sources")
 
 
-@pytest.fixture(scope="module")
-def lake_of_mlflow(tracking: TrackingResource, folder: Path, spark: SparkResource) -> LakeResource:
-    lake = LakeResource(location=str(folder / "mlflow"), spark=spark)
-    assert archive_window(ArchiveSettings(), tracking, lake, RECORDED_WINDOW) == ALL
-    return lake
-
-
-@pytest.fixture(scope="module")
-def of_mlflow(lake_of_mlflow: LakeResource) -> Rows:
-    return rows_of(lake_of_mlflow)
-
-
-@pytest.fixture(scope="module")
-def traces(tracking: TrackingResource) -> list[Trace]:
-    return [trace for batch in tracking.traces(RECORDED_WINDOW) for trace in batch if isinstance(trace, Trace)]
-
-
 def archived(source: ArchiveSettings, tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
     lake = LakeResource(location=str(folder / f"lake of {source.source}"), spark=spark)
     assert archive_window(source, tracking, lake, RECORDED_WINDOW) == ALL
     return rows_of(lake)
+
+
+@pytest.fixture(scope="module")
+def of_mlflow(tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    return archived(ArchiveSettings(), tracking, folder, spark)
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +67,14 @@ def of_mlflow_sql(tracking: TrackingResource, folder: Path, spark: SparkResource
 
 
 @pytest.fixture(scope="module")
-def of_delta(traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
-    write(folder / "archived", archived_rows(traces), ARCHIVED_TRACE)
+def of_delta(recorded_traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    write(folder / "archived", archived_rows(recorded_traces), ARCHIVED_TRACE)
     return archived(ArchiveSettings(source="delta", location=str(folder / "archived")), tracking, folder, spark)
 
 
 @pytest.fixture(scope="module")
-def of_otel(traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
-    write_otel_v1(str(folder / "v1"), traces)
+def of_otel(recorded_traces: list[Trace], tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:
+    write_otel_v1(str(folder / "v1"), recorded_traces)
     return archived(ArchiveSettings(source="otel", location=str(folder / "v1")), tracking, folder, spark)
 
 
@@ -181,60 +165,3 @@ def test_otel_tables_give_the_same_but_for_the_spelling_of_json(of_otel: Rows, o
     for key, row in of_mlflow.items():
         assert held(of_otel[key]) == held(row)
         assert spans_in_full(of_otel[key]) == spans_in_full(row)
-
-
-# ---- OpenTelemetry tables of version 2, on a cluster ----
-
-
-@pytest.fixture(scope="module")
-def cluster_folder(cluster: SparkCluster, recorded_store: str) -> Path:
-    """The folder of a cluster on which the first hours were written to tables, and archived from them to `lake`."""
-    script = [sys.executable, "-m", "monitoring_pipeline_tests.sources.archived_tables"]
-    subprocess.run(
-        [*script, cluster.remote, recorded_store, str(CLUSTER_HOURS), str(cluster.folder / "lake")],
-        cwd=Path(__file__).parents[2],
-        check=True,
-    )
-    return cluster.folder
-
-
-@pytest.fixture(scope="module")
-def first_hours(lake_of_mlflow: LakeResource) -> Rows:
-    return rows_of(lake_of_mlflow, Window(RECORDED_WINDOW.start, RECORDED_WINDOW.start + CLUSTER_HOURS * HOUR))
-
-
-def json_value(text: str | None) -> Any:
-    """The value of a JSON text: VARIANT does tell a text from JSON."""
-    return None if text is None else json.loads(text)
-
-
-def test_a_cluster_gives_the_same_from_its_catalog(
-    cluster_folder: Path, first_hours: Rows, spark: SparkResource
-) -> None:
-    found = rows_of(LakeResource(location=str(cluster_folder / "lake"), spark=spark))
-    by_hex = {key.removeprefix(f"trace:/{CATALOG}/"): row for key, row in found.items()}
-    assert by_hex.keys() == {key.removeprefix("tr-") for key in first_hours}
-    for key, row in first_hours.items():
-        mine = by_hex[key.removeprefix("tr-")]
-        named = {"trace_id", "trace_info"}
-        assert {name: mine[name] for name in HELD if name not in named} == {
-            name: row[name] for name in HELD if name not in named
-        }
-        assert mine["trace_info"] == {**row["trace_info"], "request_id": mine["trace_id"]}
-        assert held(mine, json_value) == held(row, json_value)
-        assert Trace.from_json(mine["trace_json"]).info.trace_id == mine["trace_id"]
-
-
-def test_the_embedded_engine_reads_what_the_cluster_wrote(
-    cluster_folder: Path,
-    first_hours: Rows,
-    tracking: TrackingResource,
-    lake: LakeResource,
-) -> None:
-    source = ArchiveSettings(source="otel", location=str(cluster_folder / "warehouse" / "recorded"))
-    archive_window(source, tracking, lake, Window(RECORDED_WINDOW.start, RECORDED_WINDOW.start + CLUSTER_HOURS * HOUR))
-    found = rows_of(lake)
-    assert found.keys() == first_hours.keys()
-    for key, row in first_hours.items():
-        assert {name: found[key][name] for name in HELD} == {name: row[name] for name in HELD}
-        assert held(found[key], json_value) == held(row, json_value)

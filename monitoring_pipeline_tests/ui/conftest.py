@@ -1,4 +1,4 @@
-"""Runs of the pipeline over a day of sample traffic, Dagster's web interface to them, and a browser."""
+"""A run of the pipeline over a day of sample traffic, Dagster's web interface, and a browser."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ params = { limits_ms = { AGENT = 4000, RETRIEVER = 500, TOOL = 1500 } }
 
 @dataclass(frozen=True)
 class MonitoredDay:
-    """What a run over one whole day has left in `folder`: lake, reports and the Dagster instance."""
+    """The results of a run over one whole day in `folder`: lake, reports and the Dagster instance."""
 
     folder: Path
     day: date
@@ -88,7 +88,7 @@ class MonitoredDay:
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    """Where Chromium is."""
+    """The path of Chromium."""
     path = shutil.which("chromium")
     if path is None:
         reason = "no chromium on the PATH"
@@ -99,9 +99,9 @@ def chromium() -> str:
 
 
 def monitor_yesterday(folder: Path, scorers: str, *options: str) -> MonitoredDay:
-    """Sample traffic of yesterday, monitored by `run`; yesterday because Dagster plots the latest partitions only.
+    """Make sample traffic for yesterday and monitor it with `run`; Dagster plots only the latest partitions.
 
-    A scorer that fails on every trace does not fail this.
+    A scorer may fail on every trace.
     """
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     monitored = MonitoredDay(folder, (today - timedelta(days=1)).date())
@@ -124,7 +124,7 @@ def monitor_yesterday(folder: Path, scorers: str, *options: str) -> MonitoredDay
 
 @contextmanager
 def serving(monitored: MonitoredDay, *command: str | Path) -> Iterator[str]:
-    """The address of the UI that a program of Dagster's serves on loopback until the block ends."""
+    """Start a Dagster program that serves the UI on loopback, for the length of a `with` block; returns its address."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     log_file = monitored.folder / "dagster.log"
@@ -149,7 +149,7 @@ def serving(monitored: MonitoredDay, *command: str | Path) -> Iterator[str]:
             server.wait(timeout=30)
 
 
-# Not for the session: while Playwright runs, the thread has an event loop, in which no other test could start its own.
+# Not session-scoped: while Playwright runs, the thread has an event loop, and other tests cannot start their own.
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
     """One headless Chromium."""
@@ -162,7 +162,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page of its own profile; times are shown in UTC."""
+    """A page in its own profile, with times in UTC."""
     context = browser.new_context(viewport={"width": 1600, "height": 1100}, timezone_id="UTC", locale="en-US")
     context.set_default_timeout(TIMEOUT_MS)
     yield context.new_page()
@@ -171,7 +171,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def save_screenshot(page: Page, tmp_path: Path) -> Callable[[str], None]:
-    """Saves the page as `name`.png in the folder MONITORING_SCREENSHOTS, else in the test's temporary folder."""
+    """A function that saves the page as `name`.png in MONITORING_SCREENSHOTS or else in the test's temporary folder."""
     folder = Path(os.environ.get("MONITORING_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""What a person does in Dagster's own web interface: backfill a scorer, switch the sensor on, see what fails."""
+"""Tasks in Dagster's web interface: backfill a scorer, enable the sensor, see what fails."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ scorer = "monitoring_pipeline_tests.odd_scorers:broken"
 """
 SENSOR = "locations/monitoring_pipeline.definitions/sensors/new_traces"
 LATE = 1_000_000
-PATIENCE_MS = 240_000  # Dagster's daemon looks every 30 seconds, and starts a process for each run
+PATIENCE_MS = 240_000  # Dagster's daemon checks for backfills every 30 seconds, and starts a process for each run
 
 
 @pytest.fixture(scope="module")
 def monitored(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> MonitoredDay:
-    """Yesterday: archived, and scored by one scorer that works and one that does not. One trace has come in since."""
+    """Yesterday, archived and scored by a scorer that works and one that fails; one trace has arrived since."""
     only = ("--scorer", "response_quality", "--scorer", "broken")
     monitored = monitor_yesterday(tmp_path_factory.mktemp("cockpit"), SCORERS + BROKEN, *only)
     uri = monitored.tracking_uri
@@ -42,7 +42,7 @@ def monitored(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Monito
 
 @pytest.fixture(scope="module")
 def cockpit(monitored: MonitoredDay) -> Iterator[str]:
-    """The address of the web interface, with daemon and all, as `make ui` starts it."""
+    """The address of the web interface, with the daemon, as `make ui` starts it."""
     with serving(monitored, BIN / "dagster", "dev") as address:
         yield address
 

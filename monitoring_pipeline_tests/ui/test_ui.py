@@ -1,4 +1,4 @@
-"""What a person sees: the pipeline in Dagster's own web interface, and the report it has written, in Chromium."""
+"""The pipeline in Dagster's web interface, and its report, as Chromium shows them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def monitored(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Monito
 
 @pytest.fixture(scope="module")
 def dagster_ui(monitored: MonitoredDay) -> Iterator[str]:
-    """The address of a Dagster webserver that shows what was monitored."""
+    """The address of a Dagster webserver over the monitored day."""
     with serving(monitored, BIN / "dagster-webserver") as address:
         yield address
 

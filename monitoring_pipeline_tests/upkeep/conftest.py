@@ -15,6 +15,7 @@ from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import run_chain
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.settings import LakeSettings, MlflowSettings, ReportSettings, Settings
+from monitoring_pipeline_tests.conftest import MakeOnce
 from monitoring_pipeline_tests.made_project import QUALITY, WINDOW, MadeProject, scorer
 from monitoring_pipeline_tests.sources.stores import Store, span_json
 from monitoring_pipeline_tests.upkeep.marks import ANN, MARK
@@ -23,9 +24,13 @@ ECHO = scorer("echo", "monitoring_pipeline_tests.upkeep.marks:echo")
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(make_once: MakeOnce) -> Path:
     """Store, lake and reports after a run: traces 0 to 5, of which 1, 3 and 5 are Ann's and hold the mark."""
-    folder = tmp_path_factory.mktemp("run")
+    return make_once("run", make_run)
+
+
+def make_run(folder: Path) -> None:
+    """Fill the folder of `run_folder`."""
     store = Store.create(folder)
     for number in range(6):
         text = f"{MARK} says Ann" if number % 2 else "nothing of note, which is long enough to be good"
@@ -40,7 +45,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tags={"note": text},
             request_preview=text,
         )
-    project = _project(folder)
+    project = project_in(folder)
     instance = dg.DagsterInstance.ephemeral()
     definitions = build_definitions(project.settings)
     assert run_chain(definitions, project.settings, WINDOW, None, instance, lambda event: None).failed_steps == {}
@@ -48,10 +53,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.client.set_trace_tag("tr-00000000000000000000000000000001", "later", MARK)
     resources = build_resources(project.settings)
     archive_window(project.settings.archive, resources["tracking"], resources["lake"], WINDOW)
-    return folder
 
 
-def _project(folder: Path) -> MadeProject:
+def project_in(folder: Path) -> MadeProject:
+    """The project whose store, lake and reports are in the folder."""
     settings = Settings(
         mlflow=MlflowSettings(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", experiments=["made"]),
         lake=LakeSettings(location=str(folder / "lake")),
@@ -65,4 +70,4 @@ def _project(folder: Path) -> MadeProject:
 def run(run_folder: Path, tmp_path: Path) -> MadeProject:
     """A copy of it of the test's own."""
     shutil.copytree(run_folder, tmp_path / "run")
-    return _project(tmp_path / "run")
+    return project_in(tmp_path / "run")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -42,6 +44,7 @@ from monitoring_pipeline.upkeep.recount import Recount, settled
 from monitoring_pipeline_tests.cli.calling import calling
 from monitoring_pipeline_tests.made_project import WINDOW, MadeProject
 from monitoring_pipeline_tests.sources.stores import HOUR, START, trace_id
+from monitoring_pipeline_tests.upkeep.conftest import project_in
 from monitoring_pipeline_tests.upkeep.marks import ANN, MARK
 
 ANNS = {trace_id(number) for number in (1, 3, 5)}
@@ -66,15 +69,30 @@ def delete(project: MadeProject, *trace_ids: str, user: str | None = None) -> de
     return deletion.delete(lake, recount, instance, None, trace_ids, [user] if user else [], "ticket 7")
 
 
-def test_no_byte_of_the_user_is_left_in_lake_or_reports(run: MadeProject) -> None:
-    lake, reports = run.folder / "lake", run.folder / "reports"
-    tables = {file.split("/")[0] for file in holding(lake, MARK, ANN)}
+@dataclass(frozen=True)
+class WithoutAnn:
+    """The project after Ann's traces are deleted, to read only, and what the deletion reports."""
+
+    project: MadeProject
+    done: deletion.Deletion
+
+
+@pytest.fixture(scope="module")
+def without_ann(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> WithoutAnn:
+    folder = tmp_path_factory.mktemp("without ann") / "run"
+    shutil.copytree(run_folder, folder)
+    run = project_in(folder)
+    return WithoutAnn(run, delete(run, user=ANN))
+
+
+def test_no_byte_of_the_user_is_left_in_lake_or_reports(run_folder: Path, without_ann: WithoutAnn) -> None:
+    tables = {file.split("/")[0] for file in holding(run_folder / "lake", MARK, ANN)}
     assert tables >= {"agent_traces", "trace_errors", "assessments"}
-    assert any("_change_data" in file for file in holding(lake, MARK))
-    assert holding(reports, MARK)
+    assert any("_change_data" in file for file in holding(run_folder / "lake", MARK))
+    assert holding(run_folder / "reports", MARK)
 
-    done = delete(run, user=ANN)
-
+    lake, reports = without_ann.project.folder / "lake", without_ann.project.folder / "reports"
+    done = without_ann.done
     assert holding(lake, MARK, ANN, *ANNS) == []
     assert holding(reports, MARK, *ANNS) == []
     assert done.traces == 3
@@ -105,9 +123,8 @@ def test_the_weeks_report_and_the_copies_in_mlflow_are_made_anew(run: MadeProjec
     assert holding(tmp_path / "artifacts", MARK, *ANNS) == []
 
 
-def test_every_figure_is_that_of_the_traces_that_are_left(run: MadeProject) -> None:
-    delete(run, user=ANN)
-
+def test_every_figure_is_that_of_the_traces_that_are_left(without_ann: WithoutAnn) -> None:
+    run = without_ann.project
     assert {row["trace_id"] for row in run.rows(AGENT_TRACES)} == {trace_id(number) for number in (0, 2, 4)}
     assert ledger_problems(run.lake, load_scorers(run.settings.scorers), WINDOW) == []
     assert {(row["archived"], row["scored"]) for row in run.rows(SCORER_COVERAGE)} == {(3, 3)}
@@ -129,9 +146,8 @@ def test_archiving_does_not_bring_it_back(run: MadeProject) -> None:
     assert trace_id(1) not in {row["trace_id"] for row in run.rows(AGENT_TRACES)}
 
 
-def test_what_is_kept_of_a_request_tells_nothing_of_the_user(run: MadeProject) -> None:
-    delete(run, user=ANN)
-    rows = run.rows(DELETED_TRACES)
+def test_what_is_kept_of_a_request_tells_nothing_of_the_user(without_ann: WithoutAnn) -> None:
+    rows = without_ann.project.rows(DELETED_TRACES)
     assert {row["trace_digest"] for row in rows} == set(map(trace_digest, ANNS))
     assert {row["request_reference"] for row in rows} == {"ticket 7"}
     assert all(row["completed_at"] >= row["requested_at"] for row in rows)
