@@ -89,7 +89,8 @@ def png(figure: Figure, dpi: int) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     for axes in figure.axes:
-        axes.set_subplotspec(axes.get_subplotspec())  # undoes the layout of an earlier drawing, which affects the next
+        if (place := axes.get_subplotspec()) is not None:
+            axes.set_subplotspec(place)  # undoes the layout of an earlier drawing, which affects the next
     image = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})
