@@ -143,10 +143,10 @@ def show_alerts(checked: Checked) -> None:
     table.add_column("state", no_wrap=True)
     table.add_column("why")
     still_open = {episode.key for episode in checked.open}
-    for verdict in checked.verdicts:
-        untold = "[dim]not known[/]" if verdict.holds is None else "[green]ok[/]"
-        state = "[red]alert[/]" if (verdict.rule.name, verdict.scope) in still_open else untold
-        table.add_row(verdict.rule.name, escape(verdict.scope), state, escape(verdict.detail))
+    for evaluation in checked.evaluations:
+        untold = "[dim]not known[/]" if evaluation.holds is None else "[green]ok[/]"
+        state = "[red]alert[/]" if (evaluation.rule.name, evaluation.scope) in still_open else untold
+        table.add_row(evaluation.rule.name, escape(evaluation.scope), state, escape(evaluation.detail))
     console.print(table)
     figures = checked.figures
     console.print(f"{figures['messages_sent']:,} messages sent, {figures['messages_pending']:,} pending")
