@@ -1,4 +1,4 @@
-"""One check of all rules: judged, written to the table `alerts`, and told."""
+"""One check: evaluates all rules, writes the table `alerts` and sends the messages that are due."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from datetime import datetime, timedelta
 
 from monitoring_pipeline.alerts.delivery import Delivered, deliver
 from monitoring_pipeline.alerts.episodes import OPEN, RESOLVED, Episode, advance, load, save
+from monitoring_pipeline.alerts.evaluation import Check, Evaluation, evaluate, scope_text, scopes
 from monitoring_pipeline.alerts.figures import Figures
-from monitoring_pipeline.alerts.judging import Check, Verdict, judge, scope_text, scopes
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import AlertSettings, Settings
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found: the verdicts, the episodes that are open or have just been resolved, and what was sent."""
+    """What a check found: the evaluations, the episodes that are open or have just been resolved, and what was sent."""
 
-    verdicts: list[Verdict]
+    evaluations: list[Evaluation]
     episodes: list[Episode]
     delivered: Delivered
     now: datetime
@@ -34,8 +34,8 @@ class Checked:
     def figures(self) -> dict[str, int]:
         """How many rules were looked at, of how many nothing could be told, and what became of alerts and messages."""
         return {
-            "checked": len(self.verdicts),
-            "not_told": sum(verdict.holds is None for verdict in self.verdicts),
+            "checked": len(self.evaluations),
+            "not_told": sum(evaluation.holds is None for evaluation in self.evaluations),
             "open": len(self.open),
             "opened": sum(episode.opened_at == self.now for episode in self.episodes),
             "resolved": sum(episode.resolved_at == self.now for episode in self.episodes),
@@ -54,7 +54,7 @@ def check_alerts(
     now: datetime,
     log: logging.Logger,
 ) -> Checked:
-    """Judge every rule of the settings at `now`, write what changed, and send what is due.
+    """Evaluate every rule of the settings at `now`, write what changed, and send what is due.
 
     `digests` are those of the configured scorers, by name; `given_up` counts the hours that the sensor has given up,
     and is asked only where a rule wants to know.
@@ -65,8 +65,8 @@ def check_alerts(
     episodes = load(lake, now)
     figures = Figures(lake, digests, now)
     count = functools.cache(given_up)
-    verdicts = [
-        judge(
+    evaluations = [
+        evaluate(
             Check(
                 rule=rule,
                 scope=scope,
@@ -79,10 +79,10 @@ def check_alerts(
         for rule in settings.alerts
         for scope in scopes(rule, [*digests])
     ]
-    changed = save(lake, advance(verdicts, episodes, now))
+    changed = save(lake, advance(evaluations, episodes, now))
     current = _updated([episode for episode in episodes if episode.state == OPEN or episode.has_pending], changed)
     sent, delivered = deliver(lake, current, settings.notifiers, settings.notify, now, log)
-    return Checked(verdicts, _updated(current, sent), delivered, now)
+    return Checked(evaluations, _updated(current, sent), delivered, now)
 
 
 def _was(episode: Episode, rule: AlertSettings, scope: str) -> bool:

@@ -22,7 +22,7 @@ MAD_EFFICIENCY = 0.37  # of a normal distribution: so much of the sample a stand
 
 
 @dataclass(frozen=True)
-class Change:
+class Deviation:
     """The outcome of a test: what was seen, what was to be expected, and how likely chance alone makes so much."""
 
     value: float
@@ -42,7 +42,7 @@ def by_week(hours: Floats, weeks: int, window_hours: int) -> tuple[Floats, Float
 
 def rate_change(
     marked: float, total: float, past_marked: Floats, past_total: Floats, direction: Direction
-) -> Change | None:
+) -> Deviation | None:
     """Whether `marked` of `total` traces is another rate than in the windows of (weeks, windows of a week) before.
 
     None without traces, or where fewer than three of the same windows of earlier weeks have any.
@@ -69,7 +69,7 @@ def rate_change(
     expected = float(rates[0])
     shape = (int(total), expected * weight, (1 - expected) * weight)
     above, below = float(stats.betabinom.sf(marked - 1, *shape)), float(stats.betabinom.cdf(marked, *shape))
-    return Change(marked / total, expected, _p_value(above, below, direction))
+    return Deviation(marked / total, expected, _p_value(above, below, direction))
 
 
 def _correlation(marked: Floats, total: Floats, rates: Floats) -> float:
@@ -82,7 +82,7 @@ def _correlation(marked: Floats, total: Floats, rates: Floats) -> float:
     return max(0.0, float((squares - chance)[used].sum() / beyond[used].sum())) if beyond[used].sum() > 0 else 0.0
 
 
-def level_change(value: float, past: Floats, windows_of_a_day: int, direction: Direction) -> Change | None:
+def level_change(value: float, past: Floats, windows_of_a_day: int, direction: Direction) -> Deviation | None:
     """Whether `value` (above 0) is another level than in the windows of (weeks, windows of a week) before.
 
     In `past` a window without a value is NaN. None where fewer than three of the same windows of earlier weeks have a
@@ -107,7 +107,7 @@ def level_change(value: float, past: Floats, windows_of_a_day: int, direction: D
     score = (float(np.log(value)) - expected) / spread
     freedom = max(1.0, MAD_EFFICIENCY * (len(known) - 1))
     above, below = float(stats.t.sf(score, freedom)), float(stats.t.cdf(score, freedom))
-    return Change(value, float(np.exp(expected)), _p_value(above, below, direction))
+    return Deviation(value, float(np.exp(expected)), _p_value(above, below, direction))
 
 
 def _median_of_others(logs: Floats, week: int) -> Floats:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from monitoring_pipeline.alerts.judging import Verdict
+from monitoring_pipeline.alerts.evaluation import Evaluation
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.settings import AlertSettings
@@ -94,24 +94,28 @@ def save(lake: LakeResource, episodes: Iterable[Episode]) -> list[Episode]:
     return written
 
 
-def advance(verdicts: Sequence[Verdict], episodes: Sequence[Episode], now: datetime) -> list[Episode]:
-    """The episodes that the verdicts open, keep open or resolve; those that stay as they are are left out.
+def advance(evaluations: Sequence[Evaluation], episodes: Sequence[Episode], now: datetime) -> list[Episode]:
+    """The episodes that the evaluations open, keep open or resolve; those that stay as they are are left out.
 
     An episode is resolved once its rule has not held for a window's length, and at once where rule or scope are no
-    longer configured. A verdict that cannot be told changes nothing.
+    longer configured. An evaluation that cannot be told changes nothing.
     """
     still_open = {episode.key: episode for episode in episodes if episode.state == OPEN}
     known = {episode.identity for episode in episodes}
     changed = []
-    for verdict in verdicts:
-        episode = still_open.pop((verdict.rule.name, verdict.scope), None)
-        if episode is None and verdict.holds:
-            opened = _opened(verdict, now)
+    for evaluation in evaluations:
+        episode = still_open.pop((evaluation.rule.name, evaluation.scope), None)
+        if episode is None and evaluation.holds:
+            opened = _opened(evaluation, now)
             if opened.identity not in known:  # else another check has opened and closed it within the hour
                 changed.append(opened)
-        elif episode is not None and verdict.holds:
+        elif episode is not None and evaluation.holds:
             changed.append(replace(episode, last_held_at=now))
-        elif episode is not None and verdict.holds is False and now - episode.last_held_at >= _recovery(verdict.rule):
+        elif (
+            episode is not None
+            and evaluation.holds is False
+            and now - episode.last_held_at >= _recovery(evaluation.rule)
+        ):
             changed.append(_resolved(episode, now))
     return changed + [_resolved(episode, now) for episode in still_open.values()]
 
@@ -121,19 +125,19 @@ def _recovery(rule: AlertSettings) -> timedelta:
     return (rule.short_window_hours if rule.kind == "objective" else rule.window_hours) * HOUR
 
 
-def _opened(verdict: Verdict, now: datetime) -> Episode:
-    rule = verdict.rule
+def _opened(evaluation: Evaluation, now: datetime) -> Episode:
+    rule = evaluation.rule
     return Episode(
         hour=floor_hour(now),
         rule=rule.name,
-        scope=verdict.scope,
+        scope=evaluation.scope,
         metric=rule.metric,
         kind=rule.kind,
         severity=rule.severity,
         state=OPEN,
-        measured=verdict.measured,
-        held_against=verdict.held_against,
-        detail=verdict.detail,
+        measured=evaluation.measured,
+        held_against=evaluation.held_against,
+        detail=evaluation.detail,
         opened_at=now,
         last_held_at=now,
         deliveries=tuple(Delivery(name, OPEN, now) for name in dict.fromkeys(rule.notify)),

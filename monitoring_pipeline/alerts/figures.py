@@ -1,4 +1,4 @@
-"""What rules look at: figures of the lake by hour, read once a check for all rules that need the same ones."""
+"""The hourly figures that alert rules evaluate; each is read from the lake once per check."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Figures:
     lake: LakeResource
     digests: Mapping[str, str]
     now: datetime
-    _read_before: dict[tuple[str, Window], pd.DataFrame] = field(default_factory=dict, repr=False)
+    _read_before: dict[tuple[str, Window, tuple[str, ...]], pd.DataFrame] = field(default_factory=dict, repr=False)
     _ids: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
     def rate(self, metric: str, scope: ScopeSettings, window: Window) -> tuple[Floats, Floats]:
@@ -120,7 +120,7 @@ class Figures:
         return self._ids[name]
 
     def _read(self, table: Table, window: Window, *columns: str) -> pd.DataFrame:
-        key = (table.name, window)
+        key = (table.name, window, columns)
         if key not in self._read_before:
             self._read_before[key] = self.lake.read_columns(table, window, *columns).to_pandas()
         return self._read_before[key]

@@ -137,12 +137,12 @@ def show_alerts(checked: Checked) -> None:
     table.add_column("state", no_wrap=True)
     table.add_column("why")
     still_open = {episode.key for episode in checked.open}
-    for verdict in checked.verdicts:
-        if (verdict.rule.name, verdict.scope) in still_open:
+    for evaluation in checked.evaluations:
+        if (evaluation.rule.name, evaluation.scope) in still_open:
             state = "[red]alert[/]"
         else:
-            state = "[dim]not known[/]" if verdict.holds is None else "[green]ok[/]"
-        table.add_row(verdict.rule.name, escape(verdict.scope), state, escape(verdict.detail))
+            state = "[dim]not known[/]" if evaluation.holds is None else "[green]ok[/]"
+        table.add_row(evaluation.rule.name, escape(evaluation.scope), state, escape(evaluation.detail))
     console.print(table)
     figures = checked.figures
     console.print(f"{figures['messages_sent']:,} messages sent, {figures['messages_pending']:,} pending")

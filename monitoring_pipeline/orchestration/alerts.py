@@ -86,9 +86,9 @@ def _alerts(settings: Settings, scorers: list[ConfiguredScorer]) -> dg.AssetsDef
 def _measured(checked: Checked) -> dict[str, float]:
     """The metric of each rule and scope, which Dagster plots."""
     return {
-        f"{verdict.rule.name}/{verdict.scope}": verdict.measured
-        for verdict in checked.verdicts
-        if verdict.measured is not None
+        f"{evaluation.rule.name}/{evaluation.scope}": evaluation.measured
+        for evaluation in checked.evaluations
+        if evaluation.measured is not None
     }
 
 

@@ -1,4 +1,4 @@
-"""Changes against earlier periods, each with what chance alone would make of it."""
+"""Changes against earlier periods, each with an interval that tells it from chance."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ WORSE_WHEN_HIGHER = ("error_rate", "p95_duration_ms", "cost_per_trace_usd")
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 RULE = (
-    f"A change is within noise where the {100 * CONFIDENCE:g} % interval of the difference, or of the ratio, takes in "
-    "that there is none; traces count as independent. It is worse or better where it is known which way is good."
+    f"A change is noise if the {100 * CONFIDENCE:g} % interval of the difference (or ratio) includes no change; traces "
+    "count as independent. It is called worse or better only for measures with a known good direction."
 )
 
 

@@ -85,9 +85,12 @@ def quality_chart(rows: pd.DataFrame, slots: Slots, shaded: Collection[datetime]
 
 
 def png(figure: Figure, dpi: int) -> bytes:
-    """The figure as a PNG image; the same figure gives the same bytes."""
+    """The figure as a PNG image; the same figure and dpi give the same bytes, whatever was drawn before."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    for axes in figure.axes:
+        if (place := axes.get_subplotspec()) is not None:
+            axes.set_subplotspec(place)  # undoes the layout of an earlier drawing, which affects the next
     image = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})

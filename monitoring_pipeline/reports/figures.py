@@ -48,7 +48,8 @@ def figures(data: ReportData) -> dict[str, Any]:
     total = _total(data)
     scorers = scorer_rows(data.quality_total, data.coverage)
     compared = changes(data)
-    found = findings(data, compared, scorers)
+    fresh = new_errors(data)
+    found = findings(data, compared, scorers, fresh)
     state, headline, sentences = verdict(data, found, total)
     period, window = data.period, data.period.window
     days = _days(data)
@@ -80,7 +81,7 @@ def figures(data: ReportData) -> dict[str, Any]:
         "scorer_trend": _scorer_trend(data),
         "experiments": _experiments(data),
         "scorers": [{"experiment": data.name_of(row["experiment_id"]), **row} for row in scorers.to_dict("records")],
-        "errors": _errors(data),
+        "errors": _errors(data, fresh),
         "error_traces": data.error_traces,
         "compared_error_days": data.known_error_days,
         "stages": _stages(data),
@@ -168,8 +169,7 @@ def _experiments(data: ReportData) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (not row["has_incident"], -row["trace_count"], row["experiment_id"]))
 
 
-def _errors(data: ReportData) -> list[dict[str, Any]]:
-    fresh = new_errors(data)
+def _errors(data: ReportData, fresh: pd.DataFrame | None) -> list[dict[str, Any]]:
     new = None if fresh is None else set(zip(fresh["signature"], fresh["span_name"], strict=True))
     return [
         {

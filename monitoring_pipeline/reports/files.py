@@ -6,23 +6,23 @@ import os
 import uuid
 from pathlib import Path
 
-from monitoring_pipeline.reports.data import ReportData
 from monitoring_pipeline.reports.rendering import render_html, render_json, render_markdown
+from monitoring_pipeline.reports.report import Report
 
 HTML, MARKDOWN, JSON = "report.html", "report.md", "report.json"
 
 
-def write_report(data: ReportData, folder: Path) -> Path:
-    """Writes report.html, report.md and report.json into `folder`/<name of the period>/, which is returned.
+def write_report(report: Report, folder: Path) -> Path:
+    """Write report.html, report.md and report.json into `folder`/<name of the period>/ and return that folder.
 
-    All are rendered and on the disk before the first takes its place; each replaces an older one in one step. The
-    Markdown file refers to the HTML file for the charts.
+    All three are rendered and on disk before the first is moved into place; each move replaces an older file
+    atomically. The Markdown file refers to the HTML file for the charts.
 
     Raises:
-        OSError: a file or folder could not be written; the older files are still there.
+        OSError: a file or folder cannot be written; the older files are kept.
     """
-    pages = {HTML: render_html(data), MARKDOWN: render_markdown(data, images=False), JSON: render_json(data)}
-    target = folder / data.period.name
+    pages = {HTML: render_html(report), MARKDOWN: render_markdown(report, images=False), JSON: render_json(report)}
+    target = folder / report.data.period.name
     target.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
     written = {target / f".{name}.{mark}.tmp": target / name for name in pages}

@@ -68,11 +68,13 @@ class Finding:
     trace_id: str | None = None
 
 
-def findings(data: ReportData, changes: Sequence[Change], scorers: pd.DataFrame) -> list[Finding]:
+def findings(
+    data: ReportData, changes: Sequence[Change], scorers: pd.DataFrame, fresh: pd.DataFrame | None
+) -> list[Finding]:
     """All that there is to look at: incidents, new errors, changes and what was not scored; by severity, then so."""
     found = [
-        *(_incident(data, position, incident) for position, incident in enumerate(data.incidents)),
-        *_new_errors(data),
+        *(_incident(data, position, incident, fresh) for position, incident in enumerate(data.incidents)),
+        *_new_errors(data, fresh),
         *_changes(data, changes),
         *_unscored(data, scorers),
     ]
@@ -108,7 +110,7 @@ def when(data: ReportData, start: pd.Timestamp, end: pd.Timestamp) -> str:
     return f"{day}{start:%H:%M} to {until if until != '00:00' else '24:00'} UTC"
 
 
-def _incident(data: ReportData, position: int, incident: Incident) -> Finding:
+def _incident(data: ReportData, position: int, incident: Incident, fresh: pd.DataFrame | None) -> Finding:
     hours = data.hours[
         (data.hours["experiment_id"] == incident.experiment_id)
         & (data.hours["hour"] >= incident.start)
@@ -124,7 +126,7 @@ def _incident(data: ReportData, position: int, incident: Incident) -> Finding:
         "incident",
         "critical" if incident.has("p95") or hours["error_count"].sum() >= CRITICAL_FAILURES else "warning",
         f"{when(data, incident.start, incident.end)}, {name}: {first}.",
-        [*([f"Also {', '.join(others)}."] if others else []), *_where(data, incident, main)],
+        [*([f"Also {', '.join(others)}."] if others else []), *_where(data, incident, main, fresh)],
         incident.experiment_id,
         incident.start,
         incident.end,
@@ -146,9 +148,8 @@ def _stands_out(standout: Standout, hours: pd.DataFrame, several_hours: bool) ->
     return f"{scorer} {text.score(standout.value)} (usually {text.score(standout.baseline)})"
 
 
-def _where(data: ReportData, incident: Incident, main: pd.Series | None) -> Iterator[str]:
+def _where(data: ReportData, incident: Incident, main: pd.Series | None, fresh: pd.DataFrame | None) -> Iterator[str]:
     if main is not None:
-        fresh = new_errors(data)
         is_new = fresh is not None and main["signature"] in set(fresh["signature"])
         yield f"Main error{', new' if is_new else ''}: {_error(main)} ({_traces(main['trace_count'])})."
     stage = slow_stage(data.stage_hours, incident)
@@ -170,8 +171,7 @@ def _traces(count: float) -> str:
     return f"{text.count(count)} {'trace' if count == 1 else 'traces'}"
 
 
-def _new_errors(data: ReportData) -> Iterator[Finding]:
-    fresh = new_errors(data)
+def _new_errors(data: ReportData, fresh: pd.DataFrame | None) -> Iterator[Finding]:
     if fresh is None:
         return
     explained = data.incident_errors[data.incident_errors["trace_count"] > 0].drop_duplicates("incident")

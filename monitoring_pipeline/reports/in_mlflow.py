@@ -4,36 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monitoring_pipeline.reports.data import ReportData
-from monitoring_pipeline.reports.figures import figures
+from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline.resources.tracking import TrackingResource, impatience
 
 REPORT_TAG = "monitoring.report"
 RUN_NAMES = {"day": "daily report", "week": "weekly report"}
 
 
-def log_report(tracking: TrackingResource, experiment: str, data: ReportData, folder: Path) -> str:
-    """Logs the files in `folder`, the report of `data`, and returns the id of the run.
+def log_report(tracking: TrackingResource, experiment: str, report: Report, folder: Path) -> str:
+    """Log the files of the report, which are in `folder`, and its main figures; return the id of the MLflow run.
 
-    A run of the same period that is there, by its tag `monitoring.report`, is brought up to date; else there is a new
-    one. The experiment is made if need be.
+    Updates the run that has the period's name in its tag `monitoring.report`, or creates one. Creates the experiment
+    if it does not exist.
 
     Raises:
-        TrackingError: MLflow cannot be reached, or refuses.
+        TrackingError: MLflow cannot be reached, or rejects the request.
     """
-    report, name = figures(data), data.period.name
+    figures, period = report.figures, report.data.period
     metrics = {
-        "total_requests": report["total_requests"],
-        "error_rate": report["error_rate"],
-        "p95_duration_ms": report["latency"]["p95"],
-        "cost_usd": report["cost_usd"],
+        "total_requests": figures["total_requests"],
+        "error_rate": figures["error_rate"],
+        "p95_duration_ms": figures["latency"]["p95"],
+        "cost_usd": figures["cost_usd"],
     }
     with impatience():
         experiment_id = tracking.experiment_id(experiment)
         with tracking.calls() as client:
             found = client.search_runs(
                 [experiment_id],
-                f"tags.`{REPORT_TAG}` = '{name}'",
+                f"tags.`{REPORT_TAG}` = '{period.name}'",
                 order_by=["attributes.start_time ASC"],
                 max_results=1,
             )
@@ -41,7 +40,9 @@ def log_report(tracking: TrackingResource, experiment: str, data: ReportData, fo
                 found[0]
                 if found
                 else client.create_run(
-                    experiment_id, run_name=f"{RUN_NAMES[data.period.kind]} {name}", tags={REPORT_TAG: name}
+                    experiment_id,
+                    run_name=f"{RUN_NAMES[period.kind]} {period.name}",
+                    tags={REPORT_TAG: period.name},
                 )
             )
             for metric, value in metrics.items():

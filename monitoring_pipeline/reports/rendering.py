@@ -7,8 +7,7 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
@@ -16,18 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline import text
 from monitoring_pipeline.reports import changes, charts, standouts
-from monitoring_pipeline.reports.data import ReportData
-from monitoring_pipeline.reports.figures import figures
 from monitoring_pipeline.reports.findings import shown
-from monitoring_pipeline.reports.scorers import KAPPA_EXPLAINED, as_floats
+from monitoring_pipeline.reports.report import Report
+from monitoring_pipeline.reports.scorers import KAPPA_EXPLAINED
 
 if TYPE_CHECKING:
-    import pandas as pd
     from jinja2 import Environment
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-CHARTED_EXPERIMENTS = 6
 HTML_DPI = 200
 MARKDOWN_DPI = 100
 MARKDOWN_IMAGE_BYTES = 280_000
@@ -41,14 +37,7 @@ WORST = {
 _HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class _Chart:
-    title: str
-    subject: str
-    figure: Figure
-
-
-def render_html(data: ReportData) -> str:
+def render_html(report: Report) -> str:
     """The report as one HTML page: no script, nothing loaded from elsewhere, links to MLflow's pages alone."""
     from markupsafe import Markup
 
@@ -57,11 +46,11 @@ def render_html(data: ReportData) -> str:
     page = _environment(text.escape_html, autoescape=True).get_template("report.html.j2")
     # Markup is for what this package wrote itself; all else is escaped
     return page.render(
-        **_context(data, image=partial(_data_uri, dpi=HTML_DPI)), style=Markup(style), style_digest=Markup(digest)
+        **_context(report, image=partial(_data_uri, dpi=HTML_DPI)), style=Markup(style), style_digest=Markup(digest)
     )
 
 
-def render_markdown(data: ReportData, images: bool) -> str:
+def render_markdown(report: Report, images: bool) -> str:
     """The report as GitHub-flavoured Markdown.
 
     With `images` the charts are embedded as data: images, as many as fit into `MARKDOWN_IMAGE_BYTES`; without, the
@@ -78,12 +67,12 @@ def render_markdown(data: ReportData, images: bool) -> str:
         return uri if left >= 0 else ""
 
     page = _environment(text.escape_markdown, autoescape=False).get_template("report.md.j2")
-    return page.render(**_context(data, image))
+    return page.render(**_context(report, image))
 
 
-def render_json(data: ReportData) -> str:
-    """`figures` as JSON in ASCII, times in ISO 8601."""
-    return json.dumps(figures(data), default=_as_iso, allow_nan=False, indent=1) + "\n"
+def render_json(report: Report) -> str:
+    """The figures of the report as JSON in ASCII, times in ISO 8601."""
+    return json.dumps(report.figures, default=_as_iso, allow_nan=False, indent=1) + "\n"
 
 
 def _as_iso(moment: date | datetime) -> str:
@@ -151,29 +140,29 @@ def _amount(change: dict[str, Any]) -> str:
     return f"{amount:+z.2f}" if change["measure"] == "mean_score" else f"{100 * amount:+z.1f} points"
 
 
-def _context(data: ReportData, image: Callable[[Figure], str]) -> dict[str, Any]:
-    """What both templates show; `image` makes the address of a chart, empty where it is left out."""
-    report = figures(data)
-    state = STATES[report["verdict"]["state"]]
-    if not report["total_requests"]:
-        return {"report": report, "period": data.period, "state": state}
-    experiments = report["experiments"]
+def _context(report: Report, image: Callable[[Figure], str]) -> dict[str, Any]:
+    """The values that both templates show; `image` returns the address of a chart, empty to leave the chart out."""
+    data, figures = report.data, report.figures
+    state = STATES[figures["verdict"]["state"]]
+    if not figures["total_requests"]:
+        return {"report": figures, "period": data.period, "state": state}
+    experiments = figures["experiments"]
     sections = [
         {
             "experiment": row["experiment"],
-            "charts": [(c.title, c.subject, image(c.figure)) for c in _charts(data, row["experiment_id"])],
+            "charts": [(chart.title, chart.subject, image(chart.figure)) for chart in of_experiment],
         }
-        for row in experiments[:CHARTED_EXPERIMENTS]
+        for row, of_experiment in zip(experiments, report.charts, strict=False)  # the first have charts
     ]
-    own = [change for change in report["changes"] if change["experiment_id"] is None]
+    own = [change for change in figures["changes"] if change["experiment_id"] is None]
     return {
-        "report": report,
+        "report": figures,
         "period": data.period,
         "state": state,
         "sections": sections,
         "several": len(experiments) > 1,
         "changes": {measure: [c for c in own if c["measure"] == measure] for measure in changes.MEASURES},
-        "score_changes": _score_changes(report["changes"]),
+        "score_changes": _score_changes(figures["changes"]),
         "earlier": [label for label, _ in data.period.earlier()],
         "hours": data.hours["hour"].nunique(),
         "charts_left_out": sum(not address for section in sections for *_, address in section["charts"]),
@@ -190,24 +179,3 @@ def _score_changes(of_all: list[dict[str, Any]]) -> dict[tuple[str, str, str], d
         if change["scorer"]:
             found.setdefault((change["experiment_id"], change["scorer"], change["against_label"]), change)
     return found
-
-
-def _charts(data: ReportData, experiment_id: str) -> Iterator[_Chart]:
-    slots = data.period.slots
-    step = slots[1] - slots[0]
-    times = [(i.start, i.end) for i in data.incidents if i.experiment_id == experiment_id]
-    shaded = {slot for slot in slots if any(start < slot + step and slot < end for start, end in times)}
-    rows = _of(as_floats(data.trend), experiment_id)
-    yield _Chart("Traces", "", charts.volume_chart(rows, slots, shaded))
-    yield _Chart("Error rate", "", charts.error_rate_chart(rows, slots, shaded))
-    yield _Chart("Latency", "", charts.latency_chart(rows, slots, shaded))
-    if rows["cost_usd"].notna().any():
-        yield _Chart("Cost", "", charts.cost_chart(rows, slots, shaded))
-    quality = as_floats(data.quality_trend)
-    scored = quality[(quality["experiment_id"] == experiment_id) & quality["mean_score"].notna()]
-    for scorer, of_scorer in scored.groupby("scorer"):
-        yield _Chart("Mean score", str(scorer), charts.quality_chart(of_scorer.set_index("hour"), slots, shaded))
-
-
-def _of(trend: pd.DataFrame, experiment_id: str) -> pd.DataFrame:
-    return trend[trend["experiment_id"].fillna("") == experiment_id].set_index("hour")

@@ -88,14 +88,15 @@ class Recount:
         from monitoring_pipeline.reports.in_mlflow import log_report
         from monitoring_pipeline.reports.links import mlflow_ui
         from monitoring_pipeline.reports.reading import report_data
+        from monitoring_pipeline.reports.report import Report
 
         reports = self.settings.reports
         if not (Path(reports.location) / period.name).is_dir():
             return []
-        data = report_data(self.lake, self.scorers, period, mlflow_ui(self.settings))
-        folder = write_report(data, Path(reports.location))
+        report = Report(report_data(self.lake, self.scorers, period, mlflow_ui(self.settings)))
+        folder = write_report(report, Path(reports.location))
         if reports.log_to_experiment:
-            log_report(self.tracking, reports.log_to_experiment, data, folder)
+            log_report(self.tracking, reports.log_to_experiment, report, folder)
         return [folder]
 
     def datasets(self, digests: Collection[str]) -> list[Path]:

@@ -93,7 +93,7 @@ def test_a_check_without_an_alert_writes_nothing(lake: LakeResource, endpoint: H
 
 def test_few_traces_tell_nothing_and_an_open_alert_stays(lake: LakeResource, endpoint: Hook) -> None:
     fill(lake, performance(THIS_HOUR, 29, 29))
-    assert check(lake, ERRORS).verdicts[0].holds is None
+    assert check(lake, ERRORS).evaluations[0].holds is None
     fill(lake, performance(THIS_HOUR, 30, 30))
     assert check(lake, ERRORS).open
     assert check(lake, ERRORS, now=NOW + 5 * HOUR).open  # no traces since
@@ -173,8 +173,8 @@ def test_an_incident_is_told_within_its_hour_and_not_before(lake: LakeResource, 
     quiet_weeks(lake)
     change = rule(change="up")
     fill(lake, performance(THIS_HOUR, 100, 4))
-    verdict = check(lake, change, now=THIS_HOUR + 20 * MINUTE).verdicts[0]
-    assert verdict.holds is False and verdict.held_against == pytest.approx(0.04, abs=0.015)
+    evaluation = check(lake, change, now=THIS_HOUR + 20 * MINUTE).evaluations[0]
+    assert evaluation.holds is False and evaluation.held_against == pytest.approx(0.04, abs=0.015)
     fill(lake, performance(THIS_HOUR, 200, 40))
     assert check(lake, change).open
     assert endpoint.payloads[0]["kind"] == "change"
@@ -199,7 +199,7 @@ def test_a_level_of_scores_counts_the_present_digest_alone(lake: LakeResource, e
     ]
     lake.replace(HOURLY_QUALITY, Window(THIS_HOUR, THIS_HOUR + HOUR), from_dicts(HOURLY_QUALITY, rows))
     checked = check(lake, rule(name="quality", metric="pass_rate", operator="<", threshold=0.8))
-    assert [(v.scope, v.measured, v.holds) for v in checked.verdicts] == [("scorer safety", 0.75, True)]
+    assert [(v.scope, v.measured, v.holds) for v in checked.evaluations] == [("scorer safety", 0.75, True)]
 
 
 def test_coverage_and_failures_of_scorers(lake: LakeResource, endpoint: Hook) -> None:
@@ -212,7 +212,7 @@ def test_coverage_and_failures_of_scorers(lake: LakeResource, endpoint: Hook) ->
         rule(name="coverage", metric="coverage", operator="<", threshold=0.9),
         rule(name="failing", metric="scorer_failure_rate", threshold=0.2),
     )
-    assert [(v.measured, v.holds) for v in checked.verdicts] == [(0.6, True), (0.25, True)]
+    assert [(v.measured, v.holds) for v in checked.evaluations] == [(0.6, True), (0.25, True)]
 
 
 def test_totals_freshness_and_hours_given_up(lake: LakeResource, endpoint: Hook) -> None:
@@ -225,8 +225,8 @@ def test_totals_freshness_and_hours_given_up(lake: LakeResource, endpoint: Hook)
         rule(name="given_up", metric="archive_given_up", threshold=0),
         given_up=3,
     )
-    assert [v.measured for v in checked.verdicts] == pytest.approx([0.5, 0, 2 + 40 / 60, 3])
-    assert [v.holds for v in checked.verdicts] == [True, True, True, True]
+    assert [v.measured for v in checked.evaluations] == pytest.approx([0.5, 0, 2 + 40 / 60, 3])
+    assert [v.holds for v in checked.evaluations] == [True, True, True, True]
 
 
 def test_a_percentile_over_hours_is_that_of_all_their_traces(lake: LakeResource, endpoint: Hook) -> None:
@@ -241,8 +241,8 @@ def test_a_percentile_over_hours_is_that_of_all_their_traces(lake: LakeResource,
     window = Window(THIS_HOUR - 2 * HOUR, THIS_HOUR + HOUR)
     table: pa.Table = from_dicts(TRACE_PERFORMANCE, rows)
     lake.replace(TRACE_PERFORMANCE, window, table)
-    (verdict,) = check(lake, rule(name="slow", metric="p95_duration_ms", window="3h", threshold=1)).verdicts
-    assert verdict.measured == pytest.approx(np.percentile(durations, 95))
+    (evaluation,) = check(lake, rule(name="slow", metric="p95_duration_ms", window="3h", threshold=1)).evaluations
+    assert evaluation.measured == pytest.approx(np.percentile(durations, 95))
 
 
 @pytest.mark.parametrize(("errors_before", "holds"), [(12, True), (0, False)])
@@ -251,15 +251,15 @@ def test_an_objective_burns_in_both_windows(
 ) -> None:
     fill(lake, *(performance(THIS_HOUR - n * HOUR, 100, errors_before) for n in range(1, 6)))
     fill(lake, performance(THIS_HOUR, 100, 12))
-    (verdict,) = check(lake, rule(objective=0.99, window="6h")).verdicts
-    assert verdict.holds is holds
-    assert verdict.measured == pytest.approx(100 * (errors_before * 5 + 12) / 600)
+    (evaluation,) = check(lake, rule(objective=0.99, window="6h")).evaluations
+    assert evaluation.holds is holds
+    assert evaluation.measured == pytest.approx(100 * (errors_before * 5 + 12) / 600)
 
 
 def test_an_unknown_experiment_is_told(lake: LakeResource, endpoint: Hook) -> None:
-    (verdict,) = check(lake, rule(threshold=0.1, scope={"experiment": "typo"})).verdicts
-    assert verdict.holds is None
-    assert "no traces of an experiment 'typo'" in verdict.detail
+    (evaluation,) = check(lake, rule(threshold=0.1, scope={"experiment": "typo"})).evaluations
+    assert evaluation.holds is None
+    assert "no traces of an experiment 'typo'" in evaluation.detail
 
 
 def test_dagster_runs_the_check_and_a_dead_notifier_is_a_warning(lake: LakeResource, endpoint: Hook) -> None:

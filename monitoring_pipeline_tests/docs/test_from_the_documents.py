@@ -116,7 +116,9 @@ def fast_heuristic(outputs: Any) -> Feedback:
 
 
 def test_a_heuristic_scorer_sees_every_trace(settings: Settings, recorded_traces: list[Trace]) -> None:
-    results = api.assess(start=START, end=END, scorers=[fast_heuristic], settings=settings).set_index("trace_id")
+    results = api.assess(start_time=START, end_time=END, scorers=[fast_heuristic], settings=settings).set_index(
+        "trace_id"
+    )
     assert len(results) == len(recorded_traces)
     for trace in recorded_traces:
         text = json.dumps(trace.data.spans[0].outputs)
@@ -475,7 +477,7 @@ def test_a_managed_dataset_from_traces(development: Settings, recorded_traces: l
 
 def test_production_traffic_with_and_without_outputs(settings: Settings, recorded_traces: list[Trace]) -> None:
     production = "attributes.status = 'OK' AND tags.environment = 'production'"
-    records = api.build_dataset_from_traces(**ALL, filter=production, max_records=100, settings=settings)
+    records = api.build_dataset_from_traces(**ALL, filter_string=production, max_records=100, settings=settings)
     newest = [trace for trace in recorded_traces[::-1] if str(trace.info.state) == "OK"][:100]
     assert [record["metadata"]["source_trace"] for record in records] == [trace.info.trace_id for trace in newest]
     assert [record["outputs"] for record in records] == [trace.data.spans[0].outputs for trace in newest]

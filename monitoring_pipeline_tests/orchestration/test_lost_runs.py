@@ -41,7 +41,7 @@ def started(
     pid: int | None,
     job: str = "archive_job",
     asset: dg.AssetKey | None = None,
-    **tags: str,
+    tags: dict[str, str] | None = None,
 ) -> str:
     """A run in progress that has reported its process, if any."""
     selection = frozenset({asset}) if asset else None
@@ -77,13 +77,13 @@ def test_the_latest_process_of_a_run_counts(instance: dg.DagsterInstance, dead_p
 def test_other_runs_go_on(instance: dg.DagsterInstance, dead_pid: int, case: str) -> None:
     pids = {"alive": os.getpid(), "not yet told": None}
     tags = {HOST_TAG: "elsewhere"} if case.startswith("of a command") else {}
-    run_id = started(instance, pids.get(case, dead_pid), **tags)
+    run_id = started(instance, pids.get(case, dead_pid), tags=tags)
     assert run_id not in end_lost_runs(instance, NO_PREFIX)
     assert status(instance, run_id) == DagsterRunStatus.STARTED
 
 
 def test_a_command_of_this_machine_that_was_killed_is_failed(instance: dg.DagsterInstance, dead_pid: int) -> None:
-    assert started(instance, dead_pid, **{HOST_TAG: host()}) in end_lost_runs(instance, NO_PREFIX)
+    assert started(instance, dead_pid, tags={HOST_TAG: host()}) in end_lost_runs(instance, NO_PREFIX)
 
 
 def test_runs_of_another_launcher_are_its_own(dead_pid: int) -> None:

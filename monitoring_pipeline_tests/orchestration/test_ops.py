@@ -70,7 +70,7 @@ def test_figures_are_those_of_assess_and_the_archive_stays_as_it_is(made: MadePr
     before = project.versions()
     result, figures = run(project, start=FROM, end=TO)
     assert result.success
-    table = assess(start=WINDOW.start, end=WINDOW.end, settings=project.settings)
+    table = assess(start_time=WINDOW.start, end_time=WINDOW.end, settings=project.settings)
     scores = table.groupby("scorer")["score"]
     assert figures == {
         "response_quality/n": 40,

@@ -6,14 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from monitoring_pipeline.reports import files
+from monitoring_pipeline.reports import charts, files
 from monitoring_pipeline.reports.files import write_report
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.rendering import render_html, render_json, render_markdown
+from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline_tests.reports.frames import DAY, empty_day, incident_day
 from monitoring_pipeline_tests.reports.hostile import hostile_day
 
 NAMES = ["report.html", "report.json", "report.md"]
+
+
+@pytest.fixture(autouse=True)
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts become empty images: files are handled in the same way, and drawing takes most of the time."""
+    monkeypatch.setattr(charts, "png", lambda figure, dpi: b"")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -21,49 +28,49 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_three_files_are_written_into_the_folder_of_the_period(tmp_path: Path) -> None:
-    folder = write_report(incident_day(), tmp_path / "new")
+    folder = write_report(Report(incident_day()), tmp_path / "new")
     assert folder == tmp_path / "new" / "2026-01-14"
     assert contents(folder) == {
-        "report.html": render_html(incident_day()).encode(),
-        "report.json": render_json(incident_day()).encode(),
-        "report.md": render_markdown(incident_day(), images=False).encode(),
+        "report.html": render_html(Report(incident_day())).encode(),
+        "report.json": render_json(Report(incident_day())).encode(),
+        "report.md": render_markdown(Report(incident_day()), images=False).encode(),
     }
-    write_report(empty_day(), tmp_path / "new")
-    assert (folder / "report.html").read_text(encoding="utf-8") == render_html(empty_day())
+    write_report(Report(empty_day()), tmp_path / "new")
+    assert (folder / "report.html").read_text(encoding="utf-8") == render_html(Report(empty_day()))
     assert sorted(contents(folder)) == NAMES
 
 
 def test_a_week_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    assert write_report(replace(empty_day(), period=Period.week_of(DAY)), tmp_path) == tmp_path / "2026-W03"
+    assert write_report(Report(replace(empty_day(), period=Period.week_of(DAY))), tmp_path) == tmp_path / "2026-W03"
 
 
 def test_hostile_text_can_be_written(tmp_path: Path) -> None:
-    folder = write_report(hostile_day(), tmp_path)
+    folder = write_report(Report(hostile_day()), tmp_path)
     assert "&lt;script&gt;" in (folder / "report.html").read_text(encoding="utf-8")
     assert json.loads((folder / "report.json").read_text(encoding="ascii"))["total_requests"] == 1200
 
 
 def test_a_failing_render_leaves_the_old_files(tmp_path: Path) -> None:
-    folder = write_report(empty_day(), tmp_path)
+    folder = write_report(Report(empty_day()), tmp_path)
     before = contents(folder)
     broken = replace(incident_day(), worst=incident_day().worst.drop(columns="duration_ms"))
     with pytest.raises(KeyError, match="duration_ms"):
-        write_report(broken, tmp_path)
+        write_report(Report(broken), tmp_path)
     assert contents(folder) == before
 
 
 def test_who_has_the_old_file_open_reads_it_to_its_end(tmp_path: Path) -> None:
-    folder = write_report(empty_day(), tmp_path)
+    folder = write_report(Report(empty_day()), tmp_path)
     with (folder / "report.html").open(encoding="utf-8") as old:
-        write_report(incident_day(), tmp_path)
-        assert old.read() == render_html(empty_day())
+        write_report(Report(incident_day()), tmp_path)
+        assert old.read() == render_html(Report(empty_day()))
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
 def test_a_failing_disk_leaves_all_old_files_and_no_other(
     fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_report(empty_day(), tmp_path)
+    folder = write_report(Report(empty_day()), tmp_path)
     before, calls = contents(folder), []
     fsync = files.os.fsync
 
@@ -75,11 +82,11 @@ def test_a_failing_disk_leaves_all_old_files_and_no_other(
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_report(incident_day(), tmp_path)
+        write_report(Report(incident_day()), tmp_path)
     assert contents(folder) == before
 
 
 def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        write_report(empty_day(), tmp_path / "file")
+        write_report(Report(empty_day()), tmp_path / "file")

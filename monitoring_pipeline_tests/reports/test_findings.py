@@ -37,7 +37,7 @@ from monitoring_pipeline_tests.reports.frames import (
 
 
 def found(data: ReportData) -> list[Finding]:
-    return findings(data, changes(data), scorer_rows(data.quality_total, data.coverage))
+    return findings(data, changes(data), scorer_rows(data.quality_total, data.coverage), new_errors(data))
 
 
 def steady(failed: int = 3, **frames: Any) -> ReportData:

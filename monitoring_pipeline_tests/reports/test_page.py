@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page
 
 from monitoring_pipeline.reports.links import trace_url
 from monitoring_pipeline.reports.rendering import render_html
+from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline_tests.reports.frames import empty_day, incident_day
 from monitoring_pipeline_tests.reports.hostile import UI, hostile_day
 from monitoring_pipeline_tests.ui.conftest import browser, chromium  # noqa: F401  fixtures
@@ -46,7 +47,7 @@ DAYS = {"incident": lambda: replace(incident_day(), mlflow_ui=UI), "hostile": ho
 @cache
 def html_of(day: str) -> str:
     """The page of one of `DAYS`."""
-    return render_html(DAYS[day]())
+    return render_html(Report(DAYS[day]()))
 
 
 @pytest.fixture

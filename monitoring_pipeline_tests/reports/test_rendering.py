@@ -19,6 +19,7 @@ from monitoring_pipeline.reports.data import ReportData
 from monitoring_pipeline.reports.figures import figures
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.rendering import render_html, render_json, render_markdown
+from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline.tables import HOURLY_PERFORMANCE, HOURLY_QUALITY
 from monitoring_pipeline_tests.reports.frames import (
     DAY,
@@ -32,7 +33,17 @@ from monitoring_pipeline_tests.reports.frames import (
 from monitoring_pipeline_tests.reports.hostile import ATTACK, UI, hostile_day
 
 Render = Callable[[ReportData], str]
-EITHER = pytest.mark.parametrize("render", [render_html, lambda data: render_markdown(data, images=False)])
+
+
+def html_of(data: ReportData) -> str:
+    return render_html(Report(data))
+
+
+def json_of(data: ReportData) -> str:
+    return render_json(Report(data))
+
+
+EITHER = pytest.mark.parametrize("render", [html_of, lambda data: render_markdown(Report(data), images=False)])
 
 
 def incident_week() -> ReportData:
@@ -75,7 +86,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def incident_html() -> str:
-    return render_html(incident_day())
+    return render_html(Report(incident_day()))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +126,7 @@ def test_a_change_says_how_much_against_what_and_whether_it_is_noise(incident_pa
 
 
 def test_markdown_has_the_same_figures() -> None:
-    rows = markdown_rows(render_markdown(incident_day(), images=False))
+    rows = markdown_rows(render_markdown(Report(incident_day()), images=False))
     assert rows[1] == ["4,057", "4.7 %", "3.6 s", "9.1 s", "13.7 s", "$16.23", "$8.38", "4.1 M"]
     assert ["Error rate", "4.7 %", "1.1 %", "the day before", "+3.5 points", "worse"] in rows
     assert ["26", "answer", "ValueError: no documents", "09:05", "tr-09-000"] in rows
@@ -172,7 +183,7 @@ def test_agreement_is_that_of_the_days_added_up(incident_page: Page) -> None:
     expected = [row + numbers for row, numbers in zip(AGREEMENT, counts, strict=True)]
     cells = incident_page.row("Both fail", 33)[1:]  # all but the last, to which the text after the table is added
     assert cells == [cell for row in expected for cell in row][:32]
-    rows = markdown_rows(render_markdown(incident_day(), images=False))
+    rows = markdown_rows(render_markdown(Report(incident_day()), images=False))
     assert [row for row in rows if len(row) == 11][1:] == expected
     assert "Kappa is agreement beyond chance" in incident_page.text
     assert "Agreement with people's feedback and earlier digests, last 28 days" in incident_page.text
@@ -196,14 +207,14 @@ def test_each_experiment_has_its_charts(incident_page: Page) -> None:
 
 def test_experiments_with_incidents_are_charted_first() -> None:
     rows = [performance_row(hour, str(n), 100 + n, 1, 100) for n in range(9) for hour in range(5)]
-    html = render_html(day_of([*rows, performance_row(7, "0", 100, 90, 100)]))
+    html = render_html(Report(day_of([*rows, performance_row(7, "0", 100, 90, 100)])))
     assert re.findall(r"<h2>(\d) <small>", html) == ["0", "8", "7", "6", "5", "4"]
     assert "Charts are shown for 6 of 9 experiments" in html
     assert Page(html).row("1", 2) == ["1", "505"]
 
 
 def test_a_week_is_shown_by_day_with_its_incident_by_the_hour() -> None:
-    html = render_html(incident_week())
+    html = render_html(Report(incident_week()))
     page = Page(html)
     assert "<title>Weekly quality report, 2026-W03</title>" in html
     assert "Wed 2026-01-14 14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed" in page.text
@@ -214,7 +225,7 @@ def test_a_week_is_shown_by_day_with_its_incident_by_the_hour() -> None:
     report = figures(incident_week())
     assert report["daily_volume"] == {f"2026-01-{day}": 2400 for day in range(12, 17)}
     assert report["worst_days"] == [DAY]
-    markdown = render_markdown(incident_week(), images=False)
+    markdown = render_markdown(Report(incident_week()), images=False)
     assert "# Weekly quality report, 2026-W03" in markdown
     assert ["Wednesday 2026-01-14", "2,400", "160", "6.7 %", "2.2 s", "$9.60", "1"] in markdown_rows(markdown)
 
@@ -240,13 +251,13 @@ def test_the_page_needs_nothing_from_elsewhere(incident_page: Page, incident_htm
 
 def test_traces_are_linked_to_mlflow_where_its_address_is_known() -> None:
     data = replace(incident_day(), mlflow_ui=UI)
-    links = [attributes for tag, attributes in Page(render_html(data)).elements if tag == "a"]
+    links = [attributes for tag, attributes in Page(render_html(Report(data))).elements if tag == "a"]
     trace = f"tr-{9:032x}"
     assert {link["href"] for link in links} >= {
         f"{UI}/#/experiments/1/traces?selectedEvaluationId={trace}&traceId={trace}"
     }
     assert all(link["rel"] == "noreferrer" for link in links)
-    assert f"[{trace}]({UI}/#/experiments/1/traces?" in render_markdown(data, images=False)
+    assert f"[{trace}]({UI}/#/experiments/1/traces?" in render_markdown(Report(data), images=False)
     urls = {trace["url"] for kind in figures(data)["worst_traces"].values() for trace in kind}
     assert all((url or "").startswith(f"{UI}/#/experiments/1/traces?") for url in urls)
 
@@ -276,7 +287,7 @@ def hostile_week() -> ReportData:
 
 @pytest.mark.parametrize("data", [hostile_day(), hostile_week()], ids=["day", "week"])
 def test_no_element_of_the_page_comes_from_the_data(data: ReportData) -> None:
-    page = Page(render_html(data))
+    page = Page(render_html(Report(data)))
     assert "<script>alert(1)</script>" in page.text
     assert "script" not in {tag for tag, _ in page.elements}
     images = [attributes for tag, attributes in page.elements if tag == "img"]
@@ -292,7 +303,7 @@ def test_no_element_of_the_page_comes_from_the_data(data: ReportData) -> None:
 
 @pytest.mark.parametrize("data", [hostile_day(), hostile_week()], ids=["day", "week"])
 def test_no_markup_of_the_markdown_comes_from_the_data(data: ReportData) -> None:
-    markdown = render_markdown(data, images=True)
+    markdown = render_markdown(Report(data), images=True)
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     tokens = [token for block in parser.parse(markdown) for token in (block, *(block.children or []))]
     assert {token.type for token in tokens}.isdisjoint({"html_block", "html_inline", "code_inline", "em_open"})
@@ -316,7 +327,7 @@ def test_no_markup_of_the_markdown_comes_from_the_data(data: ReportData) -> None
 
 
 def test_json_is_ascii_and_gives_the_text_back() -> None:
-    written = render_json(hostile_day())
+    written = render_json(Report(hostile_day()))
     assert written.isascii()
     report = json.loads(written)
     assert report["errors"][0]["span_name"] == ATTACK
@@ -328,7 +339,7 @@ def test_json_is_ascii_and_gives_the_text_back() -> None:
 
 
 def test_json_has_the_figures_unrounded_and_times_in_utc() -> None:
-    report, written = figures(incident_day()), json.loads(render_json(incident_day()))
+    report, written = figures(incident_day()), json.loads(render_json(Report(incident_day())))
     assert written["start"] == "2026-01-14T00:00:00Z"
     assert written["date"] == "2026-01-14"
     assert written["findings"][0]["start"] == "2026-01-14T14:00:00Z"
@@ -347,11 +358,11 @@ def test_figures_hold_pythons_own_values_alone() -> None:
     for data in (incident_day(), empty_day(), hostile_day(), incident_week()):
         kinds = types(figures(data))
         assert {kind.__module__ for kind in kinds} <= {"builtins", "datetime"}
-        numbers = json.loads(render_json(data), parse_constant=pytest.fail)
+        numbers = json.loads(render_json(Report(data)), parse_constant=pytest.fail)
         assert math.isfinite(numbers["total_requests"])
 
 
-@pytest.mark.parametrize("render", [render_html, lambda data: render_markdown(data, images=True)])
+@pytest.mark.parametrize("render", [html_of, lambda data: render_markdown(Report(data), images=True)])
 def test_a_day_without_traces_says_so(render: Render) -> None:
     page = render(empty_day())
     assert "No traces were archived for this day" in page
@@ -368,7 +379,7 @@ def test_traces_without_scorers_or_errors_make_a_report(render: Render) -> None:
     assert "No spans were recorded." in page
 
 
-@pytest.mark.parametrize("render", [render_html, lambda data: render_markdown(data, images=True), render_json])
+@pytest.mark.parametrize("render", [html_of, lambda data: render_markdown(Report(data), images=True), json_of])
 def test_the_same_data_gives_the_same_bytes(render: Render) -> None:
     assert render(hostile_day()) == render(hostile_day())
 
@@ -377,10 +388,10 @@ def test_embedded_images_stay_small() -> None:
     many = frame(
         HOURLY_QUALITY, [quality_row(hour, "1", f"scorer {n}", 50, 0.9) for n in range(40) for hour in range(24)]
     )
-    markdown = render_markdown(replace(incident_day(), quality_trend=many), images=True)
+    markdown = render_markdown(Report(replace(incident_day(), quality_trend=many)), images=True)
     embedded = markdown.count("data:image/png")
     assert 10 < embedded < 48
     assert len(markdown) < 310_000
     assert f"{48 - embedded} charts are in report.html only." in markdown
-    assert "report.html" not in render_markdown(incident_day(), images=True)
-    assert "14 charts are in report.html only." in render_markdown(incident_day(), images=False)
+    assert "report.html" not in render_markdown(Report(incident_day()), images=True)
+    assert "14 charts are in report.html only." in render_markdown(Report(incident_day()), images=False)

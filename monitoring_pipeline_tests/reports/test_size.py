@@ -15,6 +15,7 @@ from monitoring_pipeline.analysis.performance import hourly_performance
 from monitoring_pipeline.reports.files import write_report
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.reading import report_data
+from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.scoring.registry import load_scorers
@@ -98,7 +99,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, spark: SparkResource) -> Lak
 def test_a_report_of_a_large_day_takes_seconds(large: LakeResource, tmp_path: Path) -> None:
     started = time.monotonic()
     data = report_data(large, load_scorers([scorer("response_quality")]), Period.day(DAY.date()))
-    write_report(data, tmp_path)
+    write_report(Report(data), tmp_path)
     assert time.monotonic() - started < SECONDS
     assert data.totals.loc[data.totals["experiment_id"].isna(), "trace_count"].tolist() == [TRACES]
     [group] = data.errors.to_dict("records")

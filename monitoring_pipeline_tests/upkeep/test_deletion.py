@@ -23,6 +23,7 @@ from monitoring_pipeline.reports.files import write_report
 from monitoring_pipeline.reports.in_mlflow import log_report
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.reading import report_data
+from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.rows import from_dicts
@@ -112,8 +113,8 @@ def test_the_weeks_report_and_the_copies_in_mlflow_are_made_anew(run: MadeProjec
     logged = MadeProject(run.folder, run.settings.model_copy(update={"reports": reports}))
     tracking = build_resources(logged.settings)["tracking"]
     for period in (Period.day(START.date()), Period.week_of(START.date())):
-        data = report_data(logged.lake, load_scorers(logged.settings.scorers), period)
-        log_report(tracking, "reports", data, write_report(data, run.folder / "reports"))
+        report = Report(report_data(logged.lake, load_scorers(logged.settings.scorers), period))
+        log_report(tracking, "reports", report, write_report(report, run.folder / "reports"))
     assert len(holding(tmp_path / "artifacts", *ANNS)) == len(holding(run.folder / "reports", *ANNS)) == 6
 
     done = delete(logged, user=ANN)

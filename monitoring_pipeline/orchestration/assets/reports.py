@@ -81,26 +81,27 @@ def _made(
     scorers: list[ConfiguredScorer],
     settings: Settings,
 ) -> dict[str, Any]:
-    """Writes the report of the period, and returns what Dagster shows of it."""
+    """Write the report of the period, log it to MLflow if configured, and return its metadata for Dagster."""
     from monitoring_pipeline.reports.files import HTML, JSON, MARKDOWN, write_report
     from monitoring_pipeline.reports.in_mlflow import log_report
     from monitoring_pipeline.reports.links import mlflow_ui
     from monitoring_pipeline.reports.reading import report_data
     from monitoring_pipeline.reports.rendering import render_markdown
+    from monitoring_pipeline.reports.report import Report
 
-    data = report_data(lake, scorers, period, mlflow_ui(settings))
-    folder = write_report(data, Path(settings.reports.location))
+    report = Report(report_data(lake, scorers, period, mlflow_ui(settings)))
+    folder = write_report(report, Path(settings.reports.location))
     metadata: dict[str, Any] = {
         "report": dg.MetadataValue.path(folder / HTML),
         "report_markdown": dg.MetadataValue.path(folder / MARKDOWN),
         "report_json": dg.MetadataValue.path(folder / JSON),
-        "preview": dg.MetadataValue.md(render_markdown(data, images=True)),
-        "trace_count": int(data.hours["trace_count"].sum()),
+        "preview": dg.MetadataValue.md(render_markdown(report, images=True)),
+        "trace_count": int(report.data.hours["trace_count"].sum()),
     }
     context.log.info(f"report of {period.name}: {folder / HTML}")
     if settings.reports.log_to_experiment:
         try:
-            metadata["mlflow_run"] = log_report(tracking, settings.reports.log_to_experiment, data, folder)
+            metadata["mlflow_run"] = log_report(tracking, settings.reports.log_to_experiment, report, folder)
         except TrackingError as error:  # the report is there, whether or not MLflow takes it
             context.log.warning(f"the report of {period.name} was not logged to MLflow: {error}")
             metadata["mlflow_warning"] = f"not logged: {error}"

@@ -29,6 +29,7 @@ from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.reports.in_mlflow import log_report
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.reading import report_data
+from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.registry import load_scorers
@@ -343,6 +344,6 @@ def test_an_experiment_that_is_deleted_is_named(logging: Recorded, tmp_path: Pat
     experiment = client.get_experiment_by_name("reports")
     assert experiment is not None
     client.delete_experiment(experiment.experiment_id)
-    data = report_data(build_resources(logging.settings)["lake"], [], Period.day(FIRST))
+    report = Report(report_data(build_resources(logging.settings)["lake"], [], Period.day(FIRST)))
     with pytest.raises(TrackingError, match="experiment 'reports' is deleted; restore it"):
-        log_report(TrackingResource(tracking_uri=store), "reports", data, tmp_path)
+        log_report(TrackingResource(tracking_uri=store), "reports", report, tmp_path)

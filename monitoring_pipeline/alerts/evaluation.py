@@ -18,7 +18,7 @@ from monitoring_pipeline import text
 from monitoring_pipeline.alerts.detection import (
     HOURS_OF_A_WEEK,
     LEAST_WEEKS,
-    Change,
+    Deviation,
     Floats,
     by_week,
     false_alarm_chance,
@@ -42,7 +42,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Evaluation:
     """What a rule says of a scope: whether it holds (None: that cannot be told), on which figures, and why.
 
     `hour` is the start of the last hour that was looked at. `held_against` is the threshold, the usual value or the
@@ -60,7 +60,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Check:
-    """What a verdict is made from: a rule in one scope, the figures, and what is known besides.
+    """What an evaluation is made from: a rule in one scope, the figures, and what is known besides.
 
     `incidents` are windows of earlier, resolved alerts, which are no measure of what is usual; `given_up` counts the
     hours that the sensor has given up; `checks_a_day` is how often rules are looked at.
@@ -75,9 +75,9 @@ class Check:
 
     def says(
         self, end: datetime, holds: bool | None, measured: float | None, against: float | None, detail: str
-    ) -> Verdict:
-        """The verdict over a window that ends at `end`."""
-        return Verdict(self.rule, scope_text(self.scope), end - HOUR, holds, measured, against, detail)
+    ) -> Evaluation:
+        """The evaluation over a window that ends at `end`."""
+        return Evaluation(self.rule, scope_text(self.scope), end - HOUR, holds, measured, against, detail)
 
 
 def scopes(rule: AlertSettings, scorers: Sequence[str]) -> list[ScopeSettings]:
@@ -93,7 +93,7 @@ def scope_text(scope: ScopeSettings) -> str:
     return ", ".join(f"{word} {name}" for word, name in named) or "all traces"
 
 
-def judge(check: Check) -> Verdict:
+def evaluate(check: Check) -> Evaluation:
     """Whether the rule holds now."""
     if not check.figures.knows(check.scope):
         detail = f"no traces of an experiment {check.scope.experiment!r} in the last four weeks; check scope.experiment"
@@ -139,14 +139,14 @@ def _finished_end(check: Check) -> datetime:
     return floor_hour(check.figures.now - SETTLING)
 
 
-def _against_threshold(check: Check, end: datetime, value: float, seen: str) -> Verdict:
+def _against_threshold(check: Check, end: datetime, value: float, seen: str) -> Evaluation:
     rule = check.rule
     threshold = rule.threshold or 0.0
     detail = f"{seen}; the threshold is {rule.operator} {shown(rule.metric, threshold)}"
     return check.says(end, OPERATORS[rule.operator](value, threshold), value, threshold, detail)
 
 
-def _too_few(check: Check, end: datetime, count: float) -> Verdict:
+def _too_few(check: Check, end: datetime, count: float) -> Evaluation:
     return check.says(
         end, None, None, None, f"{text.count(count)} traces; no figure is taken of fewer than {check.rule.min_traces}"
     )
@@ -174,7 +174,7 @@ def _enough(check: Check, hours: int) -> tuple[datetime, float, float]:
     return end, marked, total
 
 
-def _rate(check: Check) -> Verdict:
+def _rate(check: Check) -> Evaluation:
     rule = check.rule
     end, marked, total = _enough(check, rule.window_hours)
     if total < rule.min_traces:
@@ -187,7 +187,7 @@ def _rate_seen(rule: AlertSettings, marked: float, total: float, window: Window)
     return f"{shown(rule.metric, marked / total)} of {text.count(total)} traces, {window}"
 
 
-def _p95(check: Check) -> Verdict:
+def _p95(check: Check) -> Evaluation:
     rule, end, durations = check.rule, _now_end(check), np.empty(0)
     for end in _ends(check):
         durations = check.figures.durations_ms(check.scope, _window(end, rule.window_hours))
@@ -198,7 +198,7 @@ def _p95(check: Check) -> Verdict:
     return _too_few(check, end, len(durations))
 
 
-def _total(check: Check) -> Verdict:
+def _total(check: Check) -> Evaluation:
     """A sum an hour. The hour under way counts once it is too much already: what comes can only add to it."""
     rule = check.rule
 
@@ -211,7 +211,7 @@ def _total(check: Check) -> Verdict:
     return _against_threshold(check, end, value, f"{shown(rule.metric, value)}, {_window(end, rule.window_hours)}")
 
 
-def _freshness(check: Check) -> Verdict:
+def _freshness(check: Check) -> Evaluation:
     now, end = check.figures.now, _now_end(check)
     newest = check.figures.newest_hour(check.scope, Window(end - FRESHNESS_LOOK_BACK, end))
     since = newest + HOUR if newest else end - FRESHNESS_LOOK_BACK
@@ -220,7 +220,7 @@ def _freshness(check: Check) -> Verdict:
     return _against_threshold(check, end, age_hours, seen)
 
 
-def _objective(check: Check) -> Verdict:
+def _objective(check: Check) -> Evaluation:
     """The rule holds where both windows spend the objective's budget too fast: the long one so that it matters, the
     short one so that the alert ends when the trouble does.
 
@@ -243,7 +243,7 @@ def _objective(check: Check) -> Verdict:
     return check.says(end, min(burns) >= rule.burn_rate, burns[0], rule.burn_rate, detail)
 
 
-def _rate_change(check: Check) -> Verdict:
+def _rate_change(check: Check) -> Evaluation:
     rule = check.rule
     end, _, count = _enough(check, rule.window_hours)
     if count < rule.min_traces:
@@ -259,10 +259,12 @@ def _rate_change(check: Check) -> Verdict:
     seen = _rate_seen(rule, float(marked.sum()), float(total.sum()), _window(end, rule.window_hours))
     # Coverage is looked at in finished hours only, so once an hour.
     checks_a_day = HOURS_OF_A_DAY if rule.metric == "coverage" else check.checks_a_day
-    return _change_verdict(check, end, change, seen, checks_a_day, lambda change: abs(change.value - change.expected))
+    return _change_evaluation(
+        check, end, change, seen, checks_a_day, lambda change: abs(change.value - change.expected)
+    )
 
 
-def _level_change(check: Check) -> Verdict:
+def _level_change(check: Check) -> Evaluation:
     rule, end = check.rule, _finished_end(check)
     window = _with_past(check, end)
     if rule.metric == "p95_duration_ms":
@@ -276,7 +278,7 @@ def _level_change(check: Check) -> Verdict:
         of_window, value = np.exp(of_window), np.exp(value)
     change = level_change(float(value), of_window, HOURS_OF_A_DAY // rule.window_hours, rule.change or "both")
     seen = f"{shown(rule.metric, float(value))}, {_window(end, rule.window_hours)}"
-    return _change_verdict(
+    return _change_evaluation(
         check,
         end,
         change,
@@ -305,14 +307,14 @@ def _usual(check: Check, window: Window) -> np.ndarray:
     )
 
 
-def _change_verdict(
+def _change_evaluation(
     check: Check,
     end: datetime,
-    change: Change | None,
+    change: Deviation | None,
     seen: str,
     checks_a_day: float,
-    size: Callable[[Change], float],
-) -> Verdict:
+    size: Callable[[Deviation], float],
+) -> Evaluation:
     if change is None:
         detail = (
             f"{seen}; fewer than {LEAST_WEEKS} of the last {check.rule.baseline_weeks} weeks have traces in these hours"
