@@ -111,7 +111,7 @@ def handed_over(settings: Settings) -> dict[str, Any]:
         values["mlflow"]["tracking_uri"] = "databricks"  # a profile of this machine is not there
     databases = [
         ("mlflow", "tracking_uri"),
-        *([("archive", "location")] if settings.archive.source == "mlflow-sql" else []),
+        *([("archive", "location")] if settings.archive.location_is_database else []),
     ]
     for section, key in databases:
         address = values[section][key] or ""

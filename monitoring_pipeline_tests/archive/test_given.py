@@ -77,10 +77,10 @@ def test_json_of_traces_is_read_too() -> None:
             pd.DataFrame({"trace_id": ["tr-1"], "state": ["OK"]}),
             r"^the table of traces has no column 'trace', only tra",
         ),
-        (pd.DataFrame({"trace": ["tr-1"]}), r"^'tr-1' is no trace \(.+\); give what mlflow.search_traces returns$"),
-        (["tr-1"], r"^'tr-1' is no trace \(.+\); give what mlflow.search_traces returns$"),
-        ([None], r"^'None' is no trace \(.+\); give"),
-        ([json.dumps({"data": {}})], r"is no trace \(.+\); give"),
+        (pd.DataFrame({"trace": ["tr-1"]}), r"^'tr-1' is not a trace \(.+\); pass what mlflow.search_traces returns$"),
+        (["tr-1"], r"^'tr-1' is not a trace \(.+\); pass what mlflow.search_traces returns$"),
+        ([None], r"^'None' is not a trace \(.+\); pass"),
+        ([json.dumps({"data": {}})], r"is not a trace \(.+\); pass"),
     ],
 )
 def test_what_is_no_trace_is_one_line(given: Any, line: str) -> None:

@@ -1,4 +1,4 @@
-"""The MLflow store: told in a line when it cannot be used, and read completely, once and in order when it can."""
+"""The MLflow store: a one-line error when it cannot be used, and its experiments when it can."""
 
 from __future__ import annotations
 
@@ -7,23 +7,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import TraceInfo, TraceState
-from mlflow.entities.trace_location import TraceLocation
-from mlflow.tracing.client import TracingClient
 
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.tracking import TrackingResource
-from monitoring_pipeline.sources import mlflow as mlflow_source
-from monitoring_pipeline.windows import HOUR, Window
-
-START = datetime(2026, 1, 1, 5, tzinfo=UTC)
-FIVE_TO_SIX = Window(START, START + HOUR)
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +33,6 @@ def store(empty_store: Path, tmp_path: Path) -> str:
     file = tmp_path / "mlflow.db"
     file.write_bytes(empty_store.read_bytes())
     return f"sqlite:///{file}"
-
-
-def start_traces(uri: str, experiment: str, starts: dict[str, datetime]) -> None:
-    """Log a trace in progress for each id."""
-    found = MlflowClient(uri).get_experiment_by_name(experiment)
-    assert found
-    for trace_id, start in starts.items():
-        TracingClient(uri).start_trace(
-            TraceInfo(
-                trace_id,
-                TraceLocation.from_experiment_id(found.experiment_id),
-                round(start.timestamp() * 1000),
-                TraceState.IN_PROGRESS,
-            )
-        )
-
-
-def ids(batches: Iterator[list]) -> list[str]:
-    return [trace.info.trace_id for batch in batches for trace in batch]
 
 
 def failure(uri: str, experiments: list[str] | None = None) -> str:
@@ -170,61 +142,3 @@ def test_all_experiments_are_listed_when_they_fill_several_pages(store: str) -> 
 
 def test_only_the_named_experiments_are_monitored(store: str) -> None:
     assert TrackingResource(tracking_uri=store, experiments=["other"]).experiment_names() == {"2": "other"}
-
-
-def test_traces_of_the_window_and_the_experiments_come_in_order(store: str) -> None:
-    minute, millisecond = timedelta(minutes=1), timedelta(milliseconds=1)
-    start_traces(store, "agent", {"c": START + 2 * minute, "a": START, "b": START + minute})
-    start_traces(
-        store, "agent", {"before": START - millisecond, "end": START + HOUR, "last": START + HOUR - millisecond}
-    )
-    start_traces(store, "other", {"elsewhere": START})
-
-    traces = TrackingResource(tracking_uri=store, experiments=["agent"]).traces(FIVE_TO_SIX)
-
-    assert ids(traces) == ["a", "b", "c", "last"]
-
-
-def test_traces_of_all_experiments_come_together_in_order(store: str) -> None:
-    minute = timedelta(minutes=1)
-    start_traces(store, "agent", {"a": START, "c": START + 2 * minute})
-    start_traces(store, "other", {"b": START + minute})
-
-    assert ids(TrackingResource(tracking_uri=store).traces(FIVE_TO_SIX)) == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("same_moment", [1, 2, 3, 7, 20])
-def test_each_trace_comes_once_wherever_pages_end(
-    store: str, monkeypatch: pytest.MonkeyPatch, same_moment: int
-) -> None:
-    monkeypatch.setattr(mlflow_source, "PAGE", 3)
-    starts = {f"t{number:02}": START + timedelta(milliseconds=number // same_moment) for number in range(20)}
-    start_traces(store, "agent", starts)
-
-    assert ids(TrackingResource(tracking_uri=store).traces(FIVE_TO_SIX)) == list(starts)
-
-
-def test_more_traces_than_a_page_holds_may_share_a_moment(store: str) -> None:
-    start_traces(store, "agent", {"first": START})
-    with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as database, database:
-        columns = [row[1] for row in database.execute("PRAGMA table_info(trace_info)") if row[1] != "request_id"]
-        database.executemany(
-            f"INSERT INTO trace_info (request_id, {', '.join(columns)}) SELECT ?, {', '.join(columns)} FROM trace_info "  # noqa: S608 - the schema's own names
-            "WHERE request_id = 'first'",
-            [(f"t{number:04}",) for number in range(mlflow_source.PAGE + 100)],
-        )
-
-    found = ids(TrackingResource(tracking_uri=store).traces(FIVE_TO_SIX))
-
-    assert found == ["first", *(f"t{number:04}" for number in range(mlflow_source.PAGE + 100))]
-
-
-def test_a_trace_deleted_between_pages_makes_none_be_skipped(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_source, "PAGE", 3)
-    start_traces(store, "agent", {f"t{number}": START + timedelta(seconds=number) for number in range(8)})
-    batches = TrackingResource(tracking_uri=store).traces(FIVE_TO_SIX)
-
-    read = ids(iter([next(batches)]))
-    TracingClient(store).delete_traces(experiment_id="1", trace_ids=["t0", "t1"])
-
-    assert read + ids(batches) == [f"t{number}" for number in range(8)]

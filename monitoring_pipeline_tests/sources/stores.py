@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Assessment, Span, TraceInfo, TraceState
+from mlflow.entities import Assessment, Span, Trace, TraceInfo, TraceState
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.sources.mlflow import MlflowSource
 from monitoring_pipeline.windows import Window
 
 START = datetime(2026, 1, 1, 5, tzinfo=UTC)
@@ -123,6 +125,12 @@ class Store:
                 for index, content in enumerate(contents)
             ),
         )
+
+
+def traces_of(tracking: TrackingResource, window: Window) -> list[Trace]:
+    """The traces that the source `mlflow` reads, without those that cannot be read."""
+    batches = MlflowSource(tracking, tracking.experiment_names()).read(window)
+    return [trace for batch in batches for trace in batch if isinstance(trace, Trace)]
 
 
 class Faulty:

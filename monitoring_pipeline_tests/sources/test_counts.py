@@ -20,10 +20,10 @@ from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
-from monitoring_pipeline.sources import mlflow_sql_counts
+from monitoring_pipeline.sources import mlflow_sql
 from monitoring_pipeline.sources.base import HourCounts, UncountableError
-from monitoring_pipeline.sources.counts import source_counts
-from monitoring_pipeline.sources.mlflow_sql import opened
+from monitoring_pipeline.sources.mlflow_database import opened
+from monitoring_pipeline.sources.opening import open_source
 from monitoring_pipeline.windows import EPOCH, Window, floor_hour, from_milliseconds
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.sources.archived_tables import (
@@ -36,7 +36,7 @@ from monitoring_pipeline_tests.sources.archived_tables import (
     write,
     write_otel_v1,
 )
-from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json, trace_id
+from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json, trace_id, traces_of
 
 API, SQL = ArchiveSettings(), ArchiveSettings(source="mlflow-sql")
 DAY = Window(START - timedelta(hours=12), START + timedelta(hours=12))
@@ -44,6 +44,13 @@ AN_HOUR = timedelta(hours=1)
 SOURCES = ("mlflow", "mlflow-sql", "delta", "otel")
 
 Counts = dict[datetime, HourCounts]
+
+
+def source_counts(
+    settings: ArchiveSettings, tracking: TrackingResource, spark: SparkResource, window: Window
+) -> Counts:
+    with open_source(settings, tracking, spark) as source:
+        return source.counts(window)
 
 
 class Sources:
@@ -101,7 +108,7 @@ def recorded(recorded_store: str) -> TrackingResource:
 
 @pytest.fixture(scope="module")
 def recorded_traces(recorded: TrackingResource) -> list[Trace]:
-    return [trace for batch in recorded.traces(RECORDED_WINDOW) for trace in batch if isinstance(trace, Trace)]
+    return traces_of(recorded, RECORDED_WINDOW)
 
 
 @pytest.mark.parametrize("source", [API, SQL], ids=lambda source: source.source)
@@ -258,8 +265,8 @@ def test_more_hours_than_mlflow_answers_at_once_are_counted(name: str, sources: 
 
 def test_an_answer_that_may_be_cut_off_is_an_error(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
     old_traces(sources.store, 30, AN_HOUR)
-    monkeypatch.setattr("monitoring_pipeline.sources.counts.CUT_OFF", 10)
-    with pytest.raises(TrackingError, match="gave 10 points"):
+    monkeypatch.setattr("monitoring_pipeline.sources.mlflow.METRIC_POINTS", 10)
+    with pytest.raises(TrackingError, match="returned 10 points"):
         sources.counts("mlflow", Window(START - timedelta(days=2), HOUR.end))
 
 
@@ -273,7 +280,7 @@ def plan(store: Store, query: Any) -> list[str]:
 def test_the_database_finds_the_window_by_its_index(store: Store) -> None:
     old_traces(store, 20_000, timedelta(minutes=1))
     store.sql("ANALYZE")
-    for query in mlflow_sql_counts._queries([store.experiment_id], HOUR):
+    for query in mlflow_sql._counting_queries([store.experiment_id], HOUR):
         searched = [line for line in plan(store, query) if "trace_info" in line]
         assert len(searched) == 1
         assert re.search(r"INDEX \w*timestamp_ms.*timestamp_ms>\? AND timestamp_ms<\?", searched[0]), searched
@@ -320,7 +327,7 @@ def test_a_server_that_cannot_count_is_told_from_one_that_fails(
         monkeypatch.setattr(sources.tracking.client.store, "query_trace_metrics", query)
 
     answers(MlflowException("no such endpoint", ENDPOINT_NOT_FOUND))
-    with pytest.raises(UncountableError, match=r"cannot count its traces by the hour; bring it to the version"):
+    with pytest.raises(UncountableError, match=r"cannot count its traces by the hour; install the version"):
         sources.counts("mlflow")
     answers(MlflowException("out of memory", INTERNAL_ERROR))
     with pytest.raises(TrackingError, match="out of memory") as failed:

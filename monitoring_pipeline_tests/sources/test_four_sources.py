@@ -28,6 +28,7 @@ from monitoring_pipeline.windows import HOUR, Window
 from monitoring_pipeline_tests.cluster import SparkCluster
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.sources.archived_tables import ARCHIVED_TRACE, archived_rows, write, write_otel_v1
+from monitoring_pipeline_tests.sources.stores import traces_of
 
 COMPARED = [name for name in AGENT_TRACES.schema.names if name != "created_at"]
 ALL = ArchiveCounts(read=681, written=681, quarantined=0)
@@ -68,7 +69,7 @@ def of_mlflow(lake_of_mlflow: LakeResource) -> Rows:
 
 @pytest.fixture(scope="module")
 def traces(tracking: TrackingResource) -> list[Trace]:
-    return [trace for batch in tracking.traces(RECORDED_WINDOW) for trace in batch if isinstance(trace, Trace)]
+    return traces_of(tracking, RECORDED_WINDOW)
 
 
 def archived(source: ArchiveSettings, tracking: TrackingResource, folder: Path, spark: SparkResource) -> Rows:

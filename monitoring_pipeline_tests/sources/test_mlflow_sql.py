@@ -34,7 +34,8 @@ from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.sources import mlflow as mlflow_source
 from monitoring_pipeline.sources import mlflow_sql
-from monitoring_pipeline.sources.mlflow_sql import experiment_names, opened, read_traces
+from monitoring_pipeline.sources.mlflow_database import experiment_names, opened
+from monitoring_pipeline.sources.mlflow_sql import read_traces
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace
 from monitoring_pipeline.windows import Window

@@ -21,7 +21,8 @@ from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
-from monitoring_pipeline.sources.otel import LONGEST_TRACE, build_trace
+from monitoring_pipeline.sources.otel import LONGEST_TRACE
+from monitoring_pipeline.sources.otel_trace import build_trace
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES, Table
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.sources.archived_tables import (
