@@ -42,7 +42,7 @@ def failure(uri: str, experiments: list[str] | None = None) -> str:
     return str(error.value)
 
 
-def test_a_mistyped_sqlite_file_is_told_and_not_made(tmp_path: Path) -> None:
+def test_a_mistyped_sqlite_file_is_an_error_and_not_created(tmp_path: Path) -> None:
     file = tmp_path / "missing.db"
 
     message = failure(f"sqlite:///{file}")
@@ -51,14 +51,14 @@ def test_a_mistyped_sqlite_file_is_told_and_not_made(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("not a database " * 100, encoding="utf-8")
 
     assert failure(f"sqlite:///{file}").startswith(f"cannot use the MLflow store at sqlite:///{file}: ")
 
 
-def test_a_server_that_is_not_there_is_told() -> None:
+def test_a_missing_server_is_an_error() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -66,7 +66,7 @@ def test_a_server_that_is_not_there_is_told() -> None:
         assert failure(uri).startswith(f"no MLflow server answers at {uri}: Connection refused")
 
 
-def test_a_database_server_that_is_not_there_is_told_at_once() -> None:
+def test_a_missing_database_server_is_an_error_at_once() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -75,7 +75,7 @@ def test_a_database_server_that_is_not_there_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:port", "http://[::1", "http:///nowhere", "gopher://nowhere"])
-def test_what_is_no_address_is_told(uri: str) -> None:
+def test_a_malformed_address_is_an_error(uri: str) -> None:
     assert uri in failure(uri)
 
 
@@ -98,7 +98,7 @@ def other_server() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_server_that_is_not_mlflows_is_told(other_server: str) -> None:
+def test_a_server_that_is_not_mlflows_is_an_error(other_server: str) -> None:
     assert failure(f"http://{other_server}").startswith(f"cannot use the MLflow store at http://{other_server}: ")
 
 
@@ -113,13 +113,13 @@ def test_a_server_that_is_not_mlflows_is_told(other_server: str) -> None:
     ],
     ids=["not MLflow's", "refused", "no port", "no address"],
 )
-def test_a_password_is_not_told(other_server: str, address: Callable[[str], str], password: str) -> None:
+def test_an_error_shows_no_password(other_server: str, address: Callable[[str], str], password: str) -> None:
     message = failure(f"http://ada:{password}@{address(other_server)}")
 
     assert not [part for part in ("ada", "hun", "ter2") if part in message]
 
 
-def test_an_unknown_experiment_is_told_with_those_that_are_there(store: str) -> None:
+def test_an_unknown_experiment_is_an_error_that_lists_the_known_ones(store: str) -> None:
     assert failure(store, ["agent", "agnet", "Other"]) == (
         f"no experiment 'agnet', 'Other' at {store}; it has 'Default', 'agent', 'other'"
     )

@@ -255,7 +255,7 @@ def annotation_rows(traces: list[Trace]) -> list[dict[str, Any]]:
 
 
 def as_v1(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a span in version 1: attributes are text, and the first four columns are not there."""
+    """The row of a span in version 1: attributes are text, and it lacks the first four columns."""
     kept = {name: row[name] for name in OTEL_SPAN_V1.names}
     return {
         **kept,

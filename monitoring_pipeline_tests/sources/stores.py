@@ -110,12 +110,12 @@ class Store:
         return trace_id(number)
 
     def sql(self, statement: str, *rows: tuple[Any, ...]) -> None:
-        """Change the database behind MLflow's back."""
+        """Change the database without MLflow."""
         with closing(sqlite3.connect(self.file)) as connection, connection:
             connection.executemany(statement, rows or [()])
 
     def store_spans(self, number: int, *contents: str) -> None:
-        """Make `contents` what the store has of the spans of the logged trace `number`, unchecked."""
+        """Replace the stored spans of the logged trace `number` by `contents`, unchecked."""
         self.sql("DELETE FROM spans WHERE trace_id = ?", (trace_id(number),))
         self.sql(
             "INSERT INTO spans (trace_id, experiment_id, span_id, status, start_time_unix_nano, content)"
@@ -134,7 +134,7 @@ def traces_of(tracking: TrackingResource, window: Window) -> list[Trace]:
 
 
 class Faulty:
-    """A client and its store in one, whose calls named in `fails` get no answer; all others are the store's own."""
+    """A client and its store in one: the calls named in `fails` get no answer, all others go to the store."""
 
     def __init__(self, client: TracingClient, *fails: str):
         self.client, self.fails = client, set(fails)

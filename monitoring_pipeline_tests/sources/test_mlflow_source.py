@@ -94,7 +94,7 @@ def test_more_traces_than_a_page_holds_may_share_a_moment(store: Store) -> None:
     assert found == ["first", *(f"t{number:04}" for number in range(mlflow_source.PAGE + 100))]
 
 
-def test_a_trace_deleted_between_pages_makes_none_be_skipped(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_trace_is_skipped_if_others_are_deleted_between_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_source, "PAGE", 3)
     start_traces(store, "made", {f"t{number}": START + timedelta(seconds=number) for number in range(8)})
     batches = traces(store)
