@@ -1,10 +1,12 @@
-"""Text for a report: hostile text made harmless, numbers made readable."""
+"""Text: the JSON that it may hold, hostile text made harmless for a report, numbers made readable."""
 
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
+from typing import Any
 
 MISSING = "\N{EN DASH}"
 
@@ -14,6 +16,16 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]()#!|~$])")
 # where GitHub-flavoured Markdown would turn bare text into a link
 _AUTOLINK = re.compile(r"(?<=www)(?=\.)|(?<=:)(?=//)|(?<=@)", re.IGNORECASE)
 _ZERO_WIDTH_SPACE = "\u200b"
+
+
+def json_or_text(text: str | None) -> Any:
+    """The value that `text` holds as JSON, or `text` itself where it is not JSON; None for None."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # the latter where it is nested too deeply
+        return text
 
 
 def plain(text: str, limit: int = 300) -> str:

@@ -8,6 +8,8 @@ from datetime import UTC, date, datetime, time, timedelta
 
 HOUR = timedelta(hours=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def floor_hour(moment: datetime) -> datetime:
@@ -21,8 +23,13 @@ def from_milliseconds(milliseconds: int) -> datetime:
 
 
 def to_milliseconds(moment: datetime) -> int:
-    """Whole milliseconds from 1970 to `moment` (timezone-aware)."""
-    return round(moment.timestamp() * 1000)
+    """Whole milliseconds from 1970 to `moment` (timezone-aware); what is left of a millisecond is cut off."""
+    return (moment - EPOCH) // _MILLISECOND
+
+
+def to_microseconds(moment: datetime) -> int:
+    """Microseconds from 1970 to `moment` (timezone-aware)."""
+    return (moment - EPOCH) // _MICROSECOND
 
 
 def parse_utc(text: str) -> datetime:

@@ -225,12 +225,10 @@ def load_tau(recorded_conversations: list[dict]) -> ModuleType:
 @pytest.fixture(scope="session")
 def recorded_traces(recorded_store: str) -> list[Trace]:
     """The traces of the recorded conversations, oldest first."""
-    from mlflow.entities import Trace
-
     from monitoring_pipeline.resources.tracking import TrackingResource
+    from monitoring_pipeline_tests.sources.stores import traces_of
 
-    batches = TrackingResource(tracking_uri=recorded_store).traces(RECORDED_WINDOW)
-    return [trace for batch in batches for trace in batch if isinstance(trace, Trace)]
+    return traces_of(TrackingResource(tracking_uri=recorded_store), RECORDED_WINDOW)
 
 
 @pytest.fixture(scope="session")

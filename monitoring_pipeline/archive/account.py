@@ -1,8 +1,7 @@
-"""The account of what was archived: for each hour, what the source had of it just before it was read.
+"""The account of what was archived: for each hour, the source's counts just before the hour was read.
 
-It is kept in the lake, in `archived_hours`, so that the lake alone says what is still to be read. An hour whose counts
-at the source differ from its row is due. A trace that arrives while its hour is being read is not in the counts, which
-only means that the hour is read once more.
+The table `archived_hours` of the lake holds it. An hour is due when the source's counts differ from its row. A trace
+that arrives while its hour is being read is not in the counts; the hour is then read once more.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ COLUMNS = ("source_traces", "source_in_progress", "source_assessments", "source_
 
 
 def accounted(lake: LakeResource, window: Window) -> dict[datetime, AccountedHour]:
-    """The account of the hours in `window`; an hour that was never archived, or never had a trace, is not in it.
+    """The account of the hours in `window`, without hours that were never archived or never had a trace.
 
     Raises:
         LakeError: the lake cannot be opened.
@@ -51,9 +50,9 @@ def keep_account(
     counted_at: datetime,
     leaving_out: Container[datetime] = (),
 ) -> None:
-    """Note that the hours of `window` were archived when the source had `counts` of them, but for some hours.
+    """Record that the hours of `window`, except for `leaving_out`, were archived when the source had `counts` of them.
 
-    Without a change there is no commit.
+    Nothing is committed if nothing changed.
 
     Raises:
         LakeError: the lake cannot be written.
@@ -70,7 +69,7 @@ def keep_account(
 def due_hours(
     counts: Mapping[datetime, HourCounts], account: Mapping[datetime, AccountedHour]
 ) -> dict[datetime, HourCounts]:
-    """The hours whose counts at the source are not those of the account, with the former, oldest first."""
+    """The hours whose `counts` at the source differ from the account, with these counts, oldest first."""
     differing = {
         hour: counts.get(hour, NOTHING)
         for hour in counts.keys() | account.keys()
@@ -80,10 +79,13 @@ def due_hours(
 
 
 def lacking(lake: LakeResource, window: Window, counts: Mapping[datetime, HourCounts]) -> dict[datetime, int]:
-    """How many traces of `counts` are not archived, in quarantine or deleted on request, for hours that lack any."""
-    there = Counter[datetime]()
+    """How many of the source.s traces the lake lacks of each hour of `counts`, for hours that lack any.
+
+    Traces in the archive, in quarantine and deleted on request count as present.
+    """
+    present = Counter[datetime]()
     for table in (AGENT_TRACES, QUARANTINED_TRACES, DELETED_TRACES):
         hours = lake.read_columns(table, window, "trace_hour")["trace_hour"].value_counts().to_pylist()
-        there.update({hour["values"]: hour["counts"] for hour in hours})
-    short = {hour: of_hour.traces - there[hour] for hour, of_hour in counts.items() if hour in window}
+        present.update({hour["values"]: hour["counts"] for hour in hours})
+    short = {hour: of_hour.traces - present[hour] for hour, of_hour in counts.items() if hour in window}
     return {hour: number for hour, number in sorted(short.items()) if number > 0}

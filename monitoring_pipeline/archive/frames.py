@@ -1,24 +1,22 @@
-"""Traces that stand in tables: the engine finds and groups them, its workers make rows of `agent_traces` of them.
-
-A source gives a DataFrame with a row a trace: `trace_id`, `started` (as a timestamp or a number, see `nanoseconds`) and
-whatever its own `build` makes an `mlflow.entities.Trace` of.
-"""
+"""The merge of traces that the engine reads from tables: its workers make rows of `agent_traces` of them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from monitoring_pipeline.archive.merging import ArchiveCounts, removed, update_quarantine
-from monitoring_pipeline.archive.moving import PLACE, follow_moved, places_of
-from monitoring_pipeline.archive.tombstones import deleted_digests, trace_digest
+from monitoring_pipeline.archive.merging import ArchiveCounts, WindowMerge, redactions
+from monitoring_pipeline.archive.moving import PLACE, places_of
+from monitoring_pipeline.archive.tombstones import trace_digest
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.sources.tables import ARCHIVED, WORKED, WORKER_ROWS
+from monitoring_pipeline.sources.base import Batch, TraceFrames
+from monitoring_pipeline.sources.tables import ARCHIVED, FLATTENED, WORKER_ROWS
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.redaction import Redactor
 from monitoring_pipeline.windows import Window
@@ -26,93 +24,80 @@ from monitoring_pipeline.windows import Window
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+QUARANTINE_COLUMNS = [column.name for column in QUARANTINED_TRACES.schema if column.name != "date"]
 
-UNREADABLE = [column.name for column in QUARANTINED_TRACES.schema if column.name != "date"]
 
-
-def archive_frame(
+def archive_frames(
     lake: LakeResource,
-    window: Window,
-    frame: Callable[[Window], DataFrame],
-    on_progress: Callable[[int], None] = lambda read: None,
-    redactor: Redactor | None = None,
+    traces: TraceFrames,
+    experiment_names: dict[str, str],
+    on_progress: Callable[[int], None],
+    redactor: Redactor | None,
+    read_moved: Callable[[Mapping[str, datetime]], Iterable[Batch]],
 ) -> ArchiveCounts:
-    """Merge what `frame` gives (see `worked`) of `window` into the archive, or into the quarantine.
+    """Merge the traces into `agent_traces`, and what cannot be flattened into `quarantined_traces`.
 
-    Into a catalog day by day, and the traces stay in the engine; else hour by hour, so that the memory needed is that
-    of one hour. `on_progress` is told the number of traces so far. `redactor` takes out of all of them, on the engine's
-    workers, what is not to be kept.
+    A lake in a catalog is merged day by day, and the traces stay in the engine. Any other lake is merged hour by hour,
+    so that the traces of one hour are in memory at a time. The other arguments are as for `merging.archive`; the
+    engine's workers redact.
     """
-    counts = ArchiveCounts()
-    deleted = deleted_digests(lake, window)
-    seen: list[pa.Table] = []
-    quarantine: dict[str, dict[str, Any]] = {}
-    parts, merged = (window.by_day(), _merged_in_engine) if lake.is_in_catalog else (window.by_hour(), _merged_here)
+    merge = WindowMerge(lake, traces.window, experiment_names, redactor, on_progress)
+    parts, merge_part = (
+        (traces.window.by_day(), _merge_in_engine) if lake.is_in_catalog else (traces.window.by_hour(), _merge_here)
+    )
     for part in parts:
-        rows = frame(part)
-        if redactor:
-            rows = redacted_rows(rows, redactor)
-        unreadable, places = merged(lake, part, rows, deleted, counts)
-        seen.append(places)
-        quarantine.update({row["trace_id"]: row for row in unreadable.select(UNREADABLE).to_pylist()})
-        on_progress(counts.read)
-    counts.quarantined = update_quarantine(lake, window, quarantine)
-    # A table is not asked for single traces: one that has moved is followed when its new hour is archived.
-    counts.moved = follow_moved(lake, window, pa.concat_tables(seen), lambda hours: {})
-    return counts
+        rows = traces.frame_of(part)
+        merge_part(merge, part, redacted_rows(rows, redactor) if redactor else rows)
+    return merge.finish(read_moved)
 
 
-def _merged_here(
-    lake: LakeResource, part: Window, frame: DataFrame, deleted: frozenset[str], counts: ArchiveCounts
-) -> tuple[pa.Table, pa.Table]:
-    """Write the traces but those `deleted` on request, and count them.
-
-    Returns those that cannot be archived, and the places (see `places_of`) of the others.
-    """
+def _merge_here(merge: WindowMerge, part: Window, frame: DataFrame) -> None:
+    """Merge the rows of one part of the window, in the memory of this process."""
     rows = frame.toArrow()
-    counts.read += rows.num_rows
-    if deleted:
-        kept = pa.array(
-            [trace_digest(trace_id) not in deleted for trace_id in rows["trace_id"].to_pylist()], pa.bool_()
-        )
-        counts.deleted += rows.num_rows - rows.filter(kept).num_rows
-        rows = rows.filter(kept)
+    read = rows.num_rows
+    if merge.deleted:
+        is_kept = [trace_digest(trace_id) not in merge.deleted for trace_id in rows["trace_id"].to_pylist()]
+        rows = rows.filter(pa.array(is_kept, pa.bool_()))
+        merge.counts.deleted += read - rows.num_rows
     failed = pc.is_valid(rows["reason"])
     readable = rows.filter(pc.invert(failed)).select(ARCHIVED.names)
-    counts.redactions += removed(readable)
-    counts.written += lake.upsert(AGENT_TRACES, readable, part)
-    return rows.filter(failed), places_of(readable)
+    merge.counts.redactions += redactions(readable)
+    merge.counts.written += merge.lake.upsert(AGENT_TRACES, readable, part)
+    merge.note(read, places_of(readable), _quarantine_rows(rows.filter(failed)))
 
 
-def _merged_in_engine(
-    lake: LakeResource, part: Window, frame: DataFrame, deleted: frozenset[str], counts: ArchiveCounts
-) -> tuple[pa.Table, pa.Table]:
-    """As `_merged_here`."""
+def _merge_in_engine(merge: WindowMerge, part: Window, frame: DataFrame) -> None:
+    """Merge the rows of one part of the window, which stay in the engine."""
     from pyspark.sql import functions as F
 
     with _computed_once(frame):
-        is_kept = ~F.sha2("trace_id", 256).isin(*deleted) if deleted else F.lit(True)
+        is_kept = ~F.sha2("trace_id", 256).isin(*merge.deleted) if merge.deleted else F.lit(True)
         read, kept = frame.count(), frame.where(is_kept)
-        failed = kept["reason"].isNotNull()
-        counts.read += read
-        counts.deleted += read - kept.count() if deleted else 0
-        counts.redactions += removed(kept.where("redactions IS NOT NULL").select("redactions").toArrow())
-        counts.written += lake.upsert(AGENT_TRACES, kept.where(~failed).select(*ARCHIVED.names), part)
-        return kept.where(failed).toArrow(), places_of(kept.where(~failed).select(*PLACE).toArrow())
+        readable, failed = kept.where(kept["reason"].isNull()), kept.where(kept["reason"].isNotNull())
+        merge.counts.deleted += read - kept.count() if merge.deleted else 0
+        redacted = readable.where("redactions IS NOT NULL")
+        merge.counts.redactions += redactions(redacted.select("redactions").toArrow())
+        merge.counts.written += merge.lake.upsert(AGENT_TRACES, readable.select(*ARCHIVED.names), part)
+        merge.note(read, places_of(readable.select(*PLACE).toArrow()), _quarantine_rows(failed.toArrow()))
+
+
+def _quarantine_rows(failed: pa.Table) -> list[dict[str, Any]]:
+    return failed.select(QUARANTINE_COLUMNS).to_pylist()
 
 
 def redacted_rows(rows: DataFrame, redactor: Redactor) -> DataFrame:
-    """The rows of `worked` without what is not to be kept; those for which that fails go to the quarantine."""
+    """The rows, with the columns of `FLATTENED`, after redaction; those that cannot be redacted get a `reason`."""
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    return rows.mapInArrow(functools.partial(_redacted, redactor=redactor), from_arrow_schema(WORKED))
+    return rows.mapInArrow(functools.partial(_redact_batches, redactor=redactor), from_arrow_schema(FLATTENED))
 
 
-def _redacted(batches: Iterator[pa.RecordBatch], redactor: Redactor) -> Iterator[pa.RecordBatch]:
+def _redact_batches(batches: Iterator[pa.RecordBatch], redactor: Redactor) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for first in range(0, batch.num_rows, WORKER_ROWS):
             rows = pa.Table.from_batches([batch.slice(first, WORKER_ROWS)]).to_pylist(maps_as_pydicts="lossy")
-            yield from pa.Table.from_pylist([_redacted_row(row, redactor) for row in rows], schema=WORKED).to_batches()
+            redacted = pa.Table.from_pylist([_redacted_row(row, redactor) for row in rows], schema=FLATTENED)
+            yield from redacted.to_batches()
 
 
 def _redacted_row(row: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
@@ -120,14 +105,14 @@ def _redacted_row(row: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
         return {**row, "reason": redactor.text(row["reason"]), "raw": redactor.raw(row["raw"])}
     try:
         return redactor.row(row)
-    except Exception as error:  # noqa: BLE001 - malformed content may raise anything; its text is not known to be clean
+    except Exception as error:  # noqa: BLE001 - malformed content raises any error; its text may hold what is private
         known = {name: row[name] for name in ("trace_id", "created_at", "trace_hour")}
         return {**known, "reason": f"it cannot be redacted: {type(error).__name__}", "raw": ""}
 
 
 @contextmanager
 def _computed_once(frame: DataFrame) -> Iterator[None]:
-    """Within the block the engine keeps the rows, where it can: Databricks' serverless compute computes them again."""
+    """Within the block the engine keeps the rows, if it can: Databricks' serverless compute computes them again."""
     from pyspark.errors import PySparkException
 
     with suppress(PySparkException):
@@ -137,6 +122,3 @@ def _computed_once(frame: DataFrame) -> Iterator[None]:
     finally:
         with suppress(PySparkException):
             frame.unpersist()
-
-
-# ---- MLflow's entities ----

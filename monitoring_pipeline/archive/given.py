@@ -1,4 +1,4 @@
-"""Traces that a caller gives, in the forms in which MLflow and the archive hand them out."""
+"""Traces that a caller passes to the API, in the forms that MLflow and the archive return."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ GivenTraces: TypeAlias = "Iterable[Trace] | pd.DataFrame | DataFrame"
 
 
 def archive_rows(spark: SparkSession, traces: GivenTraces) -> DataFrame:
-    """The traces as rows of `agent_traces`, made in memory; rows of the archive are returned as they are.
+    """The traces as rows of `agent_traces`, in memory; rows of the archive are returned unchanged.
 
-    MLflow's traces may come as a list, or as the table that mlflow.search_traces returns; each counts once, and
-    `created_at` is now. One that could not be archived either is left out, with a warning that says why.
+    MLflow's traces may be a list or the table that mlflow.search_traces returns. Each trace counts once, and its
+    `created_at` is now. Malformed traces are left out with a warning that says why.
 
     Raises:
-        MonitoringError: what is given is none of these, or lacks columns.
+        MonitoringError: `traces` has another form, or lacks columns.
     """
     from pyspark.sql import DataFrame
     from pyspark.sql.pandas.types import from_arrow_schema
@@ -48,7 +48,7 @@ def mlflow_traces(traces: MlflowTraces) -> list[Trace]:
     """The traces of a list, or of a table as mlflow.search_traces returns it.
 
     Raises:
-        MonitoringError: the table has no column `trace`, or an element is no trace.
+        MonitoringError: the table has no column `trace`, or an element is not a trace.
     """
     import pandas as pd
 
@@ -60,14 +60,14 @@ def mlflow_traces(traces: MlflowTraces) -> list[Trace]:
     return [_trace(trace) for trace in table["trace"]]
 
 
-def _trace(given: Any) -> Trace:
+def _trace(value: Any) -> Trace:
     from mlflow.entities import Trace
 
-    if isinstance(given, Trace):
-        return given
+    if isinstance(value, Trace):
+        return value
     try:
-        return Trace.from_json(given)
-    except Exception as error:  # text that is no trace fails in whatever way its parsing does
+        return Trace.from_json(value)
+    except Exception as error:  # parsing a text that is not a trace may raise any error
         raise MonitoringError(
-            f"{str(given)[:80]!r} is no trace ({first_line(error)}); give what mlflow.search_traces returns"
+            f"{str(value)[:80]!r} is not a trace ({first_line(error)}); pass what mlflow.search_traces returns"
         ) from error

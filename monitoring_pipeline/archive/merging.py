@@ -1,16 +1,18 @@
-"""Traces from a source into the archive. The archive never shrinks: what the source has since deleted stays."""
+"""The merge of a window's traces into the archive, which never shrinks: what the source has deleted since stays.
+
+`archive` merges traces that this process reads; `frames.archive_frames` merges those that the engine reads.
+"""
 
 from __future__ import annotations
 
-import functools
 import gc
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pyarrow as pa
 
@@ -18,6 +20,7 @@ from monitoring_pipeline.archive.moving import follow_moved, places_of
 from monitoring_pipeline.archive.tombstones import deleted_digests, trace_digest
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.sources.base import AnyTrace, Batch
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace, encodable, flatten
 from monitoring_pipeline.traces.redaction import Redactor
@@ -30,17 +33,15 @@ if TYPE_CHECKING:
 COMMIT_CHARACTERS = 48 * 2**20  # of trace_json; the rows take some 1.75 bytes for each
 COLLECTION_OBJECTS = 200_000
 T = TypeVar("T")
-AnyTrace: TypeAlias = "Trace | FlatTrace | UnreadableTrace"
-Batch: TypeAlias = "Sequence[Trace | FlatTrace | UnreadableTrace]"
 
 
 @dataclass
 class ArchiveCounts:
-    """What one reading of a window did: traces read, rows added or changed, traces put into quarantine.
+    """What the merge of a window did: traces read, rows added or changed, traces put into quarantine.
 
-    `deleted` are left out as they were deleted on request; `moved` were archived under another hour than they now have;
-    `redactions` is how much was taken out of the traces that were read, by what found it.
-    `lacking` is how many traces an hour still lacks, of those that the source has; None where these are not counted.
+    `deleted` were left out because they were deleted on request; `moved` were archived under another hour than they
+    have now; `redactions` is how often each detector redacted something in the traces read; `lacking` is how many of
+    the source's traces each hour still lacks, None where the source cannot count.
     """
 
     read: int = 0
@@ -50,6 +51,69 @@ class ArchiveCounts:
     moved: int = 0
     redactions: Counter[str] = field(default_factory=Counter)
     lacking: dict[datetime, int] | None = field(default=None, compare=False)
+
+
+@dataclass
+class WindowMerge:
+    """The merge of one window: where it writes, what it changes in traces, and what it has merged so far."""
+
+    lake: LakeResource
+    window: Window
+    experiment_names: dict[str, str]  # id -> name; the archive keeps the names beside the ids
+    redactor: Redactor | None
+    on_progress: Callable[[int], None]
+    counts: ArchiveCounts = field(default_factory=ArchiveCounts)
+    deleted: frozenset[str] = field(init=False)  # digests of traces deleted on request
+    _places: list[pa.Table] = field(init=False)
+    _quarantine: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _now: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self.deleted = deleted_digests(self.lake, self.window)
+        self._places = [places_of(AGENT_TRACES.schema.empty_table())]
+
+    def note(self, read: int, places: pa.Table, unreadable: Iterable[dict[str, Any]]) -> None:
+        """Note that so many traces were read: those at `places` are archived, `unreadable` are for the quarantine."""
+        self.counts.read += read
+        self._places.append(places)
+        self._quarantine.update({row["trace_id"]: row for row in unreadable})
+        self.on_progress(self.counts.read)
+
+    def finish(self, read_moved: Callable[[Mapping[str, datetime]], Iterable[Batch]]) -> ArchiveCounts:
+        """Update the quarantine, follow the traces that moved to another hour, and return the counts."""
+        self.counts.quarantined = _update_quarantine(self.lake, self.window, self._quarantine)
+        self.counts.moved = follow_moved(
+            self.lake,
+            self.window,
+            pa.concat_tables(self._places),
+            archive_moved=lambda hours: self._archive_moved(read_moved(hours)),
+        )
+        return self.counts
+
+    def commits(self, batches: Iterable[Batch]) -> Iterator[tuple[pa.Table, list[UnreadableTrace]]]:
+        """The traces of the batches in pieces to commit: rows of `agent_traces`, and what cannot become one.
+
+        While one piece is written, a thread reads and flattens the next.
+        """
+        flat = (_flat(trace, self._now, self.experiment_names, self.redactor) for trace in self._kept(batches))
+        with _rare_collections(), closing(_ahead(_pieces(flat, self.lake.commit_rows))) as pieces:
+            yield from pieces
+
+    def _archive_moved(self, batches: Iterable[Batch]) -> dict[str, datetime]:
+        """Archive the traces under the hours that the source has them in; returns these hours by id."""
+        found: dict[str, datetime] = {}
+        for rows, _ in self.commits(batches):
+            self.lake.upsert(AGENT_TRACES, rows)
+            found |= dict(zip(rows["trace_id"].to_pylist(), rows["trace_hour"].to_pylist(), strict=True))
+        return found
+
+    def _kept(self, batches: Iterable[Batch]) -> Iterator[AnyTrace]:
+        """The traces that were not deleted on request."""
+        for trace in (trace for batch in batches for trace in batch):
+            if self.deleted and trace_digest(_id(trace)) in self.deleted:
+                self.counts.deleted += 1
+            else:
+                yield trace
 
 
 def archive(
@@ -63,39 +127,17 @@ def archive(
 ) -> ArchiveCounts:
     """Merge the traces of `window` into `agent_traces`, and what cannot be flattened into `quarantined_traces`.
 
-    Committed every few thousand traces; running it again continues, and changes nothing that is already there.
-    `experiment_names` (id -> name) are kept beside the ids. `on_progress` is told the number of traces read so far.
-    `redactor` takes out of all of them what is not to be kept. `read_moved` is given ids and hours, and gives those of
-    the traces that the source has in another hour.
+    Commits every few thousand traces. When it is run again, it continues, and leaves alone what is already there.
+    `experiment_names` are id -> name. `on_progress` is called with the number of traces read so far. `redactor` redacts
+    all traces before they are written. `read_moved` is as `Source.moved`.
     """
-    counts = ArchiveCounts()
-    quarantine: dict[str, dict[str, Any]] = {}
-    seen = [places_of(AGENT_TRACES.schema.empty_table())]
-    deleted = deleted_digests(lake, window)
-    flat = functools.partial(_flat, now=datetime.now(UTC), names=experiment_names, redactor=redactor)
-
-    def commits(batches: Iterable[Batch]) -> Iterator[tuple[pa.Table, list[UnreadableTrace]]]:
-        kept = _kept(batches, deleted, counts)
-        with _rare_collections(), closing(_ahead(_commits(map(flat, kept), lake.commit_rows))) as found:
-            yield from found
-
-    def archive_moved(hours: dict[str, datetime]) -> dict[str, datetime]:
-        found: dict[str, datetime] = {}
-        for rows, _ in commits(read_moved(hours)):
-            lake.upsert(AGENT_TRACES, rows)
-            found |= dict(zip(rows["trace_id"].to_pylist(), rows["trace_hour"].to_pylist(), strict=True))
-        return found
-
-    for rows, unreadable in commits(batches):
-        counts.written += lake.upsert(AGENT_TRACES, rows)
-        counts.redactions += removed(rows)
-        quarantine.update({trace.trace_id: _unreadable_row(trace, redactor) for trace in unreadable})
-        seen.append(places_of(rows))
-        counts.read += rows.num_rows + len(unreadable)
-        on_progress(counts.read)
-    counts.quarantined = update_quarantine(lake, window, quarantine)
-    counts.moved = follow_moved(lake, window, pa.concat_tables(seen), archive_moved)
-    return counts
+    merge = WindowMerge(lake, window, experiment_names, redactor, on_progress)
+    for rows, unreadable in merge.commits(batches):
+        merge.counts.written += lake.upsert(AGENT_TRACES, rows)
+        merge.counts.redactions += redactions(rows)
+        quarantine = [_quarantine_row(trace, redactor) for trace in unreadable]
+        merge.note(rows.num_rows + len(unreadable), places_of(rows), quarantine)
+    return merge.finish(read_moved)
 
 
 def rows_of(traces: Iterable[Trace]) -> tuple[pa.Table, list[UnreadableTrace]]:
@@ -106,23 +148,14 @@ def rows_of(traces: Iterable[Trace]) -> tuple[pa.Table, list[UnreadableTrace]]:
     return rows, [trace for trace in found if isinstance(trace, UnreadableTrace)] + refused
 
 
-def removed(rows: pa.Table) -> Counter[str]:
-    """How much was taken out of the rows of `agent_traces`, by what found it."""
+def redactions(rows: pa.Table) -> Counter[str]:
+    """How often each detector redacted something in the rows of `agent_traces`."""
     return sum((Counter(dict(found)) for found in rows["redactions"].drop_null().to_pylist()), Counter())
-
-
-def _kept(batches: Iterable[Batch], deleted: frozenset[str], counts: ArchiveCounts) -> Iterator[AnyTrace]:
-    """The traces that were not deleted on request."""
-    for trace in (trace for batch in batches for trace in batch):
-        if deleted and trace_digest(_id(trace)) in deleted:
-            counts.deleted += 1
-        else:
-            yield trace
 
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Within the block Python looks for cycles rarely: in rows there are none, and it takes an eighth of the time."""
+    """Within the block garbage is collected rarely: that takes an eighth of the time, and rows hold no cycles."""
     before = gc.get_threshold()
     gc.set_threshold(COLLECTION_OBJECTS)
     try:
@@ -132,7 +165,7 @@ def _rare_collections() -> Iterator[None]:
 
 
 def _ahead(items: Iterator[T]) -> Generator[T]:
-    """The items; while one is used, the next is made in a thread."""
+    """The items; while one is used, a thread computes the next."""
     end = object()
     with ThreadPoolExecutor(1, "archive") as thread:
         following = thread.submit(next, items, end)
@@ -141,16 +174,16 @@ def _ahead(items: Iterator[T]) -> Generator[T]:
             yield cast(T, item)
 
 
-def _commits(
+def _pieces(
     traces: Iterable[FlatTrace | UnreadableTrace], commit_rows: int
 ) -> Iterator[tuple[pa.Table, list[UnreadableTrace]]]:
-    """What is committed at once: rows of `agent_traces`, and what cannot become one."""
-    for flat, unreadable in _chunks(traces, commit_rows):
+    """Rows of `agent_traces` to commit at once, and the traces among them that cannot become one."""
+    for flat, unreadable in _bounded(traces, commit_rows):
         rows, refused = _table(flat)
         yield rows, unreadable + refused
 
 
-def _chunks(
+def _bounded(
     found: Iterable[FlatTrace | UnreadableTrace], commit_rows: int
 ) -> Iterator[tuple[list[FlatTrace], list[UnreadableTrace]]]:
     traces: list[FlatTrace] = []
@@ -179,7 +212,7 @@ def _flat(
         row = trace.row if isinstance(trace, FlatTrace) else flatten(trace, now)
         row |= {"created_at": now, "experiment_name": names.get(row["experiment_id"])}
         return FlatTrace(redactor.row(row) if redactor else row, info)
-    except Exception as error:  # noqa: BLE001 - a malformed trace may raise anything, and is kept aside with the reason
+    except Exception as error:  # noqa: BLE001 - a malformed trace may raise any error; the quarantine keeps it
         return _unreadable(info(), error)
 
 
@@ -187,7 +220,7 @@ def _table(traces: list[FlatTrace]) -> tuple[pa.Table, list[UnreadableTrace]]:
     """The rows of the traces, and those traces that Arrow refuses (a lone surrogate, a number out of range)."""
     try:
         return from_dicts(AGENT_TRACES, [trace.row for trace in traces]), []
-    except Exception as error:  # noqa: BLE001 - one malformed trace fails its chunk, in any way, and is found by halving
+    except Exception as error:  # noqa: BLE001 - a malformed trace fails its piece with any error; halving finds it
         if len(traces) == 1:
             return from_dicts(AGENT_TRACES, []), [_unreadable(traces[0].info(), error)]
     middle = len(traces) // 2
@@ -200,7 +233,7 @@ def _unreadable(info: TraceInfo, error: Exception) -> UnreadableTrace:
     return UnreadableTrace(info.trace_id, started, f"{type(error).__name__}: {error}", repr(info))
 
 
-def _unreadable_row(trace: UnreadableTrace, redactor: Redactor | None) -> dict[str, Any]:
+def _quarantine_row(trace: UnreadableTrace, redactor: Redactor | None) -> dict[str, Any]:
     return {
         "trace_id": trace.trace_id,
         "trace_hour": floor_hour(trace.started),
@@ -215,10 +248,10 @@ def _id(trace: AnyTrace) -> str:
     return trace.row["trace_id"] if isinstance(trace, FlatTrace) else trace.info.trace_id
 
 
-def update_quarantine(lake: LakeResource, window: Window, found: dict[str, dict[str, Any]]) -> int:
-    """Add what was found to the quarantine and take out what is in the archive; returns how many of `found` are in.
+def _update_quarantine(lake: LakeResource, window: Window, found: dict[str, dict[str, Any]]) -> int:
+    """Add the rows `found` (by trace id) to the quarantine and remove what is archived; returns how many of them stay.
 
-    A trace that was archived before it became unreadable stays archived as it was.
+    A trace that was archived before it became unreadable stays in the archive as it was, and out of the quarantine.
     """
     columns = [name for name in QUARANTINED_TRACES.schema.names if name != "date"]
     before = lake.read_columns(QUARANTINED_TRACES, window, *columns).to_pylist()

@@ -1,8 +1,8 @@
 """Traces whose start has moved to another hour after they were archived.
 
-MLflow lowers a trace's start when a span that began earlier arrives late. Such a trace is archived under its new hour
-first, then what is known of it moves along, and its old row goes last: whatever is interrupted is done again, and
-nothing is scored twice.
+MLflow lowers a trace's start when a span that began earlier arrives late. Such a trace is first archived under its new
+hour, then its results move there, and its old row is deleted last. If this is interrupted, the next run completes it,
+and no trace is scored twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.tables import AGENT_TRACES, TABLES, TIME
 from monitoring_pipeline.windows import HOUR, Window
 
-# An assessment's id says what it is of, whatever the hour. What else is known of a trace is made anew by hour.
+# Tables keyed by assessment_id move with the trace; all others are recomputed per hour.
 CARRIED = [table for table in TABLES if table.key == ("assessment_id",)]
 PLACE = ("trace_id", "trace_hour")
 Hours = Mapping[str, datetime]
@@ -30,14 +30,15 @@ def follow_moved(
 ) -> int:
     """Move the traces that are archived under another hour than the source has them in; returns how many moved.
 
-    `seen` (columns trace_id and trace_hour) are the traces that the source gave of `window`, and that are archived.
-    `archive_moved` is given traces that are archived in the window and were not seen, with their hours; those that the
-    source has in another hour it archives there, and returns that hour. What the source has no more stays.
+    `seen` (columns trace_id and trace_hour) are the traces that were just read from the source and archived.
+    `archive_moved` receives the traces (id -> hour) that the archive has in `window` and that were not seen. Those that
+    the source has in another hour it archives there, and returns their new hours by id. Traces that the source no
+    longer has stay.
     """
     known: dict[str, datetime] = {}
     stale = _places(lake, window).join(seen, list(PLACE), join_type="left anti")
     if seen.num_rows:
-        # Empty for the hours that are archived as they pass.
+        # A trace seen now may be archived in a later hour. While hours are archived in order, there is nothing there.
         ahead = _places(lake, Window(window.end, window.end + MOVED_AT_MOST))
         stale = pa.concat_tables([stale, ahead.filter(pc.is_in(ahead["trace_id"], seen["trace_id"].combine_chunks()))])
         now = seen.filter(pc.is_in(seen["trace_id"], stale["trace_id"].combine_chunks()))
@@ -58,7 +59,7 @@ def follow_moved(
 
 
 def places_of(rows: pa.Table) -> pa.Table:
-    """Ids and hours of the traces, as columns that may be null: joins make them so."""
+    """Ids and hours of the traces, with nullable columns as joins return them."""
     return rows.select(PLACE).cast(pa.schema([("trace_id", pa.string()), ("trace_hour", TIME)]))
 
 
@@ -67,7 +68,7 @@ def _places(lake: LakeResource, window: Window) -> pa.Table:
 
 
 def _carry(lake: LakeResource, hour: datetime, hours: Hours) -> None:
-    """Bring what is known of the traces from `hour` to the hours that they have now."""
+    """Move the results of the traces from `hour` to their new `hours` (by id), and delete their old rows."""
     old = Window(hour, hour + HOUR)
     for table in CARRIED:
         rows = lake.read_columns(table, old, *(name for name in table.schema.names if name != "date"))

@@ -1,4 +1,4 @@
-"""Traces that were deleted on request: archiving leaves them out, however long the source still has them."""
+"""Tombstones: the traces that were deleted on request. Archiving leaves them out, even if the source still has them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.tables import DELETED_TRACES
 from monitoring_pipeline.windows import Window
 
-# A trace whose start was lowered since stands in an earlier hour than the one that it was deleted from.
+# A trace may have been deleted from a later hour than the one it has now: MLflow lowers a start, never raises it.
 MOVED_AT_MOST = timedelta(days=1)
 
 
 def trace_digest(trace_id: str) -> str:
-    """What a deleted trace is known by: the SHA-256 of its id. An id is random, so the digest cannot be undone."""
+    """What the lake keeps of a deleted trace: the SHA-256 of its id. Ids are random: it leads back to none."""
     return hashlib.sha256(trace_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -37,7 +37,7 @@ def _tables(lake: LakeResource) -> Iterator[str]:
 def _archival(settings: Settings, tracking: TrackingResource) -> Iterator[str]:
     from monitoring_pipeline.databricks.archival import DATABRICKS, start_archival, table_name
 
-    if settings.archive.source != "delta" or settings.mlflow.tracking_uri != DATABRICKS:
+    if not settings.archive.reads_databricks_archive or settings.mlflow.tracking_uri != DATABRICKS:
         return
     table = table_name(*_parts(settings.archive.location or ""))
     for experiment_id, name in tracking.experiment_names().items():

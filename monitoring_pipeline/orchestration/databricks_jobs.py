@@ -106,7 +106,7 @@ def handed_over(settings: Settings) -> dict[str, Any]:
         values["mlflow"]["tracking_uri"] = "databricks"  # the job has no profiles of this machine
     databases = [
         ("mlflow", "tracking_uri"),
-        *([("archive", "location")] if settings.archive.source == "mlflow-sql" else []),
+        *([("archive", "location")] if settings.archive.location_is_database else []),
     ]
     for section, key in databases:
         address = values[section][key] or ""

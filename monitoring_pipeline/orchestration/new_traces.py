@@ -147,10 +147,12 @@ def look(
         if time.monotonic() > deadline:
             found.is_complete = False
             break
-        from monitoring_pipeline.sources.counts import source_counts
+        from monitoring_pipeline.sources.opening import open_source
 
         account = accounted(lake, part)
-        found.due.update(due_hours(source_counts(source, tracking, lake.spark, part), account))
+        with open_source(source, tracking, lake.spark) as traces:
+            counts = traces.counts(part)
+        found.due.update(due_hours(counts, account))
         found.account.update(account)
         found.cursor = cursor_after
     return found

@@ -1,4 +1,4 @@
-"""The MLflow store or server that traces come from."""
+"""The MLflow store or server that is monitored: its clients, its experiments, and its errors in a line."""
 
 from __future__ import annotations
 
@@ -17,21 +17,17 @@ from pydantic import Field
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.network import why_unreachable
 from monitoring_pipeline.settings import without_password
-from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Trace
     from mlflow.tracing.client import TracingClient
-
-    from monitoring_pipeline.traces.flatten import UnreadableTrace
 
 REASON_CHARACTERS = 300
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class TrackingResource(dg.ConfigurableResource):
-    """The MLflow store or server that is monitored, and which of its experiments are."""
+    """The MLflow store or server and its monitored experiments."""
 
     tracking_uri: str = Field(description="sqlite:///…, postgresql://…, http(s)://… or databricks")
     experiments: list[str] = Field(default=[], description="names of the experiments; empty: all of them")
@@ -41,7 +37,7 @@ class TrackingResource(dg.ConfigurableResource):
         """MLflow's tracing client for the store.
 
         Raises:
-            TrackingError: there is no such file, nothing listens at the address, or it is no MLflow store.
+            TrackingError: the file does not exist, nothing listens at the address, or it is not an MLflow store.
         """
         return _client(self.tracking_uri)
 
@@ -50,20 +46,20 @@ class TrackingResource(dg.ConfigurableResource):
         """MLflow's client for the store, to call within a `with` block.
 
         Raises:
-            TrackingError: as `client`; and instead of all that is raised within the block.
+            TrackingError: as `client`; any error within the block becomes one, too.
         """
         from mlflow import MlflowClient
 
         _ = self.client
         with _errors_of(self.tracking_uri):
-            # Without a registry it would ask the Spark session of this process for one.
+            # Without a registry_uri MLflow would look for one in the Spark session of this process.
             yield MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
 
     def experiment_names(self) -> dict[str, str]:
         """The monitored experiments, id -> name.
 
         Raises:
-            TrackingError: the store cannot be read, or has no experiment of a name.
+            TrackingError: the store cannot be read, or no experiment has one of the names.
         """
         with self.calls() as client:
             if not self.experiments:
@@ -78,10 +74,10 @@ class TrackingResource(dg.ConfigurableResource):
         return {experiment.experiment_id: name for name, experiment in found.items() if experiment}
 
     def experiment_id(self, name: str) -> str:
-        """The id of the experiment of that name, made if need be.
+        """The id of the experiment of that name, which is created if it does not exist.
 
         Raises:
-            TrackingError: as `calls`, or it is deleted.
+            TrackingError: as `calls`, or the experiment is deleted.
         """
         with self.calls() as client:
             experiment = client.get_experiment_by_name(name)
@@ -92,14 +88,6 @@ class TrackingResource(dg.ConfigurableResource):
                 "another"
             )
         return experiment_id
-
-    def traces(self, window: Window) -> Iterator[list[Trace | UnreadableTrace]]:
-        """The traces of the monitored experiments that start in `window`, each once, oldest first, in batches."""
-        from monitoring_pipeline.sources.mlflow import read_traces
-
-        experiment_ids = list(self.experiment_names())
-        if experiment_ids:
-            yield from read_traces(self.client, experiment_ids, window)
 
 
 def _all_experiments(client: MlflowClient) -> dict[str, str]:
@@ -135,11 +123,11 @@ def _errors_of(tracking_uri: str) -> Iterator[None]:
 
 
 def without_request_logs() -> None:
-    """From now on keep requests, with the token that they hold, out of MLflow's warnings about odd answers.
+    """Keep requests, which hold a token, out of all further warnings of MLflow in this process.
 
-    Databricks' SDK quotes a request in the error of an answer that it cannot parse.
+    Databricks' SDK quotes a request in the error for a response that it cannot parse, and MLflow logs that error.
     """
-    logging.getLogger("mlflow.utils.rest_utils").addFilter(_cut_request_log)  # of one filter a logger keeps one
+    logging.getLogger("mlflow.utils.rest_utils").addFilter(_cut_request_log)  # a logger adds the same filter only once
 
 
 def _cut_request_log(record: logging.LogRecord) -> bool:
@@ -154,14 +142,14 @@ def in_a_line(error: Exception) -> str:
 
 @contextmanager
 def impatience() -> Iterator[None]:
-    """Within the block, MLflow's requests of this process give up within seconds: by default it repeats for minutes."""
+    """Within the block, MLflow's requests of this process fail within seconds; by default it retries for minutes."""
     from mlflow.environment_variables import (
         MLFLOW_HTTP_REQUEST_MAX_RETRIES,
         MLFLOW_HTTP_REQUEST_TIMEOUT,
         MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER,
     )
 
-    # One repetition, which is made at once, for a connection that the server closed while it was idle.
+    # One retry, which happens at once, for a connection that the server closed while it was idle.
     limits = {MLFLOW_HTTP_REQUEST_MAX_RETRIES: 1, MLFLOW_HTTP_REQUEST_TIMEOUT: 10}
     limits = {variable: min(variable.get(), limit) for variable, limit in limits.items()}
     limits[MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER] = False
@@ -177,7 +165,7 @@ def impatience() -> Iterator[None]:
 
 @contextmanager
 def global_tracking_uri(uri: str) -> Iterator[None]:
-    """MLflow's global tracking URI is `uri` within the block; its own way forgets what the environment said."""
+    """Within the block MLflow's global tracking URI is `uri`. MLflow's own way would not restore the environment."""
     from mlflow.environment_variables import MLFLOW_TRACKING_URI
     from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
@@ -193,7 +181,7 @@ def global_tracking_uri(uri: str) -> Iterator[None]:
 
 
 def _check_reachable(tracking_uri: str) -> None:
-    """Fail at once and in a line: MLflow would create a mistyped SQLite file, and retry a dead server for minutes."""
+    """Raise TrackingError at once: MLflow would create a mistyped SQLite file, and retry a dead server for minutes."""
     shown = without_password(tracking_uri)
     try:
         parts = urlsplit(tracking_uri)

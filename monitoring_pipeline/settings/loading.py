@@ -194,7 +194,7 @@ def _with(model: M, **changes: Any) -> M:
 def _absolute_source(archive: ArchiveSettings, base: Path) -> str | None:
     if archive.location is None:
         return None
-    absolute = _absolute_database if archive.source == "mlflow-sql" else _absolute_path
+    absolute = _absolute_database if archive.location_is_database else _absolute_path
     return absolute(archive.location, base)
 
 

@@ -70,6 +70,16 @@ class ArchiveSettings(Section):
         default_factory=RedactSettings, description="what is removed from traces before they are written"
     )
 
+    @property
+    def location_is_database(self) -> bool:
+        """Whether `location` is the address of a database, which may hold a password, and not that of tables."""
+        return self.source == "mlflow-sql"
+
+    @property
+    def reads_databricks_archive(self) -> bool:
+        """Whether traces come from the table that Databricks' trace archival writes."""
+        return self.source == "delta"
+
     @field_validator("start", mode="before")
     @classmethod
     def _whole_hour(cls, start: object) -> datetime:

@@ -1,17 +1,109 @@
-"""Values of trace tables as the parts of MLflow's trace JSON."""
+"""Spans and assessments as Databricks' tables hold them, and MLflow's entities from them."""
 
 from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow.entities import Assessment, Span
 
 
+@dataclass
+class TableSpan:
+    """A span of a table. Ids are hexadecimal, but for `trace_id`; `attributes` are JSON, by name."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    name: str | None
+    start_ns: int | None
+    end_ns: int | None
+    status_code: str | None
+    status_message: str | None
+    attributes: dict[str, str]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    links: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_mlflow(self) -> Span:
+        """MLflow's span.
+
+        Raises:
+            MlflowException: the values do not make a span.
+        """
+        from mlflow.entities import Span
+        from mlflow.tracing.utils import parse_trace_id_v4
+
+        otel_trace_id = (parse_trace_id_v4(self.trace_id)[1] or "").removeprefix("tr-")
+        code = (self.status_code or "UNSET").upper().removeprefix("STATUS_CODE_")
+        return Span.from_dict(
+            {
+                "trace_id": _base64(otel_trace_id),
+                "span_id": _base64(self.span_id),
+                "parent_span_id": _base64(self.parent_id) if self.parent_id else None,
+                "name": self.name,
+                "start_time_unix_nano": self.start_ns,
+                "end_time_unix_nano": self.end_ns,
+                "status": {"code": f"STATUS_CODE_{code}", "message": self.status_message or ""},
+                "attributes": {**self.attributes, "mlflow.traceRequestId": json.dumps(self.trace_id)},
+                "events": self.events,
+                "links": self.links,
+            }
+        )
+
+
+@dataclass
+class TableAssessment:
+    """An expectation or feedback of a table. Feedback has an error if it has its code or its message."""
+
+    trace_id: str
+    assessment_id: str | None
+    name: str
+    is_expectation: bool
+    value: Any
+    created_ms: int
+    updated_ms: int
+    source_type: str | None = None
+    source_id: str | None = None
+    rationale: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    stack_trace: str | None = None
+    span_id: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    overrides: str | None = None
+    is_valid: bool = True
+
+    def to_mlflow(self) -> Assessment:
+        """MLflow's expectation or feedback."""
+        from mlflow.entities import AssessmentError, AssessmentSource, Expectation, Feedback
+
+        common: dict[str, Any] = {
+            "name": self.name,
+            "source": AssessmentSource(self.source_type or "SOURCE_TYPE_UNSPECIFIED", self.source_id),
+            "trace_id": self.trace_id,
+            "metadata": self.metadata or None,
+            "span_id": self.span_id,
+            "create_time_ms": self.created_ms,
+            "last_update_time_ms": self.updated_ms,
+        }
+        if self.is_expectation:
+            assessment: Assessment = Expectation(value=self.value, **common)
+        else:
+            failed = self.error_code is not None or self.error_message is not None
+            error = AssessmentError(self.error_code or "", self.error_message, self.stack_trace) if failed else None
+            assessment = Feedback(value=self.value, error=error, **common)
+        assessment.assessment_id = self.assessment_id
+        assessment.rationale = self.rationale
+        assessment.overrides = self.overrides
+        assessment.valid = self.is_valid
+        return assessment
+
+
 def nanoseconds(time: int) -> int:
-    """A time since 1970, whose unit (ms, us or ns) its size tells: they are distinct from 1973 to 5138."""
+    """A time since 1970 in ms, us or ns, as ns. Its size tells the unit: the ranges do not meet from 1973 to 5138."""
     if time < 10**14:
         return time * 10**6
     return time * 1000 if time < 10**17 else time
@@ -22,101 +114,8 @@ def milliseconds(time: int) -> int:
     return nanoseconds(time) // 10**6
 
 
-def value_of(text: str | None) -> Any:
-    """The value of a text that may or may not be JSON."""
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def span_of(
-    trace_id: str,
-    span_id: str,
-    parent_id: str | None,
-    name: str | None,
-    start_ns: int | None,
-    end_ns: int | None,
-    status_code: str | None,
-    status_message: str | None,
-    attributes: dict[str, str],
-    events: list[dict[str, Any]],
-    links: list[dict[str, Any]],
-) -> Span:
-    """MLflow's span; ids are hexadecimal, `attributes` JSON.
-
-    Raises:
-        MlflowException: what is given is no span.
-    """
-    from mlflow.entities import Span
-    from mlflow.tracing.utils import parse_trace_id_v4
-
-    otel_trace_id = (parse_trace_id_v4(trace_id)[1] or "").removeprefix("tr-")
-    code = (status_code or "UNSET").upper().removeprefix("STATUS_CODE_")
-    return Span.from_dict(
-        {
-            "trace_id": _base64(otel_trace_id),
-            "span_id": _base64(span_id),
-            "parent_span_id": _base64(parent_id) if parent_id else None,
-            "name": name,
-            "start_time_unix_nano": start_ns,
-            "end_time_unix_nano": end_ns,
-            "status": {"code": f"STATUS_CODE_{code}", "message": status_message or ""},
-            "attributes": {**attributes, "mlflow.traceRequestId": json.dumps(trace_id)},
-            "events": events,
-            "links": links,
-        }
-    )
-
-
-def assessment_of(
-    is_expectation: bool,
-    value: Any,
-    trace_id: str,
-    assessment_id: str | None,
-    name: str,
-    source_type: str | None,
-    source_id: str | None,
-    rationale: str | None,
-    error_code: str | None,
-    error_message: str | None,
-    stack_trace: str | None,
-    span_id: str | None,
-    created_ms: int,
-    updated_ms: int,
-    metadata: dict[str, str],
-    overrides: str | None,
-    is_valid: bool,
-) -> Assessment:
-    """MLflow's expectation or feedback."""
-    from mlflow.entities import AssessmentError, AssessmentSource, Expectation, Feedback
-
-    common: dict[str, Any] = {
-        "name": name,
-        "source": AssessmentSource(source_type or "SOURCE_TYPE_UNSPECIFIED", source_id),
-        "trace_id": trace_id,
-        "metadata": metadata or None,
-        "span_id": span_id,
-        "create_time_ms": created_ms,
-        "last_update_time_ms": updated_ms,
-    }
-    if is_expectation:
-        assessment: Assessment = Expectation(value=value, **common)
-    else:
-        failed = error_code is not None or error_message is not None
-        error = AssessmentError(error_code or "", error_message, stack_trace) if failed else None
-        assessment = Feedback(value=value, error=error, **common)
-    assessment.assessment_id = assessment_id
-    assessment.rationale = rationale
-    assessment.overrides = overrides
-    assessment.valid = is_valid
-    return assessment
-
-
 def in_order(spans: list[Span]) -> list[Span]:
-    """The spans as MLflow orders a trace's: those without a parent first, then by start and id."""
+    """The spans in MLflow's order within a trace: those without a parent first, then by start and id."""
     return sorted(spans, key=lambda span: (span.parent_id is not None, span.start_time_ns, span.span_id))
 
 

@@ -1,31 +1,69 @@
-"""Traces read from an MLflow store or server, through MLflow's own client."""
+"""The source `mlflow`: traces of an MLflow store or server, through MLflow's own client."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from monitoring_pipeline.errors import TrackingError
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.settings import without_password
+from monitoring_pipeline.sources.base import HourCounts, UncountableError
 from monitoring_pipeline.traces.flatten import UnreadableTrace
-from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds, to_milliseconds
+from monitoring_pipeline.windows import HOUR, Window, floor_hour, from_milliseconds, to_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
+    from mlflow.entities.trace_metrics import MetricDataPoint
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracing.client import TracingClient
 
-PAGE = 500  # what a server gives at most
+PAGE = 500  # the largest page of a server
 BATCH = 100
+METRIC_POINTS = 1000  # MLflow returns at most so many, without saying that there are more
+METRIC_SLICE = 240 * HOUR  # 960 points: an hour has one for each of four states
+NO_ENDPOINT = {"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MlflowSource:
+    """The experiments `experiment_names` (id -> name) of the store or server of `tracking`; a `Source`."""
+
+    tracking: TrackingResource
+    experiment_names: dict[str, str]
+
+    def counts(self, window: Window) -> dict[datetime, HourCounts]:
+        """As `Source.counts`, from MLflow's own metrics; the mark is the mean value of the hour's assessments."""
+        return hour_counts(self.tracking, list(self.experiment_names), window) if self.experiment_names else {}
+
+    def read(self, window: Window) -> Iterator[list[Trace | UnreadableTrace]]:
+        """As `Source.read`, oldest first.
+
+        Raises:
+            MlflowException: the source does not answer.
+        """
+        if self.experiment_names:
+            yield from read_traces(self.tracking.client, list(self.experiment_names), window)
+
+    def moved(self, hours: Mapping[str, datetime]) -> Iterator[list[Trace | UnreadableTrace]]:
+        """As `Source.moved`.
+
+        Raises:
+            MlflowException: the source does not answer.
+        """
+        return read_moved(self.tracking.client, hours)
 
 
 def read_traces(
     client: TracingClient, experiment_ids: list[str], window: Window
 ) -> Iterator[list[Trace | UnreadableTrace]]:
-    """All traces of the experiments that start in `window`, each once, oldest first, in batches; unfinished ones too.
+    """All traces of the experiments that start in `window`, each once, oldest first, also those in progress.
 
     Raises:
         MlflowException: the source does not answer.
@@ -36,7 +74,7 @@ def read_traces(
 
 
 def read_moved(client: TracingClient, hours: Mapping[str, datetime]) -> Iterator[list[Trace | UnreadableTrace]]:
-    """Those of the traces (id -> hour) that the source has in another hour than that, in batches.
+    """Those of the traces (id -> hour in the archive) that the source has in another hour.
 
     Raises:
         MlflowException: the source does not answer.
@@ -53,11 +91,11 @@ def _infos(client: TracingClient, trace_ids: list[str]) -> list[TraceInfo]:
 
     try:
         return client.store.batch_get_trace_infos(trace_ids)
-    except Exception as error:  # noqa: BLE001 - one malformed trace fails its batch, in any way, and is found by halving
+    except Exception as error:  # noqa: BLE001 - a malformed trace fails its batch with any error; halving finds it
         if len(trace_ids) > 1:
             middle = len(trace_ids) // 2
             return _infos(client, trace_ids[:middle]) + _infos(client, trace_ids[middle:])
-        client.store.search_experiments(max_results=1)  # raises when it is the source that fails, not the trace
+        client.store.search_experiments(max_results=1)  # raises if the source fails, not the trace
         if not (isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"):
             log.warning("trace %s stays in its hour, as it cannot be read: %s", trace_ids[0], error)
         return []
@@ -66,10 +104,10 @@ def _infos(client: TracingClient, trace_ids: list[str]) -> list[TraceInfo]:
 def _pages(
     client: TracingClient, experiment_ids: list[str], window: Window
 ) -> Iterator[list[TraceInfo | UnreadableTrace]]:
-    """The infos of the window, in the order of time.
+    """The infos of the traces of the window, oldest first, a page at a time.
 
-    MLflow's page tokens are offsets, which skip a trace when an earlier one is deleted meanwhile. So each page starts
-    at the time of the last trace seen, and a token is used only among traces of one millisecond.
+    MLflow's page tokens are offsets: when a trace is deleted between two pages, a later one is skipped. Therefore each
+    page starts at the time of the last trace seen, and a token is used only among traces of one millisecond.
     """
     since_ms, end_ms = to_milliseconds(window.start), to_milliseconds(window.end)
     seen: set[str] = set()
@@ -104,7 +142,7 @@ def _page(
     except MlflowException as error:
         if not isinstance(client.store, SqlAlchemyStore):
             raise
-        log.warning("listing traces one by one, as listing them together failed: %s", error)
+        log.warning("MLflow cannot list a page of traces, so they are listed one by one: %s", error)
         return _page_one_by_one(client, client.store, experiment_ids, since_ms, end_ms, token)
 
 
@@ -116,7 +154,7 @@ def _page_one_by_one(
     end_ms: int,
     token: str | None,
 ) -> tuple[list[TraceInfo | UnreadableTrace], str | None]:
-    """A page that MLflow cannot list, as it cannot parse one of its infos: the database gives the ids unparsed."""
+    """A page that MLflow cannot list because it cannot parse one of the infos; the ids come from the database."""
     from mlflow.store.tracking.dbmodels.models import SqlTraceInfo
     from mlflow.utils.search_utils import SearchTraceUtils
 
@@ -135,7 +173,7 @@ def _page_one_by_one(
     for trace_id, started_ms, status in rows:
         try:
             page.append(client.get_trace_info(trace_id))
-        except Exception as error:  # noqa: BLE001 - malformed content raises anything; the probe tells it from an outage
+        except Exception as error:  # noqa: BLE001 - malformed content raises any error; the next line raises if the store fails
             store.get_experiment(experiment_ids[0])
             raw = json.dumps({"trace_id": trace_id, "timestamp_ms": started_ms, "status": status})
             page.append(UnreadableTrace(trace_id, from_milliseconds(started_ms), str(error), raw))
@@ -148,16 +186,16 @@ def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTr
     trace_ids = [info.trace_id for info in infos]
     try:
         complete = {trace.info.trace_id: trace for trace in client.store.batch_get_traces(trace_ids)}
-    except Exception as error:  # noqa: BLE001 - one malformed trace fails its batch, in any way; each is tried alone
-        log.warning("reading %d traces one by one, as the batch failed: %s", len(infos), error)
+    except Exception as error:  # noqa: BLE001 - a malformed trace fails its batch with any error
+        log.warning("a batch of %d traces failed, so they are read one by one: %s", len(infos), error)
         complete = {}
-    traces = [complete.get(info.trace_id) or _alone(client, info) for info in infos]
+    traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in infos]
     unlisted = [trace for trace in listed if isinstance(trace, UnreadableTrace)]
     return [trace for trace in traces if trace is not None] + unlisted
 
 
-def _alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | None:
-    """A trace that batches leave out: one still in progress, kept as an artifact, malformed, or deleted (None)."""
+def _with_spans_alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | None:
+    """A trace that batches leave out: in progress, with its spans in an artifact, malformed, or deleted (None)."""
     from mlflow.entities import Trace, TraceData
     from mlflow.exceptions import MlflowException
 
@@ -175,8 +213,94 @@ def _alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | 
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         reason = str(error)
-    except Exception as error:  # noqa: BLE001 - malformed content raises anything; the probe below tells it from an outage
+    except Exception as error:  # noqa: BLE001 - malformed content raises any error
         reason = f"{type(error).__name__}: {error}"
-    client.get_trace_info(info.trace_id)  # raises when it is the source that fails, not the trace
+    client.get_trace_info(info.trace_id)  # raises if the source fails, not the trace
     started = from_milliseconds(info.request_time)
     return UnreadableTrace(info.trace_id, started, reason, repr(info))
+
+
+def hour_counts(tracking: TrackingResource, experiment_ids: list[str], window: Window) -> dict[datetime, HourCounts]:
+    """The counts by MLflow's own metrics: from the indexes of a database, over HTTP without sending a trace.
+
+    Raises:
+        UncountableError: the server has no such metrics.
+        TrackingError: the store cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+
+    counts: dict[datetime, HourCounts] = {}
+    uncountable = ""
+    with tracking.calls():  # turns MLflow's errors into TrackingError
+        start = window.start
+        while start < window.end and not uncountable:
+            part = Window(start, min(start + METRIC_SLICE, window.end))
+            try:
+                counts.update(_counts_of_slice(tracking, experiment_ids, part))
+            except MlflowException as error:
+                if error.error_code not in NO_ENDPOINT:
+                    raise
+                uncountable = str(error)
+            start = part.end
+    if uncountable:
+        raise UncountableError(
+            f"the MLflow server at {without_password(tracking.tracking_uri)} cannot count its traces by the hour; "
+            "install the version of MLflow there that is installed here, or use another [archive] source"
+        )
+    return counts
+
+
+def _counts_of_slice(tracking: TrackingResource, experiment_ids: list[str], part: Window) -> dict[datetime, HourCounts]:
+    from mlflow.entities.trace_metrics import AggregationType, MetricViewType
+
+    traces, in_progress = dict[datetime, int](), dict[datetime, int]()
+    for point in _metric(tracking, experiment_ids, part, MetricViewType.TRACES, "trace_count", ["trace_status"]):
+        hour, number = _hour_of(point), round(point.values["COUNT"])
+        traces[hour] = traces.get(hour, 0) + number
+        if point.dimensions["trace_status"] == "IN_PROGRESS":
+            in_progress[hour] = number
+    view = MetricViewType.ASSESSMENTS
+    assessments = {
+        _hour_of(point): round(point.values["COUNT"])
+        for point in _metric(tracking, experiment_ids, part, view, "assessment_count")
+    }
+    # MLflow leaves out assessments that others override. Nine digits: a database may sum in any order.
+    marks = {
+        _hour_of(point): f"mean {point.values['AVG']:.9g}"
+        for point in _metric(tracking, experiment_ids, part, view, "assessment_value", aggregation=AggregationType.AVG)
+    }
+    return {
+        hour: HourCounts(traces.get(hour, 0), in_progress.get(hour, 0), assessments.get(hour, 0), marks.get(hour, ""))
+        for hour in traces.keys() | assessments.keys()
+    }
+
+
+def _metric(
+    tracking: TrackingResource,
+    experiment_ids: list[str],
+    part: Window,
+    view: Any,
+    metric: str,
+    dimensions: list[str] | None = None,
+    aggregation: Any = "COUNT",
+) -> list[MetricDataPoint]:
+    from mlflow.entities.trace_metrics import AggregationType, MetricAggregation
+
+    points = tracking.client.store.query_trace_metrics(
+        experiment_ids=experiment_ids,
+        view_type=view,
+        metric_name=metric,
+        aggregations=[MetricAggregation(AggregationType(aggregation))],
+        dimensions=dimensions,
+        time_interval_seconds=3600,
+        start_time_ms=to_milliseconds(part.start),
+        end_time_ms=to_milliseconds(part.end) - 1,  # MLflow includes the end
+        max_results=METRIC_POINTS,
+    )
+    if len(points) >= METRIC_POINTS:
+        raise TrackingError(f"MLflow returned {len(points)} points for {metric} of {part}, and there may be more")
+    return list(points)
+
+
+def _hour_of(point: MetricDataPoint) -> datetime:
+    return datetime.fromisoformat(point.dimensions["time_bucket"])

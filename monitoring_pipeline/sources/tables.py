@@ -1,11 +1,11 @@
-"""Tables of traces, read and flattened by the engine."""
+"""Tables of traces: opened, their rows flattened on the engine's workers, and counted by the hour."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,38 +14,31 @@ from monitoring_pipeline.errors import TrackingError, first_line
 from monitoring_pipeline.resources.delta_folders import for_sail
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.settings import in_catalog, without_password
+from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.sources.entities import milliseconds
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import encodable, flatten
-from monitoring_pipeline.windows import EPOCH, floor_hour, from_milliseconds
+from monitoring_pipeline.windows import EPOCH, HOUR, floor_hour, from_milliseconds, to_microseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import StructType
 
-
 WORKER_ROWS = 50  # traces that a worker has as Python objects at a time
+HOUR_US = to_microseconds(EPOCH + HOUR)
 
-
-MICROSECOND = timedelta(microseconds=1)
-
-
-# A trace as it goes into the archive or, where `reason` is set, into the quarantine.
-QUARANTINE = [QUARANTINED_TRACES.schema.field(name) for name in ("reason", "raw")]
-
-
+# A flattened trace goes into the archive or, where `reason` is set, into the quarantine.
 ARCHIVED = pa.schema([column for column in AGENT_TRACES.schema if column.name != "date"])
-
-
-WORKED = pa.schema([*ARCHIVED, *QUARANTINE])
+QUARANTINE = [QUARANTINED_TRACES.schema.field(name) for name in ("reason", "raw")]
+FLATTENED = pa.schema([*ARCHIVED, *QUARANTINE])
 
 
 def open_table(spark: SparkResource, location: str) -> DataFrame:
     """The table (catalog.schema.name, a folder or an address) as a DataFrame.
 
     Raises:
-        TrackingError: it is not there, or cannot be read.
+        TrackingError: it does not exist, or cannot be read.
     """
     from pyspark.errors import PySparkException
 
@@ -59,7 +52,7 @@ def open_table(spark: SparkResource, location: str) -> DataFrame:
             table = spark.session.read.table(location)
         else:
             table = spark.session.read.format("delta").load(for_sail(location) if spark.is_embedded else location)
-        _ = table.schema  # it is only now that the engine looks for it
+        _ = table.schema  # the engine looks for the table only when its schema is needed
     except PySparkException as error:
         raise TrackingError(
             f"cannot read the table {without_password(location)}: {first_line(error)}; check [archive] location"
@@ -68,10 +61,10 @@ def open_table(spark: SparkResource, location: str) -> DataFrame:
 
 
 def needed(schema: StructType, paths: tuple[str, ...], location: str) -> str:
-    """The first of `paths` (of columns, and with dots of fields within) that a table at `location` has.
+    """The first of `paths` that the table at `location` has; a path is a column, with dots a field within one.
 
     Raises:
-        TrackingError: it has none of them.
+        TrackingError: the table has none of them.
     """
     found = present(schema, paths)
     if found is None:
@@ -83,12 +76,12 @@ def needed(schema: StructType, paths: tuple[str, ...], location: str) -> str:
 
 
 def present(schema: StructType, paths: tuple[str, ...]) -> str | None:
-    """The first of `paths` that is in the schema, looking into arrays too; None without any."""
+    """The first of `paths` in the schema, which may lead into arrays; None where there is none."""
     return next((path for path in paths if type_of(schema, path) is not None), None)
 
 
 def type_of(schema: StructType, path: str) -> Any:
-    """The Spark type at the path; None where there is none."""
+    """The Spark type at the path; None where the schema does not have it."""
     from pyspark.sql.types import ArrayType, StructType
 
     found: Any = schema
@@ -100,35 +93,31 @@ def type_of(schema: StructType, path: str) -> Any:
     return found
 
 
-def microseconds(moment: datetime) -> int:
-    """The time in microseconds since 1970."""
-    return (moment - EPOCH) // MICROSECOND
-
-
-def worked(
+def flattened(
     traces: DataFrame,
     build: Callable[[dict[str, Any]], Trace],
     experiment_names: dict[str, str],
     experiment_id: str | None,
 ) -> DataFrame:
-    """Rows of `agent_traces`, without `date` and with `reason` and `raw`: set where `build` or `flatten` failed.
+    """The traces with the columns of `FLATTENED`; `reason` and `raw` are set where `build` or `flatten` failed.
 
-    Rows of traces that name no experiment get `experiment_id`. `build` goes to the engine's workers, which have this
-    package too; times reach it as whole numbers, in the unit of the column's type.
+    `traces` has a row for each trace: `trace_id`, `started` (a timestamp or a number, see `entities.nanoseconds`) and
+    what `build` needs. `build` runs on the engine's workers, where this package is installed too; times reach it as
+    whole numbers in the unit of the column's type. Traces that name no experiment get `experiment_id`.
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    work = functools.partial(
-        _work,
+    flatten_batches = functools.partial(
+        _flatten_batches,
         build=build,
         experiment_names=experiment_names,
         experiment_id=experiment_id,
         archived_at=datetime.now(UTC),
     )
-    return traces.mapInArrow(work, from_arrow_schema(WORKED))
+    return traces.mapInArrow(flatten_batches, from_arrow_schema(FLATTENED))
 
 
-def _work(
+def _flatten_batches(
     batches: Iterator[pa.RecordBatch],
     build: Callable[[dict[str, Any]], Trace],
     experiment_names: dict[str, str],
@@ -137,20 +126,20 @@ def _work(
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         plain = pa.Table.from_batches([batch])
-        plain = plain.cast(pa.schema([(column.name, _timeless(column.type)) for column in plain.schema]))
+        plain = plain.cast(pa.schema([(column.name, _with_whole_numbers(column.type)) for column in plain.schema]))
         for first in range(0, plain.num_rows, WORKER_ROWS):
             sources = plain.slice(first, WORKER_ROWS).to_pylist(maps_as_pydicts="lossy")
-            rows = [_row(source, build, experiment_names, experiment_id, archived_at) for source in sources]
+            rows = [_flat_row(source, build, experiment_names, experiment_id, archived_at) for source in sources]
             try:
-                table = pa.Table.from_pylist(rows, schema=WORKED)
-            except Exception:  # noqa: BLE001 - Arrow refuses a lone surrogate and the like, whose row is then sought
+                table = pa.Table.from_pylist(rows, schema=FLATTENED)
+            except Exception:  # noqa: BLE001 - Arrow refuses a lone surrogate and the like; each row is tried by itself
                 table = pa.concat_tables(
-                    [_alone(source, row, archived_at) for source, row in zip(sources, rows, strict=True)]
+                    [_single_row(source, row, archived_at) for source, row in zip(sources, rows, strict=True)]
                 )
             yield from table.to_batches()
 
 
-def _row(
+def _flat_row(
     source: dict[str, Any],
     build: Callable[[dict[str, Any]], Trace],
     experiment_names: dict[str, str],
@@ -159,22 +148,22 @@ def _row(
 ) -> dict[str, Any]:
     try:
         row = flatten(build(source), archived_at)
-    except Exception as error:  # noqa: BLE001 - malformed content may raise anything; it is kept aside with the reason
+    except Exception as error:  # noqa: BLE001 - malformed content raises any error; the quarantine keeps it with that
         return _quarantined(source, error, archived_at)
     row["experiment_id"] = row["experiment_id"] or experiment_id
     row["experiment_name"] = experiment_names.get(row["experiment_id"] or "")
     return row
 
 
-def _alone(source: dict[str, Any], row: dict[str, Any], archived_at: datetime) -> pa.Table:
+def _single_row(source: dict[str, Any], row: dict[str, Any], archived_at: datetime) -> pa.Table:
     try:
-        return pa.Table.from_pylist([row], schema=WORKED)
-    except Exception as error:  # noqa: BLE001 - as above
-        return pa.Table.from_pylist([_quarantined(source, error, archived_at)], schema=WORKED)
+        return pa.Table.from_pylist([row], schema=FLATTENED)
+    except Exception as error:  # noqa: BLE001 - as in _flatten_batches
+        return pa.Table.from_pylist([_quarantined(source, error, archived_at)], schema=FLATTENED)
 
 
 def _quarantined(source: dict[str, Any], error: Exception, archived_at: datetime) -> dict[str, Any]:
-    cause = error.__cause__ or error  # MLflow's own says only that there is one
+    cause = error.__cause__ or error  # MLflow's own error only says that there is a cause
     return {
         "trace_id": source["trace_id"],
         "created_at": archived_at,
@@ -184,12 +173,43 @@ def _quarantined(source: dict[str, Any], error: Exception, archived_at: datetime
     }
 
 
-def _timeless(kind: pa.DataType) -> pa.DataType:
-    """The type with whole numbers for times: content may hold times that Python's datetime does not know."""
+def _with_whole_numbers(kind: pa.DataType) -> pa.DataType:
+    """The type with whole numbers in place of times: content may hold times outside the range of Python's datetime."""
     if pa.types.is_timestamp(kind):
         return pa.int64()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(_timeless(kind.value_type))
+        return pa.list_(_with_whole_numbers(kind.value_type))
     if pa.types.is_struct(kind):
-        return pa.struct([(field.name, _timeless(field.type)) for field in kind])
+        return pa.struct([(field.name, _with_whole_numbers(field.type)) for field in kind])
     return kind
+
+
+def by_hour(traces: DataFrame) -> dict[datetime, HourCounts]:
+    """The counts of each hour; the mark is the number of rows.
+
+    `traces` has a row for each trace: `number` (see `hour_number`), `in_progress` (0 or 1), `assessments` and `rows`.
+    """
+    from pyspark.sql import functions as F
+
+    hours = traces.groupBy("number").agg(
+        F.count("*").alias("traces"),
+        F.sum("in_progress").alias("in_progress"),
+        F.sum("assessments").alias("assessments"),
+        F.sum("rows").alias("rows"),
+    )
+    return {
+        EPOCH + row["number"] * HOUR: HourCounts(
+            row["traces"], row["in_progress"] or 0, row["assessments"], f"rows {row['rows']}"
+        )
+        for row in hours.toArrow().to_pylist()
+    }
+
+
+def hour_number(us: Column) -> Column:
+    """The number of the hour since 1970 of a time in microseconds."""
+    return ((us - us % HOUR_US) / HOUR_US).cast("long")
+
+
+def ns_to_us(ns: Column) -> Column:
+    """Nanoseconds as whole microseconds: exact, while a division of the large number would be rounded."""
+    return ((ns - ns % 1000) / 1000).cast("long")

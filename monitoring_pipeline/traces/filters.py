@@ -1,6 +1,6 @@
 r"""MLflow's trace filters, evaluated on the rows of `agent_traces`.
 
-MLflow's own parser reads the filter; what a condition then means is what MLflow 3.17.2 does on SQLite
+MLflow's own parser reads the filter. A condition means what it means to MLflow 3.17.2 on SQLite
 (`_get_filter_clauses_for_search_traces` in mlflow/store/tracking/sqlalchemy_store.py), oddities included: a `!=` on a
 missing tag does not match; all span conditions must hold for one and the same span, which must not start more than 10 s
 before a lower bound on `timestamp_ms`; LIKE is case-sensitive and has no escape character; ILIKE folds A-Z alone;
@@ -9,12 +9,12 @@ before a lower bound on `timestamp_ms`; LIKE is case-sensitive and has no escape
 
 Known differences from MLflow:
 
-- RLIKE speaks the engine's regular expressions (Rust's or Java's), not Python's. Look-around, back-references and named
-  groups are refused; `$`, `.`, `\w` and `(?i)` can differ at line ends and outside ASCII; a `{` that Python takes for
-  itself is an error of the engine's.
-- Links that MLflow keeps apart from the trace are not archived: `run_id =` sees the run that a trace was logged in, not
-  a later `link_traces_to_run`; `prompt` reads the tag that MLflow writes together with its link.
-- A session's feedback counts for the trace that carries it, where MLflow counts it for every trace of the session.
+- RLIKE uses the engine's regular expressions (Rust's or Java's), not Python's. Look-around, back-references and named
+  groups are refused; `$`, `.`, `\w` and `(?i)` can differ at line ends and outside ASCII; a `{` that Python takes
+  literally is an error in the engine.
+- Links that MLflow keeps apart from the trace are not archived: `run_id =` finds the run that a trace was logged in,
+  not a later `link_traces_to_run`; `prompt` reads the tag that MLflow writes together with its link.
+- A session's feedback counts for the trace that carries it. In MLflow it counts for every trace of the session.
 - MLflow writes each number of a feedback into a trace's JSON as a float: `= '5'` and `= '5.0'` find both, and LIKE and
   RLIKE see 5.0.
 - Spans that MLflow keeps outside its database are invisible to its filters, and visible here. A span logged without a
@@ -86,7 +86,7 @@ def parse_filter(filter_string: str) -> list[Condition]:
     """The conditions of an MLflow trace filter, all of which a trace must meet; none for an empty filter.
 
     Raises:
-        ValueError: MLflow refuses the filter, or it asks for what the archive cannot tell; one line that says why.
+        ValueError: MLflow refuses the filter, or the archive cannot evaluate it; one line that says why.
     """
     from mlflow.utils.search_utils import SearchTraceUtils
 
@@ -98,7 +98,7 @@ def parse_filter(filter_string: str) -> list[Condition]:
         for condition in conditions:
             _check(condition)
         _span_start_ms(conditions)
-    except Exception as error:  # MLflow's parser meets malformed text with whatever its tokens make it raise
+    except Exception as error:  # MLflow's parser may raise any error on malformed text
         raise ValueError(f"trace filter {filter_string!r}: {' '.join(str(error).split())}") from error
     return conditions
 
@@ -107,8 +107,8 @@ def matches(filter_string: str | None) -> Column:
     """Whether a row of `agent_traces` meets the MLflow trace filter: a boolean column, never null.
 
     None or an empty filter matches every row. Reads trace_id, client_request_id, trace_info, duration_ms, tags,
-    metadata, spans, assessments and trace_json, as far as the filter asks for them. With conditions on spans or
-    assessments Spark takes it for non-deterministic: use it in `where` or `withColumn`, not inside an aggregate.
+    metadata, spans, assessments and trace_json, as far as the filter needs them. Spark considers conditions on spans or
+    assessments non-deterministic: use them in `where` or `withColumn`, not inside an aggregate.
 
     Raises:
         ValueError: as `parse_filter`.
@@ -128,13 +128,13 @@ def _any_element(elements: Column, meets: Callable[[Column], Column]) -> Column:
     from pyspark.sql import functions as F
 
     found = F.coalesce(F.exists(elements, meets), F.lit(False))
-    # Sail 0.7.2 fails on a lambda that is pushed down into a Delta scan; what is not deterministic is not pushed down.
-    # Unlike AND and OR, no optimizer takes this != apart, not even under a NOT.
+    # Sail 0.7.2 fails on a lambda that is pushed down into a Delta scan, and it pushes down nothing non-deterministic.
+    # Unlike AND and OR, no optimizer splits this !=, not even under a NOT.
     return found != (F.rand() < 0)
 
 
 def _check(condition: Condition) -> None:
-    """Raise what MLflow's search raises beyond parsing, and ValueError where it would crash."""
+    """Raise the errors that MLflow's search raises after parsing, and ValueError where it would crash."""
     from mlflow.utils.search_utils import SearchTraceUtils
 
     kind, key, comparator, value = condition.kind, condition.key, condition.comparator, condition.value
@@ -205,7 +205,7 @@ def _attribute_clause(condition: Condition) -> Column:
 
 
 def _as_sqlite_number(value: Value) -> Value:
-    """SQLite reads quoted text as a number where it compares it with a column of numbers."""
+    """The value as SQLite compares it with a column of numbers: it reads quoted text as a number if it can."""
     return float(value) if isinstance(value, str) and SQLITE_NUMBER.fullmatch(value) else value
 
 
@@ -242,7 +242,7 @@ def _compare(column: Column, comparator: str, value: Value) -> Column:
 
 
 def _is_regex(pattern: str) -> bool:
-    """A pattern that is no regular expression matches nothing in MLflow."""
+    """Whether the pattern is a regular expression; in MLflow any other matches nothing."""
     try:
         re.compile(pattern)
     except re.error:
@@ -253,8 +253,8 @@ def _is_regex(pattern: str) -> bool:
 def _assessment_clause(condition: Condition) -> Column:
     from pyspark.sql import functions as F
 
-    # Only trace_json tells which assessments a later one overrides; it lists them in the same order. Without the spans,
-    # where a NaN would fail the parsing.
+    # Only trace_json, which lists them in the same order, shows which assessments a later one overrides. Its spans are
+    # left out: a NaN in them would fail the parsing.
     info = F.concat(F.substring_index("trace_json", f", {SPANS_START}", 1), F.lit("}"))
     parsed = F.from_json(info, "info STRUCT<assessments: ARRAY<STRUCT<valid: BOOLEAN>>>")["info"]["assessments"]
     stored = F.coalesce(parsed, F.array().cast("array<struct<valid: boolean>>"))
@@ -275,7 +275,7 @@ def _assessment_clause(condition: Condition) -> Column:
 
 
 def _compare_json(column: Column, condition: Condition) -> Column:
-    """The JSON text of an assessed value: numbers as numbers, `=` with or without quotes, patterns on the text."""
+    """Compares the JSON text of an assessed value: numbers as numbers, `=` with or without quotes, patterns as text."""
     from pyspark.sql import functions as F
 
     comparator, value = condition.comparator, condition.value
@@ -301,7 +301,7 @@ def _one_span_meets(conditions: list[Condition]) -> Column:
 
     def meets(entry: Column) -> Column:
         span = entry["spans"]
-        clauses = [span["span_id"].isNotNull()]  # no spans at all still make one, empty, content
+        clauses = [span["span_id"].isNotNull()]  # a trace without spans still has one, empty, content
         if earliest_ms is not None:
             clauses.append(F.unix_micros(span["start_time"]) >= F.lit(earliest_ms * 1000))
         clauses.extend(_span_clause(span, entry, condition) for condition in span_conditions)
@@ -350,11 +350,11 @@ def _span_contents() -> Column:
     from pyspark.sql import functions as F
 
     escaped = F.regexp_replace(F.substring_index("trace_json", SPANS_START, -1), r"\]\}\}$", "")
-    # Undo the \uXXXX escapes alone: hide all other escapes, then have the whole read as one JSON string.
+    # Undo only the \uXXXX escapes: hide all other escapes, then read the whole as one JSON string.
     text = F.replace(escaped, F.lit("\\\\"), F.lit(BACKSLASH * 2))
     text = F.regexp_replace(text, r'\\(["nrtbf]|u00[01])', f"{BACKSLASH}$1")
     text = F.replace(F.replace(text, F.lit('"'), F.lit('\\"')), F.lit(BACKSLASH), F.lit("\\\\"))
     text = F.get_json_object(F.concat(F.lit('{"text": "'), text, F.lit('"}')), "$.text")
-    # Many a trace has none, and is spared all of that. The cast: Sail has two kinds of strings, and `split` wants one.
+    # Most traces have no such escape and skip all of this. The cast: Sail has two kinds of strings, `split` takes one.
     text = F.when(F.contains("trace_json", F.lit("\\u")), text).otherwise(escaped.cast("string"))
     return F.split(F.regexp_replace(text, NEXT_SPAN, f'}}{SEPARATOR}{{"trace_id": $1'), SEPARATOR)

@@ -11,34 +11,45 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from monitoring_pipeline.text import json_or_text
 from monitoring_pipeline.windows import EPOCH, floor_hour, to_milliseconds
-
-if TYPE_CHECKING:
-    from mlflow.entities import Trace, TraceInfo
-if TYPE_CHECKING:
-    from mlflow.entities import Trace, TraceInfo
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
 
 SORTED = json.JSONEncoder(sort_keys=True)
-# Kept in columns of their own, so not repeated among a span's metadata.
+# The attributes of a span with a column of their own (or in the trace's): left out of its metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
 
 
 @dataclass(frozen=True)
 class FlatTrace:
-    """A trace as a row of `agent_traces` (without `created_at`), and what gives MLflow's entity of its info."""
+    """A trace as a row of `agent_traces` (without `created_at`); `info` returns MLflow's entity of its info."""
 
     row: dict[str, Any]
     info: Callable[[], TraceInfo]
+
+
+@dataclass(frozen=True)
+class UnreadableTrace:
+    """A trace that the source has but that cannot be read: `raw` is what is known of it, `reason` the error."""
+
+    trace_id: str
+    started: datetime
+    reason: str
+    raw: str
+
+    @property
+    def request_time(self) -> int:
+        """`started` in milliseconds since 1970, as in MLflow's TraceInfo."""
+        return to_milliseconds(self.started)
 
 
 def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
     """The trace as a row of `agent_traces` (without `date`), `created_at` being `archived_at`.
 
     Raises:
-        Exception: whatever a malformed trace makes its parsing raise; the caller puts it into quarantine.
+        Exception: any error that a malformed trace causes; the caller puts it into the quarantine.
     """
     from mlflow.tracing.utils import TraceJSONEncoder
 
@@ -48,18 +59,23 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
 
 
 def flatten_parts(info: dict[str, Any], spans: list[dict[str, Any]]) -> dict[str, Any]:
-    """A trace that is given as the parts of its JSON, as a row of `agent_traces` (without `date` and `created_at`).
+    """The trace with these parts of its JSON as a row of `agent_traces` (without `date` and `created_at`).
 
-    `info` is what MLflow's `TraceInfo.to_dict` gives, and `spans` what `Span.to_dict` does.
+    `info` has the form of MLflow's `TraceInfo.to_dict`, each span that of `Span.to_dict`.
 
     Raises:
-        Exception: whatever malformed parts make their parsing raise.
+        Exception: any error that malformed parts cause.
     """
     return _row(info, spans, json.dumps({"spans": spans}))
 
 
+def encodable(text: str) -> str:
+    """The text with escapes in place of what UTF-8 cannot encode, such as lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> dict[str, Any]:
-    # Protocol buffers order the entries of a map anew in every process; the same trace must give the same text.
+    # Protocol buffers order a map differently in every process; the same trace must give the same text.
     info_json = SORTED.encode(info)
     info = json.loads(info_json)
     trace_json = f'{{"info": {info_json}, "data": {data_json}}}'
@@ -158,24 +174,18 @@ def _texts(mapping: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _unquoted(text: str | None) -> str | None:
+    """The text within a JSON string; any other text as it is."""
     if text is None:
         return None
-    if (within := text[1:-1]).isidentifier() and text == f'"{within}"':  # nearly always, and parsing takes longer
+    if (within := text[1:-1]).isidentifier() and text == f'"{within}"':  # the usual case; parsing takes longer
         return within
-    value = _parsed(text)
+    value = json_or_text(text)
     return value if isinstance(value, str) else text
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
-    value = _parsed(text) if text else None
+    value = json_or_text(text)
     return value if isinstance(value, dict) else {}
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # free text in a place where MLflow itself writes JSON
-        return None
 
 
 def _whole(value: Any) -> int | None:
@@ -190,7 +200,7 @@ def _number(value: Any) -> float | None:
 
 
 def _time(nanoseconds: int | None) -> datetime | None:
-    # Whole microseconds, the precision of a Spark timestamp; trace_json keeps the nanoseconds. Zero means unknown.
+    # In microseconds, the precision of a Spark timestamp; trace_json keeps the nanoseconds. Zero means unknown.
     return EPOCH + timedelta(microseconds=nanoseconds // 1000) if nanoseconds else None
 
 
@@ -199,26 +209,7 @@ def _iso_time(text: str | None) -> datetime | None:
 
 
 def _hex_id(encoded: str | None) -> str | None:
-    """A span id as MLflow shows it: 16 hexadecimal digits; its JSON form is base64, but not so in MLflow 3.5.0."""
+    """A span id as MLflow shows it, 16 hexadecimal digits. Its JSON form is base64, except in MLflow 3.5.0."""
     if not encoded or len(encoded) == 16:
         return encoded or None
     return binascii.a2b_base64(encoded).hex()
-
-
-@dataclass(frozen=True)
-class UnreadableTrace:
-    """A trace that the source has but cannot give: `raw` is what is known of it, `reason` what reading it raised."""
-
-    trace_id: str
-    started: datetime
-    reason: str
-    raw: str
-
-    @property
-    def request_time(self) -> int:
-        """`started` in milliseconds, as a TraceInfo has it."""
-        return to_milliseconds(self.started)
-
-
-def encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,8 +1,8 @@
 """MLflow's `order_by` of a trace search, on the rows of `agent_traces`.
 
-MLflow's own parser reads it; what is ordered how is what MLflow 3.17.2 does on SQLite
+MLflow's own parser reads the clauses. The order is that of MLflow 3.17.2 on SQLite
 (`_get_orderby_clauses_for_search_traces` in mlflow/store/tracking/sqlalchemy_store.py): missing values come last in
-either direction, text by its bytes, and the newest first among equals, those of one millisecond by their ids.
+both directions, text is ordered by its bytes, and among equals the newest come first, within a millisecond by id.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ NEWEST_FIRST = ("timestamp_ms DESC", "request_id ASC")
 
 
 def ordering(order_by: Sequence[str]) -> list[Column]:
-    """What to order rows of `agent_traces` by; without `order_by` the newest come first.
+    """The columns by which to order rows of `agent_traces`; without `order_by` the newest come first.
 
     Raises:
-        ValueError: MLflow refuses it; one line that says why.
+        ValueError: MLflow refuses a clause; one line that says why.
     """
     keys: dict[tuple[str, str], bool] = {}
     for clause in order_by:
         try:
             kind, key, ascending = _parsed(clause)
-        except Exception as error:  # MLflow's parser meets malformed text with whatever its tokens make it raise
+        except Exception as error:  # MLflow's parser may raise any error on malformed text
             raise ValueError(f"order_by {clause!r}: {' '.join(str(error).split())}") from error
         if (kind, key) in keys:
-            raise ValueError(f"order_by {clause!r}: the same is named twice")
+            raise ValueError(f"order_by {clause!r}: it names a key a second time")
         keys[kind, key] = ascending
     for clause in NEWEST_FIRST:
         kind, key, ascending = _parsed(clause)

@@ -1,8 +1,8 @@
-"""What is taken out of a trace before it is written: personal data found by its form, the user's own patterns, and
-values that a JSON path names. What is left is a trace as valid as before.
+"""Redacts a trace before it is written: personal data that detectors find, the user's own patterns, and the values at
+JSON paths. The result is as valid a trace as before.
 
-Texts and keys are searched, and whole numbers. JSON within a text, as MLflow keeps inputs and outputs, is taken apart
-and put together again. Ids, times, types and states of a trace and its spans are left alone.
+Texts, keys and whole numbers are searched. JSON within a text, as in MLflow's inputs and outputs, is parsed, redacted
+and written again. Ids, times, types and states of a trace and its spans are never changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SESSION = "mlflow.trace.session"
 PREVIEWS = {"mlflow.traceInputs": "mlflow.spanInputs", "mlflow.traceOutputs": "mlflow.spanOutputs"}
 PREVIEW_CHARACTERS = 1000
 CUT = "..."  # how MLflow ends a preview that it has cut
-# What a cut may have left of something that is no longer recognised: digits in groups, or a word.
+# The end of a cut preview, which may be part of something that is no longer recognised: digits in groups, or a word.
 _CUT_OFF = re.compile(r"(?:[0-9 ()+.\-]{1,40}|\S{1,320})\.\.\.$")
 _JSON_STARTS = ("{", "[", '"')
 _JSON_LIKE = re.compile(r'\s*(?:\{\s*"|\[\s*[\[{"])')
@@ -33,12 +33,12 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 
 @dataclass(frozen=True)
 class Redactor:
-    """What takes out what `settings` name. It goes to the engine's workers."""
+    """Redacts what `settings` name. It is sent to the engine's workers."""
 
     settings: RedactSettings
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row of `agent_traces` without what is to be removed; `redactions` counts that (None: nothing)."""
+        """The row of `agent_traces` after redaction; `redactions` counts the replacements by detector (None: none)."""
         trace = json.loads(row["trace_json"])
         work = _Work(self.settings)
         info, spans = work.trace(trace["info"], trace["data"]["spans"])
@@ -48,21 +48,21 @@ class Redactor:
         return {**row, **flatten_parts(info, spans), **kept}
 
     def raw(self, text: str) -> str:
-        """What is known of a trace that cannot be read. JSON paths cannot be followed in it, so with any it goes."""
+        """The raw text of an unreadable trace. JSON paths cannot be followed in it: with any, nothing of it is kept."""
         return _replacement(JSON_PATH) if self.settings.json_paths else self.text(text)
 
     def text(self, text: str) -> str:
-        """A text, or JSON, of which no more is known."""
+        """A text of any kind, which may be JSON, after redaction."""
         return _Work(self.settings).text(text)
 
 
 def redactor(settings: RedactSettings) -> Redactor | None:
-    """What removes what `settings` name; None where that is nothing."""
+    """The redactor for `settings`; None if they name nothing."""
     return Redactor(settings) if settings.is_on else None
 
 
 class _Work:
-    """One trace's redaction; `counts` is how much was removed, by the name of what found it."""
+    """The redaction of one trace; `counts` is the number of replacements by detector or pattern."""
 
     def __init__(self, settings: RedactSettings):
         self.counts: Counter[str] = Counter()
@@ -71,11 +71,11 @@ class _Work:
         self.paths = [path_steps(path) for path in settings.json_paths]
 
     def trace(self, info: dict[str, Any], spans: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The info and the spans of a trace, as its JSON has them, redacted."""
+        """The info and the spans of a trace (in the form of its JSON) after redaction."""
         spans = [self._span(span) for span in spans]
         metadata = self._texts(info.get("trace_metadata"))
         if SESSION in metadata and metadata[SESSION] != info["trace_metadata"][SESSION]:
-            # What is left is the same for many sessions, which must not become one.
+            # The replacement is the same for many sessions, which must not become one.
             metadata[SESSION] = f"{metadata[SESSION]} {info['trace_id']}"
         redacted = {
             **info,
@@ -87,12 +87,12 @@ class _Work:
             "assessments": [self._assessment(assessment) for assessment in info.get("assessments") or []],
         }
         if self.paths:
-            self._preview_anew(redacted, spans)
+            self._preview_of_redacted(redacted, spans)
         self.counts = +self.counts
         return {name: value for name, value in redacted.items() if name in info}, spans
 
     def text(self, text: str) -> str:
-        """The text; where it is JSON, each text, key and whole number in it."""
+        """The text after redaction; in JSON, each text, key and whole number is redacted."""
         if not text.lstrip()[:1].startswith(_JSON_STARTS):
             return self._plain(text)
         before = self.counts.copy()
@@ -101,15 +101,15 @@ class _Work:
             redacted = self.document(document)
         except (ValueError, RecursionError):
             self.counts = before
-            if self.paths and _JSON_LIKE.match(text):  # no path can be followed in it
+            if self.paths and _JSON_LIKE.match(text):  # a path cannot be followed in malformed JSON
                 self.counts[JSON_PATH] += 1
                 return _replacement(JSON_PATH)
             return self._plain(text)
-        # Spelled as it was where nothing is removed.
+        # Without a replacement, the spelling stays too.
         return text if self.counts == before else json.dumps(redacted, ensure_ascii=False)
 
     def document(self, document: Any) -> Any:
-        """A JSON value: what paths name first, then all texts."""
+        """A JSON value after redaction: first the values at paths, then all texts."""
         for steps in self.paths if isinstance(document, dict | list) else ():
             document = self._without(document, steps)
         return self._value(document)
@@ -127,7 +127,7 @@ class _Work:
         return {name: value for name, value in changed.items() if name in span}
 
     def _attributes(self, attributes: dict[str, Any]) -> dict[str, Any]:
-        """Attributes of a span: MLflow keeps each as JSON, which a number is too."""
+        """The attributes of a span, each of which is JSON. What replaces a number is therefore written as JSON."""
         changed: dict[str, Any] = {}
         for key, value in attributes.items():
             if key in KEPT_ATTRIBUTES:
@@ -155,7 +155,7 @@ class _Work:
         if not text:
             return text
         redacted = self.text(text)
-        # A cut JSON text is no JSON, and what was cut through is not recognised.
+        # A cut JSON text is not JSON, and detectors do not recognise what was cut in two.
         return _CUT_OFF.sub(CUT, redacted) if text.endswith(CUT) else redacted
 
     def _texts(self, mapping: dict[str, Any] | None) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class _Work:
         return text
 
     def _without(self, value: Any, steps: list[str]) -> Any:
-        """`value` without what the steps of a JSON path lead to."""
+        """`value` with a replacement in place of what the steps of a JSON path lead to."""
         if not steps:
             self.counts[JSON_PATH] += 1
             return _replacement(JSON_PATH)
@@ -205,7 +205,7 @@ class _Work:
             return {key: within(key, item) for key, item in value.items()}
         return value
 
-    def _preview_anew(self, info: dict[str, Any], spans: list[dict[str, Any]]) -> None:
+    def _preview_of_redacted(self, info: dict[str, Any], spans: list[dict[str, Any]]) -> None:
         """Make the previews of the redacted root where a path removed something, or there is nothing to look for it in.
 
         MLflow's own hold what the paths lead to, in a form in which they do not.
@@ -229,10 +229,10 @@ def _leads_to(step: str, key: str | int) -> bool:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object, whose keys must be different: of two that are the same only the last would be searched."""
+    """The object. Raises ValueError for a repeated key: only the last of its values would be searched."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key is repeated")
     return found
 
 
@@ -241,7 +241,7 @@ def _replacement(name: str) -> str:
 
 
 def _free(key: str, taken: dict[str, Any]) -> str:
-    """The key, numbered where two have become the same."""
+    """The key, with a number if redaction has made it equal to another."""
     free, number = key, 2
     while free in taken:
         free, number = f"{key} {number}", number + 1
@@ -249,7 +249,7 @@ def _free(key: str, taken: dict[str, Any]) -> str:
 
 
 def _replaced(text: str, places: Iterator[Place], replacement: str) -> tuple[str, int]:
-    """The text with the replacement at each of the places, of which those that overlap count once."""
+    """The text with the replacement at each of the places, and their number; overlapping places count once."""
     parts: list[str] = []
     done = 0
     for start, end in sorted(places):

@@ -1,4 +1,4 @@
-"""Traces of the archive, found as MLflow's server finds its own."""
+"""Searches the archive as MLflow's server searches its own traces."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def find_traces(
     order_by: Sequence[str] | None = None,
     max_results: int | None = None,
 ) -> DataFrame:
-    """The rows of `agent_traces` in `window` (all without one) that pass the MLflow filter, in MLflow's order.
+    """The rows of `agent_traces` in `window` (None: in all hours) that pass the MLflow filter, in MLflow's order.
 
-    Without `order_by` the newest come first. Of the archive only the days are read that the window, and the filter's
-    conditions on timestamp_ms, leave.
+    Without `order_by` the newest come first. Only the days are read that the window and the filter's conditions on
+    timestamp_ms allow.
 
     Raises:
         MonitoringError: MLflow refuses the filter, the order or the number of results; one line that says why.
@@ -40,7 +40,7 @@ def find_traces(
 
     if max_results is not None and max_results < 0:
         raise MonitoringError(f"max_results = {max_results}: must be at least 0")
-    rows = lake.read(AGENT_TRACES, window)  # first, as columns are made by a session that is there
+    rows = lake.read(AGENT_TRACES, window)  # first: building columns needs a Spark session
     try:
         conditions = parse_filter(filter_string) if filter_string else []
         order, passes = ordering(order_by or []), matches(filter_string)
@@ -66,27 +66,27 @@ def find_trace(lake: LakeResource, trace_id: str) -> DataFrame:
     def having_id(rows: DataFrame) -> DataFrame:
         return rows.where(F.col("trace_id") == F.lit(trace_id))
 
-    # First where it is, from two narrow columns: the wide ones are then read of its day only.
+    # Two narrow columns tell the hour, so that the wide ones are read only of its day.
     hours = having_id(lake.read(AGENT_TRACES)).select("trace_hour").toArrow()["trace_hour"].to_pylist()
     if not hours:
-        raise MonitoringError(f"no trace {trace_id} in the archive; archive its hour first, or give the trace itself")
+        raise MonitoringError(f"no trace {trace_id} in the archive; archive its hour first, or pass the trace itself")
     return having_id(lake.read(AGENT_TRACES, Window.covering(hours)))
 
 
 def stored_trace(trace_json: str) -> Trace:
-    """The trace that MLflow's store gave."""
+    """MLflow's trace from `trace_json` of `agent_traces`."""
     from mlflow.entities import Trace
 
     body = json.loads(trace_json)
     trace = Trace.from_dict(body)
-    # MLflow writes of an expectation whether it is valid, and does not read it.
+    # MLflow writes `valid` of an expectation, but does not read it.
     for assessment, written in zip(trace.info.assessments, body["info"].get("assessments", []), strict=True):
         assessment.valid = written.get("valid")
     return trace
 
 
 def _days(conditions: Sequence[Condition]) -> tuple[date | None, date | None]:
-    """The first and the last day on which a trace can have started that meets the conditions, as far as they say."""
+    """The first and the last day on which a matching trace can have started; None where the conditions set no limit."""
     first: date | None = None
     last: date | None = None
     for condition in conditions:
@@ -99,7 +99,7 @@ def _days(conditions: Sequence[Condition]) -> tuple[date | None, date | None]:
 
 
 def _day(milliseconds: object) -> date | None:
-    """The day of a number of milliseconds since 1970; None for what is no such number, as a filter may hold any."""
+    """The day of a number of milliseconds since 1970; None for anything else that a filter may hold."""
     if not isinstance(milliseconds, int | float):
         return None
     try:

@@ -31,6 +31,7 @@ from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_AGREEMENT, Table
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
+from monitoring_pipeline_tests.sources.stores import traces_of
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
 NOON = MIDNIGHT + timedelta(hours=12)
@@ -323,7 +324,7 @@ def recorded_agreement(
 ) -> pd.DataFrame:
     """The agreement of two shipped scorers with the recorded checker, over both days."""
     lake = LakeResource(location=str(tmp_path_factory.mktemp("recorded")), spark=spark)
-    archive(lake, RECORDED_WINDOW, TrackingResource(tracking_uri=recorded_store).traces(RECORDED_WINDOW), {})
+    archive(lake, RECORDED_WINDOW, [traces_of(TrackingResource(tracking_uri=recorded_store), RECORDED_WINDOW)], {})
     scorers = load_scorers(
         [
             ScorerSettings(

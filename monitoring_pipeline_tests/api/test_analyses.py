@@ -260,7 +260,7 @@ def test_a_profile_is_what_a_loop_over_spans_finds(recorded_traces: list[Trace],
     [
         (
             {"trace_id": "tr-none"},
-            r"^no trace tr-none in the archive; archive its hour first, or give the trace itself$",
+            r"^no trace tr-none in the archive; archive its hour first, or pass the trace itself$",
         ),
         ({}, r"^give trace_id or trace$"),
         (

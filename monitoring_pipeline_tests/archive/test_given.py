@@ -1,4 +1,4 @@
-"""Traces in a caller's hands as rows of the archive."""
+"""Traces that a caller passes, as rows of the archive."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def test_rows_are_those_of_the_archive(
     ids = {trace.info.trace_id for trace in some}
     expected = rows_of(LakeResource(location=str(archived), spark=spark).read(AGENT_TRACES))
     found = rows_of(archive_rows(spark.session, form(some)))
-    if form is traces_to_df:  # reading its JSON, MLflow forgets of an assessment that it is valid
+    if form is traces_to_df:  # MLflow loses an assessment's `valid` when it reads its JSON
         for row in [*found, *expected]:
             del row["trace_json"], row["content_digest"]
     assert found == [row for row in expected if row["trace_id"] in ids]
     assert len(found) == len(some)
 
 
-def test_rows_of_the_archive_stay_as_they_are(archived: Path, spark: SparkResource) -> None:
+def test_rows_of_the_archive_are_returned_unchanged(archived: Path, spark: SparkResource) -> None:
     rows = LakeResource(location=str(archived), spark=spark).read(AGENT_TRACES)
     assert archive_rows(spark.session, rows) is rows
     with pytest.raises(MonitoringError, match=r"^the rows of traces lack the columns spans, date of agent_traces$"):
         archive_rows(spark.session, rows.drop("spans", "date"))
 
 
-def test_a_trace_that_is_given_twice_counts_once_and_none_is_no_row(spark: SparkResource) -> None:
+def test_a_repeated_trace_counts_once_and_no_trace_is_no_row(spark: SparkResource) -> None:
     assert archive_rows(spark.session, [made_trace(1), made_trace(2), made_trace(1)]).count() == 2
     assert archive_rows(spark.session, []).count() == 0
     assert archive_rows(spark.session, traces_to_df([])).count() == 0
@@ -71,19 +71,19 @@ def test_json_of_traces_is_read_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("traces", "line"),
     [
         (
             pd.DataFrame({"trace_id": ["tr-1"], "state": ["OK"]}),
             r"^the table of traces has no column 'trace', only tra",
         ),
-        (pd.DataFrame({"trace": ["tr-1"]}), r"^'tr-1' is no trace \(.+\); give what mlflow.search_traces returns$"),
-        (["tr-1"], r"^'tr-1' is no trace \(.+\); give what mlflow.search_traces returns$"),
-        ([None], r"^'None' is no trace \(.+\); give"),
-        ([json.dumps({"data": {}})], r"is no trace \(.+\); give"),
+        (pd.DataFrame({"trace": ["tr-1"]}), r"^'tr-1' is not a trace \(.+\); pass what mlflow.search_traces returns$"),
+        (["tr-1"], r"^'tr-1' is not a trace \(.+\); pass what mlflow.search_traces returns$"),
+        ([None], r"^'None' is not a trace \(.+\); pass"),
+        ([json.dumps({"data": {}})], r"is not a trace \(.+\); pass"),
     ],
 )
-def test_what_is_no_trace_is_one_line(given: Any, line: str) -> None:
+def test_anything_but_a_trace_is_an_error_of_one_line(traces: Any, line: str) -> None:
     with pytest.raises(MonitoringError, match=line) as raised:
-        mlflow_traces(given)
+        mlflow_traces(traces)
     assert "\n" not in str(raised.value)

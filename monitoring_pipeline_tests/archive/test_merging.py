@@ -45,7 +45,7 @@ def archive_store(lake: LakeResource, store: Store, window: Window = HOUR, **opt
 
 
 def rows(lake: LakeResource, table: Table = AGENT_TRACES, window: Window = WEEK) -> dict[str, dict[str, Any]]:
-    """The table's rows by trace id, without created_at; each trace is there once."""
+    """The table's rows by trace id, without created_at; each trace occurs once."""
     columns = [name for name in table.schema.names if name != "created_at"]
     found = lake.read_columns(table, window, *columns).to_pylist(maps_as_pydicts="strict")
     assert max(Counter(row["trace_id"] for row in found).values(), default=1) == 1
@@ -59,7 +59,7 @@ def rows(lake: LakeResource, table: Table = AGENT_TRACES, window: Window = WEEK)
 class Recorded:
     counts: ArchiveCounts
     rows: dict[str, dict[str, Any]]
-    given: dict[str, Trace]  # by the source itself
+    of_source: dict[str, Trace]
 
 
 def archive_recorded(uri: str, folder: Path, spark: SparkResource) -> Recorded:
@@ -72,8 +72,8 @@ def archive_recorded(uri: str, folder: Path, spark: SparkResource) -> Recorded:
     archived = rows(lake, window=RECORDED_WINDOW)
     ids = list(archived)
     small_batches = (client.batch_get_traces(ids[first : first + 50]) for first in range(0, len(ids), 50))
-    given = {trace.info.trace_id: trace for batch in small_batches for trace in batch}
-    return Recorded(counts, archived, given)
+    of_source = {trace.info.trace_id: trace for batch in small_batches for trace in batch}
+    return Recorded(counts, archived, of_source)
 
 
 @pytest.fixture(scope="module")
@@ -106,21 +106,21 @@ def test_the_recorded_errors_are_archived(recorded: Recorded) -> None:
 
 def test_a_row_holds_all_that_the_source_gives(recorded: Recorded) -> None:
     kept = {key: json.loads(row["trace_json"]) for key, row in recorded.rows.items()}
-    assert kept == {key: trace.to_dict() for key, trace in recorded.given.items()}
+    assert kept == {key: trace.to_dict() for key, trace in recorded.of_source.items()}
 
 
 def test_a_row_becomes_the_very_trace_that_the_server_gives(from_server: Recorded) -> None:
     traces = {key: Trace.from_json(row["trace_json"]).to_dict() for key, row in from_server.rows.items()}
-    assert traces == {key: trace.to_dict() for key, trace in from_server.given.items()}
+    assert traces == {key: trace.to_dict() for key, trace in from_server.of_source.items()}
 
 
 def test_a_row_becomes_the_very_trace_that_the_database_gives(from_database: Recorded) -> None:
     traces = {key: Trace.from_json(row["trace_json"]).to_dict() for key, row in from_database.rows.items()}
-    assert traces == {key: without_validity(trace.to_dict()) for key, trace in from_database.given.items()}
+    assert traces == {key: without_validity(trace.to_dict()) for key, trace in from_database.of_source.items()}
 
 
 def without_validity(trace: dict[str, Any]) -> dict[str, Any]:
-    """Less the `valid` of expectations: MLflow 3.17.2 loses it in Trace.from_json, and between server and client."""
+    """The trace without the `valid` of expectations, which MLflow 3.17.2 loses in Trace.from_json and over HTTP."""
     for assessment in trace["info"].get("assessments", []):
         if "expectation" in assessment:
             del assessment["valid"]
@@ -128,7 +128,7 @@ def without_validity(trace: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_spans_column_agrees_with_mlflow(from_database: Recorded) -> None:
-    for key, trace in from_database.given.items():
+    for key, trace in from_database.of_source.items():
         assert [
             (span["span_id"], span["parent_id"], span["name"], span["span_type"], span["status"] == "ERROR")
             for span in from_database.rows[key]["spans"]
@@ -138,7 +138,7 @@ def test_the_spans_column_agrees_with_mlflow(from_database: Recorded) -> None:
         ]
 
 
-# The server spells the JSON of a span's attributes anew (non-ASCII characters, unescaped), which these hold.
+# The server writes the JSON of a span's attributes again, with non-ASCII characters unescaped. These columns hold it.
 RESPELLED = {"spans", "request", "response", "trace_json", "content_digest"}
 
 
@@ -311,12 +311,12 @@ def test_a_killed_run_is_completed_by_the_next(
 
 
 @pytest.mark.usefixtures("small_commits")
-def test_progress_is_told_after_every_commit(store: Store, lake: LakeResource) -> None:
+def test_progress_is_reported_after_every_commit(store: Store, lake: LakeResource) -> None:
     for number in range(1, 6):
         store.log(number)
-    told: list[tuple[int, int]] = []
-    archive_store(lake, store, on_progress=lambda read: told.append((read, len(rows(lake)))))
-    assert told == [(2, 2), (4, 4), (5, 5)]
+    reported: list[tuple[int, int]] = []
+    archive_store(lake, store, on_progress=lambda read: reported.append((read, len(rows(lake)))))
+    assert reported == [(2, 2), (4, 4), (5, 5)]
 
 
 @pytest.mark.usefixtures("small_commits")
@@ -338,9 +338,9 @@ def test_commits_are_bounded_by_size_too(store: Store, lake: LakeResource, monke
     monkeypatch.setattr(archive_module, "COMMIT_CHARACTERS", 20_000)
     for number in range(1, 6):
         store.log(number, [span_json(number, attributes={"mlflow.spanInputs": json.dumps("x" * 9_000)})])
-    told: list[int] = []
-    archive_store(lake, store, on_progress=told.append)
-    assert told == [2, 4, 5]
+    reported: list[int] = []
+    archive_store(lake, store, on_progress=reported.append)
+    assert reported == [2, 4, 5]
 
 
 def test_an_empty_window_leaves_the_archive_empty(store: Store, lake: LakeResource) -> None:
@@ -399,7 +399,7 @@ LOGGED_AND_ARCHIVED: dict[str, Spans] = {
     "end before start": lambda n: [span_json(n, end_time_unix_nano=1)],
     "markup and SQL": lambda n: [span_json(n, name="<script>alert(1)</script>'; DROP TABLE agent_traces; --")],
 }
-STORED_AND_ARCHIVED: dict[str, Contents] = {  # put into the database past MLflow
+STORED_AND_ARCHIVED: dict[str, Contents] = {  # written into the database without MLflow
     "duplicated span ids": lambda n: [json.dumps(span_json(n, 1)), json.dumps(span_json(n, 1, name="other"))],
     "30,000 spans": lambda n: [json.dumps(span_json(n, index, parent=index // 2)) for index in range(1, 30_001)],
     "2,000 levels in an attribute": lambda n: [json.dumps(span_json(n, attributes={"mlflow.spanInputs": DEEP}))],
@@ -537,7 +537,7 @@ def test_nul_characters_are_kept(hostile: Hostile) -> None:
     assert (span["name"], span["outputs"], span["tags"]) == ("a\0b", '"\0"', {"\0": "\0"})
 
 
-def test_hostile_rows_pass_through_the_engine_as_they_are(hostile: Hostile) -> None:
+def test_hostile_rows_pass_through_the_engine_unchanged(hostile: Hostile) -> None:
     names = ["NUL characters", "markup and SQL", "cyclic parents", "an empty object for a span"]
     wanted = [trace_id(NUMBER[name]) for name in names]
     traces = hostile.lake.read(AGENT_TRACES, HOUR)

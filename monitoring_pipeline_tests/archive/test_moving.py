@@ -51,7 +51,7 @@ def places(lake: LakeResource, table: Table = AGENT_TRACES) -> list[tuple[str, i
 
 
 def results(lake: LakeResource, number: int) -> None:
-    """What three tables know of the trace, under the hour of START."""
+    """Write rows of the trace into three tables, under the hour of START."""
     ids = {"trace_id": trace_id(number), "trace_hour": START, "assessment_id": f"a-{number}"}
     row = {**ids, "scorer": "s", "scorer_digest": "d", "assessed_at": START}
     lake.insert(ASSESSMENTS, from_dicts(ASSESSMENTS, [{**row, "rationale": "because", "score": 1.0}]))
@@ -73,7 +73,7 @@ def lower_start(store: Store, number: int) -> None:
     [[HOUR, BEFORE], [BEFORE, HOUR], [Window(BEFORE.start, HOUR.end)]],
     ids=["its old hour first", "its new hour first", "both at once"],
 )
-def test_a_moved_trace_is_there_once_and_its_results_with_it(
+def test_a_moved_trace_is_archived_once_with_its_results(
     store: Store, lake: LakeResource, source: str, windows: list[Window]
 ) -> None:
     for number in (1, 2):
@@ -102,7 +102,7 @@ def test_a_trace_that_was_deleted_at_the_source_stays(store: Store, lake: LakeRe
     assert places(lake) == [(trace_id(1), 0), (trace_id(2), 0)]
 
 
-def test_only_traces_that_were_not_given_are_asked_for(
+def test_only_traces_that_were_not_seen_are_looked_up(
     store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []

@@ -40,7 +40,7 @@ from monitoring_pipeline.settings import (
     Settings,
     UpkeepSettings,
 )
-from monitoring_pipeline.sources import counts as source_counts
+from monitoring_pipeline.sources.mlflow import MlflowSource
 from monitoring_pipeline.tables import AGENT_TRACES, ARCHIVED_HOURS
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
 from monitoring_pipeline_tests.made_project import LATENCY
@@ -242,16 +242,16 @@ def test_every_source_is_followed(source: str, follower: Follower, tmp_path: Pat
 def test_a_trace_that_arrives_while_its_hour_is_read_makes_the_hour_due_again(
     follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = sources._read
+    read = sources._merge
 
     def read_late(*arguments: Any) -> Any:
-        monkeypatch.setattr(sources, "_read", read)
+        monkeypatch.setattr(sources, "_merge", read)
         counts = read(*arguments)
         follower.log(2, CURRENT - HOUR)
         return counts
 
     follower.log(1, CURRENT - HOUR)
-    monkeypatch.setattr(sources, "_read", read_late)
+    monkeypatch.setattr(sources, "_merge", read_late)
     assert follower.follow(2) == [(key(CURRENT - HOUR),) * 2] * 2
     assert follower.archived() == {trace_id(1), trace_id(2)}
     assert follower.is_quiet()
@@ -273,14 +273,14 @@ def test_a_source_that_cannot_be_read_is_a_skip_with_its_reason(follower: Follow
 def test_a_source_that_fails_midway_moves_no_cursor(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
     follower.having(look_back_hours=24)
     follower.log(1, CURRENT - HOUR)
-    count, answers = source_counts.source_counts, iter([True, True, False])
+    count, answers = MlflowSource.counts, iter([True, True, False])
 
     def fails_third(*arguments: Any) -> Any:
         if next(answers):
             return count(*arguments)
         raise TrackingError("it went away")
 
-    monkeypatch.setattr(source_counts, "source_counts", fails_third)
+    monkeypatch.setattr(MlflowSource, "counts", fails_third)
     data = follower.tick()
     assert (data.run_requests, data.cursor) == ([], None)
     assert data.skip_message == "source and archive cannot be compared: it went away"
@@ -290,7 +290,7 @@ def fail_reading(follower: Follower) -> None:
     def fails(*_: Any) -> None:
         raise TrackingError("the disk is full")
 
-    follower.monkeypatch.setattr(sources, "_read", fails)
+    follower.monkeypatch.setattr(sources, "_merge", fails)
 
 
 def test_a_failed_run_is_asked_for_again_and_then_given_up(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,13 +376,13 @@ def test_traces_deleted_while_they_are_read_are_not_lacking(
     follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follower.log(1, CURRENT - HOUR)
-    read = sources._read
+    read = sources._merge
 
     def deletes_first(*arguments: Any) -> Any:
         delete(follower.store)
         return read(*arguments)
 
-    monkeypatch.setattr(sources, "_read", deletes_first)
+    monkeypatch.setattr(sources, "_merge", deletes_first)
     [request] = follower.tick().run_requests
     assert follower.run(request)
 

@@ -1,4 +1,4 @@
-"""The MLflow store: told in a line when it cannot be used, and read completely, once and in order when it can."""
+"""The MLflow store: a one-line error when it cannot be used, and its experiments when it can."""
 
 from __future__ import annotations
 
@@ -7,23 +7,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import TraceInfo, TraceState
-from mlflow.entities.trace_location import TraceLocation
-from mlflow.tracing.client import TracingClient
 
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.tracking import TrackingResource
-from monitoring_pipeline.sources import mlflow as mlflow_source
-from monitoring_pipeline.windows import HOUR, Window
-
-START = datetime(2026, 1, 1, 5, tzinfo=UTC)
-FIVE_TO_SIX = Window(START, START + HOUR)
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +35,6 @@ def store(empty_store: Path, tmp_path: Path) -> str:
     return f"sqlite:///{file}"
 
 
-def start_traces(uri: str, experiment: str, starts: dict[str, datetime]) -> None:
-    """Log a trace in progress for each id."""
-    found = MlflowClient(uri).get_experiment_by_name(experiment)
-    assert found
-    for trace_id, start in starts.items():
-        TracingClient(uri).start_trace(
-            TraceInfo(
-                trace_id,
-                TraceLocation.from_experiment_id(found.experiment_id),
-                round(start.timestamp() * 1000),
-                TraceState.IN_PROGRESS,
-            )
-        )
-
-
-def ids(batches: Iterator[list]) -> list[str]:
-    return [trace.info.trace_id for batch in batches for trace in batch]
-
-
 def failure(uri: str, experiments: list[str] | None = None) -> str:
     with pytest.raises(TrackingError) as error:
         TrackingResource(tracking_uri=uri, experiments=experiments or []).experiment_names()
@@ -70,7 +42,7 @@ def failure(uri: str, experiments: list[str] | None = None) -> str:
     return str(error.value)
 
 
-def test_a_mistyped_sqlite_file_is_told_and_not_made(tmp_path: Path) -> None:
+def test_a_mistyped_sqlite_file_is_an_error_and_not_created(tmp_path: Path) -> None:
     file = tmp_path / "missing.db"
 
     message = failure(f"sqlite:///{file}")
@@ -79,14 +51,14 @@ def test_a_mistyped_sqlite_file_is_told_and_not_made(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("not a database " * 100, encoding="utf-8")
 
     assert failure(f"sqlite:///{file}").startswith(f"cannot use the MLflow store at sqlite:///{file}: ")
 
 
-def test_a_server_that_is_not_there_is_told() -> None:
+def test_a_missing_server_is_an_error() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -94,7 +66,7 @@ def test_a_server_that_is_not_there_is_told() -> None:
         assert failure(uri).startswith(f"no MLflow server answers at {uri}: Connection refused")
 
 
-def test_a_database_server_that_is_not_there_is_told_at_once() -> None:
+def test_a_missing_database_server_is_an_error_at_once() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -103,7 +75,7 @@ def test_a_database_server_that_is_not_there_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:port", "http://[::1", "http:///nowhere", "gopher://nowhere"])
-def test_what_is_no_address_is_told(uri: str) -> None:
+def test_a_malformed_address_is_an_error(uri: str) -> None:
     assert uri in failure(uri)
 
 
@@ -126,7 +98,7 @@ def other_server() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_server_that_is_not_mlflows_is_told(other_server: str) -> None:
+def test_a_server_that_is_not_mlflows_is_an_error(other_server: str) -> None:
     assert failure(f"http://{other_server}").startswith(f"cannot use the MLflow store at http://{other_server}: ")
 
 
@@ -141,13 +113,13 @@ def test_a_server_that_is_not_mlflows_is_told(other_server: str) -> None:
     ],
     ids=["not MLflow's", "refused", "no port", "no address"],
 )
-def test_a_password_is_not_told(other_server: str, address: Callable[[str], str], password: str) -> None:
+def test_an_error_shows_no_password(other_server: str, address: Callable[[str], str], password: str) -> None:
     message = failure(f"http://ada:{password}@{address(other_server)}")
 
     assert not [part for part in ("ada", "hun", "ter2") if part in message]
 
 
-def test_an_unknown_experiment_is_told_with_those_that_are_there(store: str) -> None:
+def test_an_unknown_experiment_is_an_error_that_lists_the_known_ones(store: str) -> None:
     assert failure(store, ["agent", "agnet", "Other"]) == (
         f"no experiment 'agnet', 'Other' at {store}; it has 'Default', 'agent', 'other'"
     )
@@ -170,61 +142,3 @@ def test_all_experiments_are_listed_when_they_fill_several_pages(store: str) -> 
 
 def test_only_the_named_experiments_are_monitored(store: str) -> None:
     assert TrackingResource(tracking_uri=store, experiments=["other"]).experiment_names() == {"2": "other"}
-
-
-def test_traces_of_the_window_and_the_experiments_come_in_order(store: str) -> None:
-    minute, millisecond = timedelta(minutes=1), timedelta(milliseconds=1)
-    start_traces(store, "agent", {"c": START + 2 * minute, "a": START, "b": START + minute})
-    start_traces(
-        store, "agent", {"before": START - millisecond, "end": START + HOUR, "last": START + HOUR - millisecond}
-    )
-    start_traces(store, "other", {"elsewhere": START})
-
-    traces = TrackingResource(tracking_uri=store, experiments=["agent"]).traces(FIVE_TO_SIX)
-
-    assert ids(traces) == ["a", "b", "c", "last"]
-
-
-def test_traces_of_all_experiments_come_together_in_order(store: str) -> None:
-    minute = timedelta(minutes=1)
-    start_traces(store, "agent", {"a": START, "c": START + 2 * minute})
-    start_traces(store, "other", {"b": START + minute})
-
-    assert ids(TrackingResource(tracking_uri=store).traces(FIVE_TO_SIX)) == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("same_moment", [1, 2, 3, 7, 20])
-def test_each_trace_comes_once_wherever_pages_end(
-    store: str, monkeypatch: pytest.MonkeyPatch, same_moment: int
-) -> None:
-    monkeypatch.setattr(mlflow_source, "PAGE", 3)
-    starts = {f"t{number:02}": START + timedelta(milliseconds=number // same_moment) for number in range(20)}
-    start_traces(store, "agent", starts)
-
-    assert ids(TrackingResource(tracking_uri=store).traces(FIVE_TO_SIX)) == list(starts)
-
-
-def test_more_traces_than_a_page_holds_may_share_a_moment(store: str) -> None:
-    start_traces(store, "agent", {"first": START})
-    with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as database, database:
-        columns = [row[1] for row in database.execute("PRAGMA table_info(trace_info)") if row[1] != "request_id"]
-        database.executemany(
-            f"INSERT INTO trace_info (request_id, {', '.join(columns)}) SELECT ?, {', '.join(columns)} FROM trace_info "  # noqa: S608 - the schema's own names
-            "WHERE request_id = 'first'",
-            [(f"t{number:04}",) for number in range(mlflow_source.PAGE + 100)],
-        )
-
-    found = ids(TrackingResource(tracking_uri=store).traces(FIVE_TO_SIX))
-
-    assert found == ["first", *(f"t{number:04}" for number in range(mlflow_source.PAGE + 100))]
-
-
-def test_a_trace_deleted_between_pages_makes_none_be_skipped(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_source, "PAGE", 3)
-    start_traces(store, "agent", {f"t{number}": START + timedelta(seconds=number) for number in range(8)})
-    batches = TrackingResource(tracking_uri=store).traces(FIVE_TO_SIX)
-
-    read = ids(iter([next(batches)]))
-    TracingClient(store).delete_traces(experiment_id="1", trace_ids=["t0", "t1"])
-
-    assert read + ids(batches) == [f"t{number}" for number in range(8)]

@@ -34,7 +34,7 @@ from monitoring_pipeline.scoring.write_back import WriteBackCounts, unsent, writ
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, WRITTEN_BACK
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.servers import MlflowServer, running
-from monitoring_pipeline_tests.sources.stores import HOUR, START, Store
+from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, traces_of
 
 NUMBERS = itertools.count()  # of traces, so that tests can share a store
 JUDGED = datetime(2026, 1, 1, 6, 30, 0, 123456, tzinfo=UTC)
@@ -501,7 +501,7 @@ def test_feedback_that_comes_back_into_the_archive_starts_nothing(
     traces = [store.log(next(NUMBERS), started=start + timedelta(minutes=minute)) for minute in range(3)]
 
     def digests() -> dict[str, str]:
-        archive(lake, window, tracking.traces(window), tracking.experiment_names())
+        archive(lake, window, [traces_of(tracking, window)], tracking.experiment_names())
         rows = lake.read_columns(AGENT_TRACES, window, "trace_id", "content_digest").to_pylist()
         return {row["trace_id"]: row["content_digest"] for row in rows}
 

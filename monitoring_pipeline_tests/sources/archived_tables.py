@@ -21,6 +21,8 @@ import pyarrow as pa
 from deltalake import write_deltalake
 from mlflow.entities import Assessment, Span, Trace
 
+from monitoring_pipeline_tests.sources.stores import traces_of
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -253,7 +255,7 @@ def annotation_rows(traces: list[Trace]) -> list[dict[str, Any]]:
 
 
 def as_v1(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a span in version 1: attributes are text, and the first four columns are not there."""
+    """The row of a span in version 1: attributes are text, and it lacks the first four columns."""
     kept = {name: row[name] for name in OTEL_SPAN_V1.names}
     return {
         **kept,
@@ -327,7 +329,7 @@ def main(remote: str, tracking_uri: str, hours: str, folder: str) -> None:
     spark = SparkResource(remote=remote)
     tracking = TrackingResource(tracking_uri=tracking_uri, experiments=["airline"])
     window = Window(RECORDED_WINDOW.start, RECORDED_WINDOW.start + int(hours) * HOUR)
-    traces = [trace for batch in tracking.traces(window) for trace in batch if isinstance(trace, Trace)]
+    traces = traces_of(tracking, window)
     write_otel_v2(spark.session, "spark_catalog.default.recorded", traces)
     source = ArchiveSettings(source="otel", location="spark_catalog.default.recorded")
     print(archive_window(source, tracking, LakeResource(location=folder, spark=spark), window))

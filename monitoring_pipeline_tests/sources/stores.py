@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Assessment, Span, TraceInfo, TraceState
+from mlflow.entities import Assessment, Span, Trace, TraceInfo, TraceState
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.sources.mlflow import MlflowSource
 from monitoring_pipeline.windows import Window
 
 START = datetime(2026, 1, 1, 5, tzinfo=UTC)
@@ -108,12 +110,12 @@ class Store:
         return trace_id(number)
 
     def sql(self, statement: str, *rows: tuple[Any, ...]) -> None:
-        """Change the database behind MLflow's back."""
+        """Change the database without MLflow."""
         with closing(sqlite3.connect(self.file)) as connection, connection:
             connection.executemany(statement, rows or [()])
 
     def store_spans(self, number: int, *contents: str) -> None:
-        """Make `contents` what the store has of the spans of the logged trace `number`, unchecked."""
+        """Replace the stored spans of the logged trace `number` by `contents`, unchecked."""
         self.sql("DELETE FROM spans WHERE trace_id = ?", (trace_id(number),))
         self.sql(
             "INSERT INTO spans (trace_id, experiment_id, span_id, status, start_time_unix_nano, content)"
@@ -125,8 +127,14 @@ class Store:
         )
 
 
+def traces_of(tracking: TrackingResource, window: Window) -> list[Trace]:
+    """The traces that the source `mlflow` reads, without those that cannot be read."""
+    batches = MlflowSource(tracking, tracking.experiment_names()).read(window)
+    return [trace for batch in batches for trace in batch if isinstance(trace, Trace)]
+
+
 class Faulty:
-    """A client and its store in one, whose calls named in `fails` get no answer; all others are the store's own."""
+    """A client and its store in one: the calls named in `fails` get no answer, all others go to the store."""
 
     def __init__(self, client: TracingClient, *fails: str):
         self.client, self.fails = client, set(fails)

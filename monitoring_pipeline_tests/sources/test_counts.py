@@ -1,4 +1,4 @@
-"""What each source says that it has of each hour. The oracle is every trace of it, as MLflow's client gives it."""
+"""The counts of each source by hour. The oracle counts the traces that MLflow's client reads."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
-from monitoring_pipeline.sources import mlflow_sql_counts
+from monitoring_pipeline.sources import mlflow_sql
 from monitoring_pipeline.sources.base import HourCounts, UncountableError
-from monitoring_pipeline.sources.counts import source_counts
-from monitoring_pipeline.sources.mlflow_sql import opened
+from monitoring_pipeline.sources.mlflow_database import opened
+from monitoring_pipeline.sources.opening import open_source
 from monitoring_pipeline.windows import EPOCH, Window, floor_hour, from_milliseconds
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 from monitoring_pipeline_tests.sources.archived_tables import (
@@ -36,7 +36,7 @@ from monitoring_pipeline_tests.sources.archived_tables import (
     write,
     write_otel_v1,
 )
-from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json, trace_id
+from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json, trace_id, traces_of
 
 API, SQL = ArchiveSettings(), ArchiveSettings(source="mlflow-sql")
 DAY = Window(START - timedelta(hours=12), START + timedelta(hours=12))
@@ -46,8 +46,15 @@ SOURCES = ("mlflow", "mlflow-sql", "delta", "otel")
 Counts = dict[datetime, HourCounts]
 
 
+def source_counts(
+    settings: ArchiveSettings, tracking: TrackingResource, spark: SparkResource, window: Window
+) -> Counts:
+    with open_source(settings, tracking, spark) as source:
+        return source.counts(window)
+
+
 class Sources:
-    """The four sources of the traces that a store has; those that are tables are written when they are asked for."""
+    """The four sources of the traces that a store has; `append` writes those that are tables."""
 
     def __init__(self, store: Store, folder: Path, spark: SparkResource):
         self.store, self.folder, self.spark = store, folder, spark
@@ -59,7 +66,7 @@ class Sources:
         return ArchiveSettings.model_validate({"source": name, "location": str(self.folder / name)})
 
     def append(self, name: str, *numbers: int) -> None:
-        """Have Databricks write the traces as they are now; the other sources have them already."""
+        """Append the current traces to the table, as Databricks does; the other sources already have them."""
         traces = [self.store.client.get_trace(trace_id(number)) for number in numbers]
         if name == "delta":
             write(self.folder / "delta", archived_rows(traces), ARCHIVED_TRACE)
@@ -101,11 +108,11 @@ def recorded(recorded_store: str) -> TrackingResource:
 
 @pytest.fixture(scope="module")
 def recorded_traces(recorded: TrackingResource) -> list[Trace]:
-    return [trace for batch in recorded.traces(RECORDED_WINDOW) for trace in batch if isinstance(trace, Trace)]
+    return traces_of(recorded, RECORDED_WINDOW)
 
 
 @pytest.mark.parametrize("source", [API, SQL], ids=lambda source: source.source)
-def test_two_days_are_counted_as_they_are(
+def test_two_days_are_counted_correctly(
     source: ArchiveSettings, recorded: TrackingResource, recorded_traces: list[Trace], spark: SparkResource
 ) -> None:
     counts = source_counts(source, recorded, spark, RECORDED_WINDOW)
@@ -127,7 +134,7 @@ def test_any_window_gives_an_hour_the_same_counts(name: str, sources: Sources) -
     store.log(1, started=START)  # the first moment of an hour
     store.log(2, started=edge - timedelta(milliseconds=1), assessments=[Feedback(name="thumbs_up", value=True)])
     store.log(3, started=edge)
-    unfinished = [span_json(4, parent=9, started=edge + 2 * AN_HOUR)]  # a root span is written as it ends
+    unfinished = [span_json(4, parent=9, started=edge + 2 * AN_HOUR)]  # a root span is written when it ends
     store.log(4, unfinished, state=TraceState.IN_PROGRESS, started=edge + 2 * AN_HOUR, duration_ms=None)
     sources.append(name, 1, 2, 3, 4)
 
@@ -173,7 +180,7 @@ def test_a_change_of_feedback_changes_the_counts_of_its_hour(
     assert before.keys() == after.keys() == {START}
     assert before != after
     assert (before[START].traces, after[START].traces) == (1, 1)
-    assert sources.counts(name) == after  # and then stays
+    assert sources.counts(name) == after  # until the next change
 
 
 @pytest.mark.parametrize("name", ["mlflow", "mlflow-sql"])
@@ -239,7 +246,7 @@ def test_a_store_without_an_experiment_has_nothing(source: ArchiveSettings, stor
 
 
 def old_traces(store: Store, number: int, step: timedelta) -> None:
-    """`number` traces before START, each so long before the next, put into the database directly."""
+    """`number` traces before START, each by `step` before the next, written into the database without MLflow."""
     start_ms, step_ms = (START - EPOCH) // timedelta(milliseconds=1), step // timedelta(milliseconds=1)
     store.sql(
         "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, execution_time_ms, status)"
@@ -258,8 +265,8 @@ def test_more_hours_than_mlflow_answers_at_once_are_counted(name: str, sources: 
 
 def test_an_answer_that_may_be_cut_off_is_an_error(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
     old_traces(sources.store, 30, AN_HOUR)
-    monkeypatch.setattr("monitoring_pipeline.sources.counts.CUT_OFF", 10)
-    with pytest.raises(TrackingError, match="gave 10 points"):
+    monkeypatch.setattr("monitoring_pipeline.sources.mlflow.METRIC_POINTS", 10)
+    with pytest.raises(TrackingError, match="returned 10 points"):
         sources.counts("mlflow", Window(START - timedelta(days=2), HOUR.end))
 
 
@@ -273,7 +280,7 @@ def plan(store: Store, query: Any) -> list[str]:
 def test_the_database_finds_the_window_by_its_index(store: Store) -> None:
     old_traces(store, 20_000, timedelta(minutes=1))
     store.sql("ANALYZE")
-    for query in mlflow_sql_counts._queries([store.experiment_id], HOUR):
+    for query in mlflow_sql._counting_queries([store.experiment_id], HOUR):
         searched = [line for line in plan(store, query) if "trace_info" in line]
         assert len(searched) == 1
         assert re.search(r"INDEX \w*timestamp_ms.*timestamp_ms>\? AND timestamp_ms<\?", searched[0]), searched
@@ -281,7 +288,7 @@ def test_the_database_finds_the_window_by_its_index(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["mlflow", "mlflow-sql"])
 def test_the_work_does_not_grow_with_the_history(name: str, sources: Sources) -> None:
-    """In steps of SQLite's machine, which are the same on any computer."""
+    """The work is measured in steps of SQLite's virtual machine, which do not depend on the computer."""
     sources.store.log(1, assessments=[Feedback(name="good", value=True)])
     few = steps_of(lambda: sources.counts(name, HOUR))
     old_traces(sources.store, 20_000, timedelta(minutes=1))
@@ -291,7 +298,7 @@ def test_the_work_does_not_grow_with_the_history(name: str, sources: Sources) ->
 
 
 def steps_of(count: Callable[[], Any]) -> int:
-    """How many hundreds of steps SQLite takes for what is asked of it meanwhile."""
+    """How many hundreds of steps SQLite takes for the queries of `count`."""
     taken = 0
 
     def step() -> int:
@@ -310,7 +317,7 @@ def steps_of(count: Callable[[], Any]) -> int:
     return taken
 
 
-def test_a_server_that_cannot_count_is_told_from_one_that_fails(
+def test_a_server_that_cannot_count_differs_from_one_that_fails(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers(error: MlflowException) -> None:
@@ -320,7 +327,7 @@ def test_a_server_that_cannot_count_is_told_from_one_that_fails(
         monkeypatch.setattr(sources.tracking.client.store, "query_trace_metrics", query)
 
     answers(MlflowException("no such endpoint", ENDPOINT_NOT_FOUND))
-    with pytest.raises(UncountableError, match=r"cannot count its traces by the hour; bring it to the version"):
+    with pytest.raises(UncountableError, match=r"cannot count its traces by the hour; install the version"):
         sources.counts("mlflow")
     answers(MlflowException("out of memory", INTERNAL_ERROR))
     with pytest.raises(TrackingError, match="out of memory") as failed:
@@ -329,6 +336,6 @@ def test_a_server_that_cannot_count_is_told_from_one_that_fails(
 
 
 @pytest.mark.parametrize("name", ["delta", "otel"])
-def test_a_table_that_is_not_there_is_named(name: str, sources: Sources) -> None:
+def test_a_missing_table_is_named(name: str, sources: Sources) -> None:
     with pytest.raises(TrackingError, match=re.escape(str(sources.folder / name))):
         sources.counts(name)

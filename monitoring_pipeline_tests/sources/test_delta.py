@@ -1,4 +1,4 @@
-"""Tables of archived traces as they are found: repeated rows, other spellings, and rows that are no trace."""
+"""Tables of archived traces as they occur: repeated rows, other spellings, and malformed rows."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def text_or_json(text: str | None) -> Any:
 
 
 def held(row: dict[str, Any], value_of: Callable[[str | None], Any] = text_or_json) -> dict[str, Any]:
-    """Of the columns in which a row of OpenTelemetry tables differs from MLflow's, that which must be the same."""
+    """What must be the same in the columns in which a row of OpenTelemetry tables may differ from MLflow's."""
     return {
         "request": value_of(row["request"]),
         "response": value_of(row["response"]),
@@ -152,7 +152,7 @@ def held(row: dict[str, Any], value_of: Callable[[str | None], Any] = text_or_js
 
 
 def spans_in_full(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The spans of `trace_json`, with nanoseconds, events and links, less their attributes."""
+    """The spans of `trace_json`, with nanoseconds, events and links, without their attributes."""
     return [{**span, "attributes": None} for span in json.loads(row["trace_json"])["data"]["spans"]]
 
 

@@ -93,7 +93,7 @@ def test_pages_give_each_trace_once_in_order(store: Store, offsets_ms: list[int]
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_a_trace_deleted_between_pages_makes_none_be_skipped(store: Store) -> None:
+def test_no_trace_is_skipped_if_others_are_deleted_between_pages(store: Store) -> None:
     for number in range(1, 8):
         store.log(number)
     batches = read_traces(store.client, [store.experiment_id], HOUR)
@@ -104,7 +104,7 @@ def test_a_trace_deleted_between_pages_makes_none_be_skipped(store: Store) -> No
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_a_trace_that_arrives_between_pages_doubles_none(store: Store) -> None:
+def test_no_trace_comes_twice_if_others_arrive_between_pages(store: Store) -> None:
     for number in range(2, 8):
         store.log(number)
     batches = read_traces(store.client, [store.experiment_id], HOUR)
@@ -204,7 +204,7 @@ def test_an_info_that_mlflow_cannot_parse_makes_its_trace_alone_unreadable(store
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_many_unparseable_infos_of_one_moment_are_each_given_once(store: Store) -> None:
+def test_many_unparseable_infos_of_one_moment_are_each_read_once(store: Store) -> None:
     for number in range(1, 9):
         store.log(number, started=START)
     store.sql("UPDATE trace_info SET status = 'PAUSED'")
@@ -213,7 +213,7 @@ def test_many_unparseable_infos_of_one_moment_are_each_given_once(store: Store) 
     assert {reason(trace) for trace in traces} == {"'PAUSED' is not a valid TraceState"}
 
 
-def test_an_unparseable_info_outside_the_window_or_the_experiments_is_not_given(store: Store) -> None:
+def test_an_unparseable_info_outside_the_window_or_the_experiments_is_not_read(store: Store) -> None:
     other = MlflowClient(store.uri).create_experiment("other")
     store.log(1)
     store.log(2)

@@ -1,4 +1,4 @@
-"""Traces read from MLflow's database are those that MLflow's own client gives, which is the oracle here."""
+"""Traces read from MLflow's database are those that MLflow's own client reads; the client is the oracle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.sources import mlflow as mlflow_source
 from monitoring_pipeline.sources import mlflow_sql
-from monitoring_pipeline.sources.mlflow_sql import experiment_names, opened, read_traces
+from monitoring_pipeline.sources.mlflow_database import experiment_names, opened
+from monitoring_pipeline.sources.mlflow_sql import read_traces
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace
 from monitoring_pipeline.windows import Window
@@ -64,7 +65,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 def copied_to(server: PostgresServer, name: str, sqlite_uri: str) -> str:
-    """The traces of a SQLite store in a PostgreSQL store of their own, but for what PostgreSQL cannot hold."""
+    """The traces of a SQLite store in a PostgreSQL store of their own, except for what PostgreSQL cannot hold."""
     address = server.copy("empty", name)
     source, target = sa.create_engine(sqlite_uri), sa.create_engine(address, poolclass=sa.NullPool)
     with target.begin() as connection:
@@ -87,7 +88,7 @@ def _held(column: sa.Column[Any], value: object) -> object:
 
 
 def _let_go(uri: str) -> None:
-    """Close what MLflow's client of this process holds open."""
+    """Close the connections of MLflow's client in this process."""
     TracingClient(uri).store.engine.dispose()
 
 
@@ -105,7 +106,7 @@ def archived(lake: LakeResource, window: Window, batches: Iterable[Sequence[Any]
 
 
 def both(uri: str, window: Window, folder: Path, spark: SparkResource) -> tuple[Archived, Archived]:
-    """What the database gives, and what MLflow's client does."""
+    """The archives of what is read from the database and of what MLflow's client reads."""
     with opened(uri) as database:
         ids = list(experiment_names(database, []))
         found = archived(
@@ -184,7 +185,7 @@ def spans(*made: dict[str, Any]) -> Log:
 
 
 def stored(**changes: Any) -> Log:
-    """A trace whose stored span is changed past MLflow; what is None is taken out of it."""
+    """A trace whose stored span is changed without MLflow; keys with the value None are removed."""
 
     def log(store: Store, n: int) -> None:
         store.log(n)
@@ -211,7 +212,7 @@ def info(**changes: Any) -> Log:
 
 
 def columns(**values: object) -> Log:
-    """A trace whose columns of `trace_info` are changed past MLflow."""
+    """A trace whose columns of `trace_info` are changed without MLflow."""
 
     def log(store: Store, n: int) -> None:
         store.log(n)
@@ -361,7 +362,7 @@ def odd(
     not_utf8 = "instr(CAST({0} AS BLOB), x'EDA080')"
     odd_store.sql(f"UPDATE spans SET content = '{{oops' WHERE {not_utf8.format('content')}")  # noqa: S608
     odd_store.sql(f"UPDATE trace_tags SET value = 'mended' WHERE {not_utf8.format('value')}")  # noqa: S608
-    # Of spans that start together MLflow itself gets from PostgreSQL now this one first, now that.
+    # PostgreSQL returns spans that start together in any order, to MLflow too.
     odd_store.sql("UPDATE spans SET start_time_unix_nano = start_time_unix_nano + rowid")
     return both(copied_to(request.getfixturevalue("postgres"), "odd", odd_store.uri), HOUR, folder, spark)
 
@@ -376,9 +377,9 @@ def test_odd_traces_have_the_rows_of_mlflow(odd: tuple[Archived, Archived]) -> N
 def test_odd_traces_are_quarantined_as_those_of_mlflow(odd: tuple[Archived, Archived]) -> None:
     found, given = odd
     assert found.quarantined.keys() == given.quarantined.keys()
-    # What the database itself cannot decode it tells with the query, which is ours.
-    told = {key: row for key, row in found.quarantined.items() if "UTF-8" not in row["reason"]}
-    assert told == {key: row for key, row in given.quarantined.items() if "UTF-8" not in row["reason"]}
+    # If the database cannot decode a text, its error quotes the query, and ours differs from MLflow's.
+    others = {key: row for key, row in found.quarantined.items() if "UTF-8" not in row["reason"]}
+    assert others == {key: row for key, row in given.quarantined.items() if "UTF-8" not in row["reason"]}
     assert all(key in row["raw"] for key, row in found.quarantined.items())
 
 
@@ -407,7 +408,7 @@ def test_the_window_is_half_open(store: Store) -> None:
 
 @pytest.mark.usefixtures("small_pages")
 @pytest.mark.parametrize("database", DATABASES)
-def test_traces_deleted_and_added_between_pages_skip_and_double_none(
+def test_no_trace_is_skipped_or_comes_twice_if_others_change_between_pages(
     request: pytest.FixtureRequest, store: Store, database: str
 ) -> None:
     for number in range(2, 9):
@@ -511,26 +512,26 @@ def failure(uri: str) -> str:
     return message
 
 
-def test_a_missing_file_is_told_and_not_made(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_and_not_created(tmp_path: Path) -> None:
     message = failure(f"sqlite:///{tmp_path / 'none.db'}")
     assert "none.db" in message
     assert "[archive] location" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_database_of_mlflow_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_mlflows_database_is_an_error(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (x)").connection.close()
     assert "schema revision None" in failure(f"sqlite:///{tmp_path / 'other.db'}")
     (tmp_path / "text.db").write_text("no database at all, but text" * 100)
     assert "file is not a database" in failure(f"sqlite:///{tmp_path / 'text.db'}")
 
 
-def test_an_unreachable_server_is_told() -> None:
+def test_an_unreachable_server_is_an_error() -> None:
     message = failure(f"postgresql://ada:{PASSWORD}@127.0.0.1:{free_port()}/mlflow")
     assert "refused" in message
 
 
-def test_a_wrong_password_is_told_and_not_shown(postgres: PostgresServer) -> None:
+def test_a_wrong_password_is_an_error_that_does_not_show_it(postgres: PostgresServer) -> None:
     wrong = f"wrong-{PASSWORD}"
     assert "password authentication failed" in failure(postgres.address("empty", wrong))
 
@@ -556,7 +557,7 @@ def test_another_version_of_mlflow_is_refused(store: Store) -> None:
 
 
 @pytest.mark.parametrize("for_good", [True, False])
-def test_a_database_that_fails_while_reading_is_told_and_blames_no_trace(
+def test_a_database_that_fails_while_reading_is_an_error_and_blames_no_trace(
     store: Store, postgres: PostgresServer, lake: LakeResource, for_good: bool
 ) -> None:
     store.log(1)

@@ -21,7 +21,8 @@ from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
-from monitoring_pipeline.sources.otel import LONGEST_TRACE, build_trace
+from monitoring_pipeline.sources.otel import LONGEST_TRACE
+from monitoring_pipeline.sources.otel_trace import build_trace
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES, Table
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.sources.archived_tables import (
@@ -65,7 +66,7 @@ def write_annotations(prefix: str, annotations: list[Row]) -> None:
 
 
 def logged(store: Store, number: int, spans: list[Row] | None = None, **options: Any) -> Trace:
-    """The trace as MLflow gives it after it was logged."""
+    """The trace as MLflow returns it after it was logged."""
     return store.client.get_trace(store.log(number, spans, **options))
 
 
@@ -327,8 +328,8 @@ def test_traces_of_a_catalog_are_named_after_it(place: str | None, kind: str | N
     row = {"trace_id": name, "spans": [json.dumps(span)], "annotations": None}
     trace = Trace.from_json(build_trace(row, place, None).to_json())
     assert trace.info.trace_id == trace.data.spans[0].trace_id == name
-    given = trace.info.trace_location.to_dict()
-    assert (kind is None and len(given) == 1) or kind in given
+    location = trace.info.trace_location.to_dict()
+    assert (kind is None and len(location) == 1) or kind in location
 
 
 # ---- what is wrong with tables and rows ----
@@ -381,7 +382,7 @@ def test_what_is_no_trace_goes_into_quarantine(
     assert "span 1" in kept["raw"]
 
 
-def test_an_assessment_that_is_none_quarantines_its_trace_alone(store: Store, lake: LakeResource, prefix: str) -> None:
+def test_a_malformed_assessment_quarantines_only_its_trace(store: Store, lake: LakeResource, prefix: str) -> None:
     write_spans(prefix, spans_of(logged(store, 1), logged(store, 2)))
     write_annotations(prefix, [annotation("EXPECTATION", "facts", None)])
     assert archive(lake, store, prefix) == ArchiveCounts(read=2, written=1, quarantined=1)

@@ -97,7 +97,7 @@ def made_trace(spans: list[dict[str, Any]] | None = None, **changes: Any) -> Tra
 
 
 def as_stored(span: dict[str, Any]) -> Trace:
-    """A trace with this span as a database store gives it: the stored JSON, unread."""
+    """A trace with this span as a database store returns it: the stored JSON, not parsed."""
     trace = made_trace([])
     trace.data.spans = [LazySpan.from_stored_content(json.dumps(span))]
     return trace
@@ -139,7 +139,7 @@ def test_column(column: str, value: Any) -> None:
     assert flat(made_trace())[column] == value
 
 
-def test_every_column_of_the_table_is_given() -> None:
+def test_every_column_of_the_table_is_filled() -> None:
     row = flatten(made_trace(), ARCHIVED_AT)
     assert row.keys() | {"experiment_name", "redactions", "date"} == set(AGENT_TRACES.schema.names)
 
@@ -292,13 +292,13 @@ def test_an_assessment(index: int, expected: dict[str, Any]) -> None:
         ("[" * 2000, (None, None)),
     ],
 )
-def test_token_usage_that_is_no_number_is_none(usage: str, tokens: tuple[int | None, int | None]) -> None:
+def test_token_usage_that_is_not_a_number_is_none(usage: str, tokens: tuple[int | None, int | None]) -> None:
     row = flat(made_trace(trace_metadata={"mlflow.trace.tokenUsage": usage}))
     assert (row["input_tokens"], row["output_tokens"]) == tokens
 
 
 @pytest.mark.parametrize("cost", ["NaN", "Infinity", '"1"', "null"])
-def test_a_cost_that_is_no_number_is_none(cost: str) -> None:
+def test_a_cost_that_is_not_a_number_is_none(cost: str) -> None:
     assert flat(made_trace(trace_metadata={"mlflow.trace.cost": f'{{"total_cost": {cost}}}'}))["cost_usd"] is None
 
 

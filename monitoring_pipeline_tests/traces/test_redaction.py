@@ -52,7 +52,7 @@ def card(rng: random.Random) -> str:
 
 
 def iban(rng: random.Random) -> str:
-    """A number whose check digits are 98 less the remainder of the number with 00 in their place."""
+    """A number whose check digits are 98 minus the remainder of the number with 00 in their place."""
     forms = [("DE", "N" * 18), ("GB", "AAAA" + "N" * 14), ("FR", "N" * 23), ("NL", "AAAA" + "N" * 10)]
     country, form = rng.choice(forms)
     account = "".join(rng.choice("0123456789") if c == "N" else rng.choice("ABCDEFGHKLMNPRSTUVWXYZ") for c in form)
@@ -177,7 +177,7 @@ def plant(store: Store) -> None:
 
 
 def bytes_of(folder: str) -> bytes:
-    """All that is in the columns of all parquet files, whatever their encoding, and all other files as they are."""
+    """The values of all columns of all parquet files, decoded, and the bytes of all other files."""
     parts: list[bytes] = []
     for file in sorted(Path(folder).rglob("*")):
         if file.suffix == ".parquet":

@@ -171,7 +171,7 @@ def test_times_leave_their_hours(recorded: Searches) -> None:
     ]
 
 
-def test_only_the_days_that_are_asked_for_are_read(archived_lake: LakeResource) -> None:
+def test_only_the_days_of_the_search_are_read(archived_lake: LakeResource) -> None:
     def found(window: Window | None = None, filter_string: str | None = None) -> list[str]:
         rows = find_traces(archived_lake, window, filter_string).select("trace_id")
         return [row["trace_id"] for row in rows.collect()]
@@ -180,7 +180,7 @@ def test_only_the_days_that_are_asked_for_are_read(archived_lake: LakeResource) 
     midnight_ms = NOON_MS + 12 * 3_600_000
     second_day = Window(RECORDED_WINDOW.start.replace(day=2), RECORDED_WINDOW.end)
     shutil.rmtree(f"{archived_lake.path(AGENT_TRACES)}/date=2026-01-01")
-    with pytest.raises(Exception, match=r"date=2026-01-01"):  # so that a read of these files would be told
+    with pytest.raises(Exception, match=r"date=2026-01-01"):  # a read of these files would be noticed
         found()
     latest = found(second_day)
     assert latest == every[: len(latest)]
