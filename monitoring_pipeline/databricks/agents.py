@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from monitoring_pipeline.compat.mlflow import same_registry
 from monitoring_pipeline.databricks.workspace import RETRY_SECONDS, connect, refusal
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.resources.tracking import without_request_logs
@@ -46,7 +46,7 @@ def at_databricks() -> Iterator[None]:
         # It prints what it does.
         with (
             global_tracking_uri(DATABRICKS),
-            _same_registry(),
+            same_registry(),
             contextlib.redirect_stdout(io.StringIO()),
         ):
             yield
@@ -102,22 +102,6 @@ def is_worth_repeating(error: BaseException) -> bool:
 
     status = status_of(error)
     return isinstance(error, requests.ConnectionError | requests.Timeout) or status == 429 or (status or 0) >= 500
-
-
-@contextmanager
-def _same_registry() -> Iterator[None]:
-    """MLflow's model registry as it is: the client sets that of the process to Unity Catalog's."""
-    from mlflow.environment_variables import MLFLOW_REGISTRY_URI
-    from mlflow.tracking._model_registry import utils
-
-    earlier, variable = utils._registry_uri, os.environ.get(MLFLOW_REGISTRY_URI.name)
-    try:
-        yield
-    finally:
-        utils._registry_uri = earlier
-        os.environ.pop(MLFLOW_REGISTRY_URI.name, None)
-        if variable is not None:
-            os.environ[MLFLOW_REGISTRY_URI.name] = variable
 
 
 def asked(client: WorkspaceClient, method: str, path: str, **named: Any) -> dict[str, Any]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import queue
 import signal
-import time
 import urllib.request
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.managers import SyncManager
 
 import dagster as dg
 
+from monitoring_pipeline.compat.dagster import has_heartbeat, request_backfill
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.keys import ASSETS, Names, partition_key, scorer_key
 from monitoring_pipeline.orchestration.build import build_definitions
@@ -53,12 +54,7 @@ class ScorerOptions:
 
 def daemon_is_running(instance: dg.DagsterInstance) -> bool:
     """Whether a Dagster daemon that launches backfills has had a heartbeat within `LATE_SECONDS`."""
-    from dagster._daemon.controller import get_daemon_statuses
-    from dagster._daemon.daemon import BackfillDaemon
-
-    name = BackfillDaemon.daemon_type()
-    status = get_daemon_statuses(instance, [name], ignore_errors=True, heartbeat_tolerance_seconds=LATE_SECONDS)
-    return bool(status[name].healthy)
+    return has_heartbeat(instance, LATE_SECONDS)
 
 
 def launch_backfills(
@@ -73,30 +69,20 @@ def launch_backfills(
 
     Each scorer gets a backfill of its own, so that one that fails does not stop the others.
     """
-    from dagster._core.execution.backfill import PartitionBackfill
-    from dagster._core.utils import make_new_backfill_id
-
-    graph, names = definitions.resolve_asset_graph(), settings.dagster.names
+    names = settings.dagster.names
     hours = [partition_key(hour) for hour in window.hours()]
-    launched = {}
-    for name in scorers:
-        launched[name] = make_new_backfill_id()
-        instance.add_backfill(
-            PartitionBackfill.from_asset_partitions(
-                backfill_id=launched[name],
-                asset_graph=graph,
-                partition_names=hours,
-                asset_selection=[names.key(key) for key in (scorer_key(name), *DOWNSTREAM)],
-                backfill_timestamp=time.time(),
-                tags={},
-                dynamic_partitions_store=instance,
-                all_partitions=False,
-                title=f"{name}, {window}",
-                description=None,
-                run_config={"ops": _ops(names, name, options)},
-            )
+    return {
+        name: request_backfill(
+            instance,
+            definitions,
+            [names.key(key) for key in (scorer_key(name), *DOWNSTREAM)],
+            hours,
+            datetime.now(UTC),
+            title=f"{name}, {window}",
+            run_config={"ops": _ops(names, name, options)},
         )
-    return launched
+        for name in scorers
+    }
 
 
 def address_of(backfill_id: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from monitoring_pipeline.compat.dagster import capture_interrupts, check_captured_interrupt
 from monitoring_pipeline.databricks.workspace import REASON_CHARACTERS, connect, is_passing, refusal
 from monitoring_pipeline.errors import MonitoringError, SettingsError
 from monitoring_pipeline.keys import AUTOMATION_TAGS, WHOLE_CHAIN_TAG
@@ -156,9 +157,6 @@ def _run_to_its_end(
     context: dg.AssetExecutionContext, client: "WorkspaceClient", settings: DatabricksSettings, parameters: list[str]
 ) -> "Run":
     """Submit the job once and wait until it has ended; on an interruption, cancel it."""
-    from dagster._core.errors import DagsterExecutionInterruptedError
-    from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
-
     arguments = {
         "run_name": f"monitoring_pipeline {context.asset_key.to_user_string()}",
         "idempotency_token": uuid.uuid4().hex,
@@ -170,7 +168,7 @@ def _run_to_its_end(
         interrupted = check_captured_interrupt()
     try:
         if interrupted:
-            raise DagsterExecutionInterruptedError
+            raise dg.DagsterExecutionInterruptedError
         return _ended(context, client, run_id)
     except BaseException:
         _cancel(context, client, run_id)
@@ -239,8 +237,6 @@ def _ended(context: dg.AssetExecutionContext, client: "WorkspaceClient", run_id:
 
 def _cancel(context: dg.AssetExecutionContext, client: "WorkspaceClient", run_id: int) -> None:
     """Cancel the run and wait until it has ended."""
-    from dagster._utils.interrupts import capture_interrupts
-
     context.log.info(f"Databricks run {run_id} is being cancelled")
     try:
         with capture_interrupts():  # a second interruption must not stop the request

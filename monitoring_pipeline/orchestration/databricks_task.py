@@ -19,7 +19,7 @@ from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings import Settings, without_password
 
 if TYPE_CHECKING:
-    from dagster._core.events.log import EventLogEntry
+    from monitoring_pipeline.compat.dagster import EventLogEntry
 
 
 def main() -> None:

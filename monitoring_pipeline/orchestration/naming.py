@@ -7,12 +7,11 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from monitoring_pipeline.compat.dagster import UnresolvedAssetJobDefinition, function_of
 from monitoring_pipeline.keys import Names
 from monitoring_pipeline.settings import DagsterSettings
 
@@ -36,7 +35,7 @@ def named_asset(asset: dg.AssetsDefinition, settings: DagsterSettings) -> dg.Ass
         owners=settings.owners,
         tags={**settings.tags, **spec.tags, **names.tags},
     )
-    function = cast(DecoratedOpFunction, asset.op.compute_fn).decorated_fn
+    function = function_of(asset)
     takes_config = "config" in inspect.signature(function).parameters  # Dagster reads the schema from its annotation
     with beta_parameters():
         return dg.multi_asset(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from monitoring_pipeline.compat.dagster import make_new_run_id
 from monitoring_pipeline.keys import (
     DAILY_REPORT,
     HOST_TAG,
@@ -24,7 +25,7 @@ from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.windows import HOUR, Window, parts
 
 if TYPE_CHECKING:
-    from dagster._core.events.log import EventLogEntry
+    from monitoring_pipeline.compat.dagster import EventLogEntry
 
 # Callers receive the log messages of steps as events, and print what they want.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -133,7 +134,6 @@ def execute(
         KeyboardInterrupt: the run was interrupted, for example by Ctrl-C. Dagster only ends the run; this stops the
             caller from starting the next.
     """
-    from dagster._core.utils import make_new_run_id
 
     def listen(entry: EventLogEntry) -> None:
         event = _step_event(entry)

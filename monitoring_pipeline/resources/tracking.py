@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 from pydantic import Field
 
+from monitoring_pipeline.compat.mlflow import tracking_uri_within
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.network import why_unreachable
 from monitoring_pipeline.settings import without_password
@@ -167,12 +168,11 @@ def impatience() -> Iterator[None]:
 def global_tracking_uri(uri: str) -> Iterator[None]:
     """Within the block MLflow's global tracking URI is `uri`. MLflow's own way would not restore the environment."""
     from mlflow.environment_variables import MLFLOW_TRACKING_URI
-    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
     variable = MLFLOW_TRACKING_URI.name
     earlier = os.environ.get(variable)
     try:
-        with _use_tracking_uri(uri):
+        with tracking_uri_within(uri):
             yield
     finally:
         os.environ.pop(variable, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlflow.exceptions import MlflowException
+from monitoring_pipeline.compat.mlflow import bundled_prices
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,8 @@ class Price:
 
 def listed_price(model: str) -> Price | None:
     """The model's price in the list that MLflow comes with; None where it is not there."""
-    from mlflow.metrics.genai.model_utils import _parse_model_uri
-    from mlflow.utils.providers import _load_bundled_provider
-
-    try:
-        provider, name = _parse_model_uri(model)
-    except MlflowException:  # not an address of a model, such as Databricks' own judge
+    listed = bundled_prices(model)
+    if listed is None:  # not an address of a model, such as Databricks' own judge
         return None
-    # MLflow's own look-up would first ask the internet for a newer list, and wait for it in vain where there is none.
-    listed = _load_bundled_provider(provider).get(name.split("/", 1)[-1], {})
     input_usd, output_usd = (listed.get(f"{kind}_cost_per_token") for kind in ("input", "output"))
     return None if input_usd is None or output_usd is None else Price(float(input_usd), float(output_usd))

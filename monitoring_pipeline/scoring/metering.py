@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from mlflow.genai.judges.adapters import gateway_adapter
 from mlflow.genai.judges.adapters.gateway_adapter import GatewayAdapter
 from mlflow.genai.judges.adapters.utils import ChatCompletionError, is_context_window_error
 from pyrate_limiter import Limiter, Rate, SQLiteBucket
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from monitoring_pipeline.compat.mlflow import JudgeRequests, replace_judge_requests
 from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.settings import without_password
 
@@ -153,31 +153,30 @@ class _Unanswered(ChatCompletionError):
 
 
 _CURRENT: ContextVar[tuple[Meter, Call] | None] = ContextVar("judge_meter", default=None)
-_mlflow_send = gateway_adapter.send_chat_request  # pyright: ignore[reportPrivateImportUsage]
-_mlflow_parse = gateway_adapter._parse_response_message
 
 
-def _send(endpoint: str, headers: dict[str, str], payload: dict[str, Any], num_retries: int) -> dict[str, Any]:
-    current = _CURRENT.get()
-    if current is None:
-        return _mlflow_send(endpoint=endpoint, headers=headers, payload=payload, num_retries=num_retries)
-    meter, call = current
-    return meter.send(call, endpoint, headers, payload)
+def _metered(mlflow: JudgeRequests) -> JudgeRequests:
+    def send(endpoint: str, headers: dict[str, str], payload: dict[str, Any], num_retries: int) -> dict[str, Any]:
+        current = _CURRENT.get()
+        if current is None:
+            return mlflow.send(endpoint=endpoint, headers=headers, payload=payload, num_retries=num_retries)
+        meter, call = current
+        return meter.send(call, endpoint, headers, payload)
+
+    def parse(response_data: dict[str, Any], provider: Any) -> tuple[Any, dict[str, Any]]:
+        current = _CURRENT.get()
+        if current is not None:
+            _, call = current
+            usage = provider.adapter_class.model_to_chat(response_data, provider.config).usage
+            if usage:
+                call.input_tokens += usage.prompt_tokens or 0
+                call.output_tokens += usage.completion_tokens or 0
+        return mlflow.parse(response_data, provider)
+
+    return JudgeRequests(send, parse)
 
 
-def _parse(response_data: dict[str, Any], provider: Any) -> tuple[Any, dict[str, Any]]:
-    current = _CURRENT.get()
-    if current is not None:
-        _, call = current
-        usage = provider.adapter_class.model_to_chat(response_data, provider.config).usage
-        if usage:
-            call.input_tokens += usage.prompt_tokens or 0
-            call.output_tokens += usage.completion_tokens or 0
-    return _mlflow_parse(response_data, provider)
-
-
-gateway_adapter.send_chat_request = _send  # pyright: ignore[reportPrivateImportUsage]
-gateway_adapter._parse_response_message = _parse
+replace_judge_requests(_metered)
 
 
 def _is_worth_repeating(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from monitoring_pipeline.compat.dagster import NOT_FINISHED_STATUSES, active_backfills
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.keys import PARTITION, RANGE_START, Names
 
@@ -24,12 +25,8 @@ def readers(
     With `before`, only those that may read older rows: runs without a partition or with an older one, and all
     backfills.
     """
-    from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionsFilter, BulkActionStatus
-    from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-
     runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
-    active = [status for status in BulkActionStatus if status not in BULK_ACTION_TERMINAL_STATUSES]
-    backfills = instance.get_backfills(filters=BulkActionsFilter(statuses=active))
+    backfills = active_backfills(instance)
     others = [run for run in runs if names.owns(run.job_name, run.asset_selection) and run.run_id != own_run_id]
     return [
         *(f"run {run.run_id} of {run.job_name}" for run in others if _reads(run, before)),

@@ -1,0 +1,83 @@
+"""Private parts of Dagster."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.utils import make_new_backfill_id, make_new_run_id
+from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dagster._core.events.log import EventLogEntry as EventLogEntry  # what listeners of an instance get
+    from dagster._core.execution.backfill import PartitionBackfill
+
+__all__ = [
+    "NOT_FINISHED_STATUSES",  # of runs; the public API has no list of them
+    "UnresolvedAssetJobDefinition",  # what dg.define_asset_job returns, to be subclassed
+    "capture_interrupts",  # holds back Ctrl-C within a block
+    "check_captured_interrupt",  # whether Ctrl-C came within it
+    "make_new_run_id",  # to listen to a run's events before it starts
+]
+
+
+def function_of(asset: dg.AssetsDefinition) -> Callable[..., Any]:
+    """The function that an asset's decorator was put on."""
+    compute = asset.op.compute_fn
+    assert isinstance(compute, DecoratedOpFunction), f"{asset.key} was not made by a decorator"
+    return compute.decorated_fn
+
+
+def has_heartbeat(instance: dg.DagsterInstance, tolerance_seconds: float) -> bool:
+    """Whether a daemon that launches backfills has had a heartbeat within so many seconds."""
+    from dagster._daemon.controller import get_daemon_statuses
+    from dagster._daemon.daemon import BackfillDaemon
+
+    name = BackfillDaemon.daemon_type()
+    status = get_daemon_statuses(instance, [name], ignore_errors=True, heartbeat_tolerance_seconds=tolerance_seconds)
+    return bool(status[name].healthy)
+
+
+def request_backfill(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    keys: Sequence[dg.AssetKey],
+    partitions: Sequence[str],
+    requested_at: datetime,
+    title: str,
+    run_config: dict[str, Any],
+) -> str:
+    """Request a backfill of the assets' partitions from the daemon; returns its id."""
+    from dagster._core.execution.backfill import PartitionBackfill
+
+    backfill_id = make_new_backfill_id()
+    instance.add_backfill(
+        PartitionBackfill.from_asset_partitions(
+            backfill_id=backfill_id,
+            asset_graph=definitions.resolve_asset_graph(),
+            partition_names=[*partitions],
+            asset_selection=[*keys],
+            backfill_timestamp=requested_at.timestamp(),
+            tags={},
+            dynamic_partitions_store=instance,
+            all_partitions=False,
+            title=title,
+            description=None,
+            run_config=run_config,
+        )
+    )
+    return backfill_id
+
+
+def active_backfills(instance: dg.DagsterInstance) -> Sequence[PartitionBackfill]:
+    """The backfills that have not ended; each has backfill_id, job_name and asset_selection."""
+    from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionsFilter, BulkActionStatus
+
+    active = [status for status in BulkActionStatus if status not in BULK_ACTION_TERMINAL_STATUSES]
+    return instance.get_backfills(filters=BulkActionsFilter(statuses=active))

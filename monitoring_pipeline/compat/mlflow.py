@@ -1,0 +1,75 @@
+"""Private parts of MLflow. Every import is within a function: MLflow takes a second to load."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, Protocol
+
+
+class Send(Protocol):
+    """Sends a judge's request to its model and returns the answer."""
+
+    def __call__(
+        self, endpoint: str, headers: dict[str, str], payload: dict[str, Any], num_retries: int
+    ) -> dict[str, Any]: ...
+
+
+Parse = Callable[[dict[str, Any], Any], tuple[Any, dict[str, Any]]]
+
+
+class JudgeRequests(NamedTuple):
+    """The two functions through which MLflow's judges send each request: to send it, and to read its answer."""
+
+    send: Send
+    parse: Parse
+
+
+def replace_judge_requests(replacement: Callable[[JudgeRequests], JudgeRequests]) -> None:
+    """Replace the functions by what `replacement` makes of MLflow's own; in this process, for good."""
+    from mlflow.genai.judges.adapters import gateway_adapter
+
+    own = JudgeRequests(gateway_adapter.send_chat_request, gateway_adapter._parse_response_message)  # pyright: ignore
+    new = replacement(own)
+    gateway_adapter.send_chat_request = new.send  # pyright: ignore[reportPrivateImportUsage]
+    gateway_adapter._parse_response_message = new.parse
+
+
+def tracking_uri_within(uri: str) -> AbstractContextManager[None]:
+    """MLflow's global tracking URI is `uri` within the block."""
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    return _use_tracking_uri(uri)
+
+
+@contextmanager
+def same_registry() -> Iterator[None]:
+    """After the block the process has the model registry that it had before."""
+    from mlflow.environment_variables import MLFLOW_REGISTRY_URI
+    from mlflow.tracking._model_registry import utils
+
+    earlier, variable = utils._registry_uri, os.environ.get(MLFLOW_REGISTRY_URI.name)
+    try:
+        yield
+    finally:
+        utils._registry_uri = earlier
+        os.environ.pop(MLFLOW_REGISTRY_URI.name, None)
+        if variable is not None:
+            os.environ[MLFLOW_REGISTRY_URI.name] = variable
+
+
+def bundled_prices(model: str) -> dict[str, Any] | None:
+    """What MLflow's bundled price list has of a model (`openai:/gpt-4.1`), {} if nothing; None if that is no model.
+
+    MLflow's public look-up would first ask the internet for a newer list.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.metrics.genai.model_utils import _parse_model_uri
+    from mlflow.utils.providers import _load_bundled_provider
+
+    try:
+        provider, name = _parse_model_uri(model)
+    except MlflowException:
+        return None
+    return dict(_load_bundled_provider(provider).get(name.split("/", 1)[-1], {}))

@@ -1,0 +1,153 @@
+"""What the package relies on of its dependencies' private parts, checked against the installed versions."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+import monitoring_pipeline
+from monitoring_pipeline.compat import dagster as of_dagster
+from monitoring_pipeline.compat import mlflow as of_mlflow
+
+# Each private name: its module, the name, and the parameters that it is called with (None: it is not called).
+USED = {
+    "dagster": [
+        ("dagster._core.definitions.decorators.op_decorator", "DecoratedOpFunction.decorated_fn", None),
+        (
+            "dagster._core.definitions.unresolved_asset_job_definition",
+            "UnresolvedAssetJobDefinition",
+            {"name", "selection", "description", "run_tags", "executor_def"},
+        ),
+        (
+            "dagster._core.definitions.unresolved_asset_job_definition",
+            "UnresolvedAssetJobDefinition.resolve",
+            {"self"},
+        ),
+        ("dagster._core.events.log", "EventLogEntry.is_dagster_event", None),
+        ("dagster._core.execution.backfill", "BULK_ACTION_TERMINAL_STATUSES", None),
+        ("dagster._core.execution.backfill", "BulkActionsFilter", None),
+        ("dagster._core.execution.backfill", "BulkActionStatus", None),
+        (
+            "dagster._core.execution.backfill",
+            "PartitionBackfill.from_asset_partitions",
+            {
+                "backfill_id",
+                "asset_graph",
+                "partition_names",
+                "asset_selection",
+                "backfill_timestamp",
+                "tags",
+                "dynamic_partitions_store",
+                "all_partitions",
+                "title",
+                "description",
+                "run_config",
+            },
+        ),
+        ("dagster._core.execution.backfill", "PartitionBackfill.job_name", None),
+        ("dagster._core.storage.dagster_run", "NOT_FINISHED_STATUSES", None),
+        ("dagster._core.utils", "make_new_backfill_id", set()),
+        ("dagster._core.utils", "make_new_run_id", set()),
+        (
+            "dagster._daemon.controller",
+            "get_daemon_statuses",
+            {"instance", "daemon_types", "ignore_errors", "heartbeat_tolerance_seconds"},
+        ),
+        ("dagster._daemon.daemon", "BackfillDaemon.daemon_type", set()),
+        ("dagster._utils.interrupts", "capture_interrupts", set()),
+        ("dagster._utils.interrupts", "check_captured_interrupt", set()),
+    ],
+    "mlflow": [
+        (
+            "mlflow.genai.judges.adapters.gateway_adapter",
+            "send_chat_request",
+            {"endpoint", "headers", "payload", "num_retries"},
+        ),
+        ("mlflow.genai.judges.adapters.gateway_adapter", "_parse_response_message", {"response_data", "provider"}),
+        ("mlflow.metrics.genai.model_utils", "_parse_model_uri", {"model_uri"}),
+        ("mlflow.tracking._model_registry.utils", "_registry_uri", None),
+        ("mlflow.tracking._tracking_service.utils", "_use_tracking_uri", {"uri"}),
+        ("mlflow.utils.providers", "_load_bundled_provider", {"provider"}),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("dependency", "module", "name", "parameters"),
+    [(dependency, *used) for dependency, names in USED.items() for used in names],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_private_name_is_as_we_use_it(dependency: str, module: str, name: str, parameters: set[str] | None) -> None:
+    where = f"{dependency} {version(dependency)}: {module}.{name}, which monitoring_pipeline.compat uses,"
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"{where} is gone: {error}")
+    if parameters is not None:
+        taken = inspect.signature(getattr(found, "__wrapped__", found)).parameters
+        missing = parameters - taken.keys()
+        assert not missing, f"{where} no longer takes {', '.join(sorted(missing))}; it takes {', '.join(taken)}"
+
+
+def test_no_other_module_imports_a_private_name() -> None:
+    root = Path(monitoring_pipeline.__file__).parent
+    found = []
+    for file in root.rglob("*.py"):
+        if file.parent.name == "compat":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("dagster", "mlflow")):
+                path = f"{node.module}.{'.'.join(alias.name for alias in node.names)}"
+                if any(part.startswith("_") for part in path.split(".")):
+                    found.append(f"{file.relative_to(root)}:{node.lineno} {path}")
+    assert found == []
+
+
+def test_an_asset_s_function_is_found() -> None:
+    @dg.asset
+    def numbers() -> int:
+        return 3
+
+    assert of_dagster.function_of(numbers)() == 3
+
+
+def test_a_requested_backfill_is_active_until_it_ends() -> None:
+    days = dg.DailyPartitionsDefinition("2026-01-01")
+
+    @dg.asset(partitions_def=days)
+    def counted() -> int:
+        return 1
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        backfill_id = of_dagster.request_backfill(
+            instance,
+            dg.Definitions([counted]),
+            [counted.key],
+            ["2026-01-02"],
+            datetime(2026, 1, 3, tzinfo=UTC),
+            title="one day",
+            run_config={},
+        )
+        [found] = of_dagster.active_backfills(instance)
+        assert (found.backfill_id, found.asset_selection, found.job_name) == (backfill_id, [counted.key], None)
+        instance.update_backfill(found.with_status(type(found.status).COMPLETED_SUCCESS))
+        assert of_dagster.active_backfills(instance) == []
+        assert not of_dagster.has_heartbeat(instance, 60)
+
+
+def test_prices_come_from_the_bundled_list() -> None:
+    listed = of_mlflow.bundled_prices("openai:/gpt-4.1-mini")
+    assert listed is not None
+    assert listed["input_cost_per_token"] > 0
+    assert of_mlflow.bundled_prices("openai:/no-such-model") == {}
+    assert of_mlflow.bundled_prices("databricks") is None
