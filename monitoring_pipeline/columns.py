@@ -80,14 +80,14 @@ COMMENTS: dict[str, str] = {
     "session_traces": "traces that the session had when it was judged",
     # ledger
     "archived": "traces in the archive",
-    "filtered_out": "traces that the filter leaves out, and those that the scorer has nothing to say about",
+    "filtered_out": "traces that the filter leaves out, and those for which the scorer returned None",
     "unsampled": "traces that were not drawn",
     "eligible": "traces that the scorer has to see",
     "scored": "traces with a score",
     "failed": "traces with an error in place of a score",
     "over_budget": "traces that wait because the budget is used up",
     "pending": "traces that wait to be scored",
-    "not_applicable": "traces that the scorer looked at and had nothing to say about; part of filtered_out",
+    "not_applicable": "traces for which the scorer returned None; part of filtered_out",
     # quality
     "mean_score": "mean of the scores",
     "pass_rate": "share of the scores that pass, 0 to 1",

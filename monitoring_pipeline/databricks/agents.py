@@ -53,7 +53,7 @@ def at_databricks() -> Iterator[None]:
     except MonitoringError:
         raise
     except Exception as error:  # noqa: BLE001 - the clients, the SDK and MLflow raise errors of their own each
-        raise MonitoringError(f"Databricks does not do as asked: {without_secrets(error)}") from None
+        raise MonitoringError(f"Databricks request failed: {without_secrets(error)}") from None
 
 
 def require_agents() -> None:

@@ -1,6 +1,6 @@
 """Scorers that Databricks runs, and their lifecycle there.
 
-The record of a scorer's state is our own log. Databricks is brought to it, and `drift` tells where it came to differ.
+The record of a scorer's state is our own log. Databricks is made to match it, and `drift` says where it differs.
 """
 
 from __future__ import annotations

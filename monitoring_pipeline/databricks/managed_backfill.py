@@ -81,7 +81,7 @@ def backfill_and_archive(
     source: ArchiveSettings,
     log: Callable[[str], None],
 ) -> list[str]:
-    """`backfill`, and then the traces of `window` archived anew from `source`, with the results that they now have."""
+    """Run `backfill`, then archive the traces of `window` from `source` again, with their new results."""
     from monitoring_pipeline.archive.window import archive_window
 
     backfilled = backfill(tracking, lake, scorer, window, log)
@@ -98,7 +98,7 @@ def backfill(
     """Have Databricks score the traces of `window` at the scorer's rate, and wait until it has; the ids of experiments.
 
     An experiment has one backfill at a time: others of this machine are waited for at a lock, those of others by asking
-    again. `log` is told what goes on.
+    again. `log` receives its progress.
 
     Raises:
         MonitoringError: a backfill was refused, failed, or did not end in time.
@@ -162,7 +162,7 @@ def _job_under_way(experiment_id: str) -> str | None:
 def _wait(client: WorkspaceClient, experiment_id: str, job_id: str, log: Callable[[str], None]) -> None:
     """Wait until the backfill's job has ended.
 
-    Databricks' client has no call for it. The id is that of a job in the Jobs API, whose run tells how it ended; and
+    Databricks' client has no call for it. The id is that of a job in the Jobs API, whose run says how it ended; and
     while the backfill is under way the experiment's monitor names the job.
     """
     deadline, last = time.monotonic() + BACKFILL_SECONDS, None

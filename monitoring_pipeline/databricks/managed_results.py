@@ -144,7 +144,7 @@ def update_managed_ledger(
     and what earlier ones left stays), or two hours after the trace's own if the scorer was active meanwhile; until then
     it is `pending`. A result that comes later still counts.
     """
-    told = _told_unsampled(lake, scorer, window)
+    recorded = _recorded_unsampled(lake, scorer, window)
     states = trace_states(lake, replace(scorer, sample_rate=1.0), window, lake.version(AGENT_TRACES))
     lines = ledger(states, scorer, over_budget=False).toArrow().to_pylist()
     for line in lines:
@@ -152,7 +152,7 @@ def update_managed_ledger(
         if line["experiment_id"] in backfilled or _is_settled(scorer, changes, line["hour"]):
             unsampled = waiting
         else:
-            unsampled = min(waiting, told.get((line["hour"], line["experiment_id"]), 0))
+            unsampled = min(waiting, recorded.get((line["hour"], line["experiment_id"]), 0))
         line |= {
             "unsampled": unsampled,
             "pending": waiting - unsampled,
@@ -162,7 +162,7 @@ def update_managed_ledger(
     return len(lines)
 
 
-def _told_unsampled(
+def _recorded_unsampled(
     lake: LakeResource, scorer: ConfiguredScorer, window: Window
 ) -> dict[tuple[datetime, str | None], int]:
     columns = ("hour", "experiment_id", "scorer", "scorer_digest", "unsampled")

@@ -53,7 +53,7 @@ def refusal(host: str, error: Exception) -> MonitoringError:
     reason = " ".join(str(error).split())[:REASON_CHARACTERS] or type(error).__name__
     if isinstance(error, PermissionDenied | Unauthenticated):
         return MonitoringError(f"Databricks at {host} refuses: {reason}; check {CREDENTIALS}, and their permissions")
-    return MonitoringError(f"Databricks at {host} does not do as asked: {type(error).__name__}: {reason}")
+    return MonitoringError(f"Databricks request to {host} failed: {type(error).__name__}: {reason}")
 
 
 def _patient(do: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
 """The lifecycle of a scorer: unregistered -> registered -> active <-> stopped, kept in the log of the experiment.
 
-A handle is a value: what it does gives another handle, and the old one is of no more use once the scorer has changed.
+Handles are immutable: every change returns a new one, and a handle whose scorer has changed since is stale.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class UnknownScorerError(MonitoringError):
 
 @dataclass(frozen=True)
 class ScorerHandle:
-    """A scorer as it was when the handle was made, and what can be done with it.
+    """A scorer as it was when the handle was made, and the changes that can be made to it.
 
-    `digest` is that of the code as it is now, None for a scorer that is no longer configured; `registered_digest` that
-    of the code as it was registered, under `version`. `mlflow_version` is its number in MLflow's own registry; where
-    MLflow did not take it this is None, and `note` says why on the handle that registering gave. While unregistered,
-    rate and filter are those of the settings, and versions are None. `revision` counts the changes, the last one at
-    `changed_at` (UTC).
+    `digest` is the digest of the current code, None if the scorer is no longer configured; `registered_digest` is the
+    digest of the code that was registered as `version`. `mlflow_version` is its version in MLflow's own registry, None
+    if MLflow refused it; `note`, on the handle that registering returned, then says why. While unregistered, rate and
+    filter are those of the settings, and versions are None. `revision` counts the changes, `changed_at` (UTC) is the
+    time of the last.
 
-    A `managed` scorer is one that Databricks runs: each change is made there first, in every monitored experiment, and
-    `mlflow_version` is its number in the first of them. `drift` says where Databricks had it otherwise than this when
-    the handle was looked up; what is done next brings it back.
+    Databricks runs a `managed` scorer: each change is made there first, in every monitored experiment, and
+    `mlflow_version` is its version in the first of them. `drift` says how Databricks differed when the handle was
+    looked up; the next change corrects it.
 
-    Each of the changes returns a handle of the new state, and raises:
-        LifecycleError: it is not possible in this state, or with this rate or filter.
-        StaleHandleError: the scorer has been changed since, by whatever process.
+    Each change returns a handle of the new state, and raises:
+        LifecycleError: the change is not possible in this state, or the rate or filter is wrong.
+        StaleHandleError: another handle or process has changed the scorer since.
         TrackingError: the store or the experiment cannot be used.
         MonitoringError: the scorer is managed, and Databricks refuses, or its client is not installed.
     """
@@ -80,10 +80,10 @@ class ScorerHandle:
     _last: Change | None = field(kw_only=True, repr=False, compare=False)
 
     def register(self) -> ScorerHandle:
-        """Register the code as it is now, here and in MLflow where that takes it (it is never started there).
+        """Register the current code, here and, if MLflow accepts it, in MLflow (where it is never started).
 
-        Once registered, a changed digest raises the version by one and keeps state, rate and filter; with an unchanged
-        one there is nothing to do.
+        Registering a changed digest again raises the version by one and keeps state, rate and filter. With an unchanged
+        digest it does nothing.
         """
         states, code = self._fresh(), self._code("register")
         if self.state is ScorerState.UNREGISTERED:
@@ -93,7 +93,7 @@ class ScorerHandle:
         return self._register(states, "register", self.state, self.sample_rate, self.filter)
 
     def start(self, sample_rate: float | None = None, filter: str | None = None) -> ScorerHandle:
-        """Make it active, with the rate and the filter that it has where none is given; `filter=""` is none."""
+        """Make the scorer active; rate and filter stay as they are if not given, `filter=""` removes the filter."""
         states, last = self._fresh(), self._last_in("start", STARTABLE)
         self._code("start")
         standing = replace(
@@ -105,7 +105,7 @@ class ScorerHandle:
         return self._append(states, "start", standing)
 
     def update(self, sample_rate: float | None = None, filter: str | None = None) -> ScorerHandle:
-        """Change rate, filter or both, and not the state; `filter=""` takes the filter away."""
+        """Change rate, filter or both, but not the state; `filter=""` removes the filter."""
         if sample_rate is None and filter is None:
             raise LifecycleError(f"nothing to update of scorer {self.name!r}: give a sample rate, a filter or both")
         states, last = self._fresh(), self._last_in("update", REGISTERED)
@@ -117,17 +117,17 @@ class ScorerHandle:
         return self._append(states, "update", standing)
 
     def stop(self) -> ScorerHandle:
-        """Let it run by itself no longer. Rate, filter and results stay."""
+        """Stop scoring new traces automatically; backfills still work. Rate, filter and results stay."""
         states, last = self._fresh(), self._last_in("stop", (ScorerState.ACTIVE,))
         return self._append(states, "stop", replace(last, state=ScorerState.STOPPED))
 
     def delete(self) -> ScorerHandle:
-        """Unregister it. History and results stay, and so do its versions in MLflow, which others may use."""
+        """Unregister the scorer. Its history, its results and its versions in MLflow stay."""
         states, last = self._fresh(), self._last_in("delete", REGISTERED)
         return self._append(states, "delete", replace(last, state=ScorerState.UNREGISTERED))
 
     def bring_to(self, state: ScorerState, sample_rate: float, filter: str | None) -> ScorerHandle:
-        """From any state to `state`, with the code as it is now, by one change: what a plan asks for."""
+        """Change from any state to `state`, with the current code, in one step, as a plan requires."""
         if state is ScorerState.UNREGISTERED:
             return self.delete()
         return self._register(self._fresh(), "apply", state, self._rate(sample_rate), self._filter(filter))
@@ -302,4 +302,4 @@ def _register_in_mlflow(code: ConfiguredScorer, tracking_uri: str, experiment_id
     except Exception as error:  # noqa: BLE001 - it runs from here all the same; a dead store fails the log's own write
         reason = " ".join(str(error).split("\n\n")[0].split())[:REASON_CHARACTERS]
         return None, without_password(f"{type(error).__name__}: {reason}")
-    return registered._scorer_version, None  # MLflow tells it nowhere else
+    return registered._scorer_version, None  # no public attribute has it

@@ -67,7 +67,7 @@ class Purse:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read anew what has been used; all that was settled must have been committed before."""
+        """Read again how much has been used; everything settled must have been committed before."""
         now = datetime.now(UTC)
         self._day = datetime.combine(now.date(), time(), UTC)
         self._hour = floor_hour(now)
@@ -109,7 +109,7 @@ class Purse:
         self._under_way[pending.trace_id] = self._ceiling_usd(pending)
 
     def settle(self, pending: PendingTrace, row: dict[str, Any]) -> None:
-        """The trace has been scored: what that cost takes the place of its ceiling."""
+        """Replace the ceiling of a scored trace by what it really cost."""
         del self._under_way[pending.trace_id]
         cost_usd = (row.get("cost_usd") or 0.0) - (pending.spent.cost_usd or 0.0)
         self._spent_usd += cost_usd

@@ -146,14 +146,14 @@ def waiting_hours(lake: LakeResource, scorer: ConfiguredScorer, window: Window) 
 def _left_over_budget(lake: LakeResource, scorer: ConfiguredScorer, window: Window, lines: pa.Table) -> pa.Array:
     """How many of the traces that wait the scorer's last run left because its budget was used up, line by line."""
     columns = ("hour", "experiment_id", "scorer", "scorer_digest", "over_budget")
-    told = {
+    recorded = {
         (row["hour"], row["experiment_id"]): row["over_budget"]
         for row in lake.read_columns(SCORER_COVERAGE, window, *columns).to_pylist()
         if (row["scorer"], row["scorer_digest"]) == (scorer.name, scorer.digest)
     }
     keys = lines.select(["hour", "experiment_id", "pending"]).to_pylist()
     return pa.array(
-        [min(told.get((line["hour"], line["experiment_id"]), 0), line["pending"]) for line in keys], pa.int64()
+        [min(recorded.get((line["hour"], line["experiment_id"]), 0), line["pending"]) for line in keys], pa.int64()
     )
 
 
@@ -166,19 +166,19 @@ def ledger_problems(lake: LakeResource, scorers: list[ConfiguredScorer], window:
     archived = _counts(lake.read(AGENT_TRACES, window), F.count("*"))
     failed = F.col("error_code").isNotNull().cast("long")
     for scorer in scorers:
-        told = {
+        recorded = {
             (line["hour"], line["experiment_id"]): (line["archived"], line["scored"], line["failed"])
             for line in lines
             if (line["scorer"], line["scorer_digest"]) == (scorer.name, scorer.digest)
         }
         results = _counts(lake.read(ASSESSMENTS, window).where(is_of(scorer)), F.sum(1 - failed), F.sum(failed))
-        for hour, experiment_id in sorted({*told, *archived, *results}, key=str):
+        for hour, experiment_id in sorted({*recorded, *archived, *results}, key=str):
             key = (hour, experiment_id)
             found = (*archived.get(key, (0,)), *results.get(key, (0, 0)))
-            if told.get(key, (0, 0, 0)) != found:
+            if recorded.get(key, (0, 0, 0)) != found:
                 problems.append(
                     f"{hour:%Y-%m-%d %H:%M} {scorer.name} {scorer.digest}: archived, scored, failed "
-                    f"{told.get(key, 'without a line')} in the ledger, {found} in the lake"
+                    f"{recorded.get(key, 'without a line')} in the ledger, {found} in the lake"
                 )
     return problems
 

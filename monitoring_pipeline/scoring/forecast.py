@@ -1,4 +1,4 @@
-"""What a backfill of a scorer would do, told before any call is made."""
+"""Forecasts what a backfill of a scorer would do, before it makes any call."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a scorer made of the traces: `n` scores, their mean, the share that passes, and how many results are errors.
+    """A scorer's results over the traces: `n` scores, their mean, the share that passes, and the number of errors.
 
     `mean` and `pass_rate` are None without a score; `pass_rate` also where the scorer has no `pass_if` and its scores
     are not all 0 or 1.
@@ -186,7 +186,7 @@ def chosen_traces(
     """`traces` (a list, or a table as mlflow.search_traces returns it), else archived ones of `window`.
 
     Raises:
-        MonitoringError: both are given, the filter is none of MLflow's, or a trace is not there.
+        MonitoringError: both are given, the filter is not a valid MLflow filter, or a trace does not exist.
     """
     if traces is None:
         try:

@@ -77,7 +77,7 @@ def pass_rules(scorers: Iterable[ConfiguredScorer]) -> dict[str, str]:
 def configured(scorer: Scorer) -> ConfiguredScorer:
     """A scorer that is not in the settings, under its own name and with the default limits of its kind.
 
-    Its digest is empty where its source is not to be had, as for one typed into an interpreter.
+    The digest is empty when the source is unavailable, e.g. for a scorer defined in a REPL.
     """
     model = model_of(scorer)
     try:
@@ -222,7 +222,7 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
 
 
 def instructions(scorer: Scorer) -> str | None:
-    """What a judge is told to do; None where it is no judge."""
+    """The instructions of a judge; None if the scorer is not a judge."""
     try:
         return getattr(scorer, "instructions", None)
     except NotImplementedError:  # it is composed of another, which its fields hold

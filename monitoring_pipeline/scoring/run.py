@@ -87,7 +87,7 @@ def score_window(
                     commit()
                     if purse.is_stale:
                         purse.refresh()
-        finally:  # also where the run is told to stop: what is done has been paid for
+        finally:  # also when the run is stopped: finished results have been paid for
             if batch:
                 commit()
     counts.over_budget = purse.used_up

@@ -1,4 +1,4 @@
-"""One scorer run on one trace or session, as a row of `assessments` or as nothing to say."""
+"""Runs one scorer on one trace or session and returns its row: a result, or 'not applicable'."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def assess(
     """
     started = time.perf_counter()
     with meter.call() as call:
-        verdict, told = _run(scorer, pending, call)
+        verdict, reported = _run(scorer, pending, call)
     duration_ms = (time.perf_counter() - started) * 1000
     row = {
         "trace_id": pending.trace_id,
@@ -103,7 +103,7 @@ def assess(
     if verdict is None:
         return row, False
     error = verdict.error
-    spent = pending.spent + (_used(scorer, call) if call.requests else told)
+    spent = pending.spent + (_used(scorer, call) if call.requests else reported)
     return {
         **row,
         "scorer_version": scorer.version,
@@ -126,20 +126,20 @@ def assess(
 def _run(scorer: ConfiguredScorer, pending: PendingTrace, call: Call) -> tuple[Verdict | None, Spent]:
     """The verdict, and what the scorer itself says that it used."""
     source_type = AssessmentSourceType.LLM_JUDGE if scorer.model else AssessmentSourceType.CODE
-    told = Spent()
+    reported = Spent()
     try:
         result = _result(scorer, pending)
-        told = _told(result)
-        return _verdict(scorer, result), told
-    except (KeyboardInterrupt, DagsterExecutionInterruptedError):  # the run was told to stop
+        reported = _reported(result)
+        return _verdict(scorer, result), reported
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):  # the run is being stopped
         raise
     except _RefusedError as error:
         code = MALFORMED_OUTPUT if scorer.model else INVALID_VALUE
-        return Verdict(error=AssessmentError(code, str(error)), source_type=source_type), told
+        return Verdict(error=AssessmentError(code, str(error)), source_type=source_type), reported
     except BaseException as error:  # noqa: BLE001 - a scorer may raise anything; its failure is a row, never a crash
         code = (MALFORMED_OUTPUT if call.answered else MODEL_UNAVAILABLE) if call.requests else SCORER_ERROR
         message = "".join(format_exception_only(error)).strip()
-        return Verdict(error=AssessmentError(code, message), source_type=source_type), told
+        return Verdict(error=AssessmentError(code, message), source_type=source_type), reported
 
 
 def _result(scorer: ConfiguredScorer, pending: PendingTrace) -> Any:
@@ -212,7 +212,7 @@ def _checked(scorer: ConfiguredScorer, item: Any) -> Verdict | None:
 
 
 def _of_its_type(judge: Judge, value: Any) -> Any:
-    """`value` as the type that the judge was told to answer in; models also answer something else."""
+    """`value` as the type that the judge was asked to answer with; models also answer with other types."""
     try:
         return TypeAdapter(judge.feedback_value_type).validate_python(value)
     except ValidationError as error:
@@ -225,7 +225,7 @@ def _used(scorer: ConfiguredScorer, call: Call) -> Spent:
     return Spent(call.input_tokens, call.output_tokens, cost_usd)
 
 
-def _told(result: Any) -> Spent:
+def _reported(result: Any) -> Spent:
     """What MLflow notes of a judge's use, for models whose requests do not pass the meter."""
     items = [item for item in (result if isinstance(result, list) else [result]) if isinstance(item, Feedback)]
     spent = Spent()

@@ -41,7 +41,7 @@ class ScorerState(StrEnum):
 
 
 class LifecycleError(MonitoringError):
-    """What was asked of a scorer cannot be done: in its state, or with that rate or filter."""
+    """A change to a scorer is not possible in its state, or with that rate or filter."""
 
 
 class StaleHandleError(MonitoringError):
@@ -114,7 +114,7 @@ class Change:
         """The entry that a tag holds; None for a tag that is not of the log.
 
         Raises:
-            TrackingError: the value is none that we wrote.
+            TrackingError: the tag was not written by this package.
         """
         match = TAG.fullmatch(key)
         if match is None:

@@ -1,6 +1,6 @@
 """Code scorers run by the engine's workers, where the traces are; only results come to this process.
 
-A scorer goes to the workers by its settings: they load it anew, and must arrive at the same digest.
+A scorer goes to the workers by its settings: they load it again, and must get the same digest.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def write_back(
 ) -> WriteBackCounts:
     """Log the results of the scorers' current digests in `window` as feedback, and record them in `written_back`.
 
-    A result is sent once, and again (in place) once the trace has been assessed anew; errors are not sent. A store that
-    fails leaves the rest pending and raises nothing. `on_progress` is called after each commit.
+    A result is sent once, and updated in place after its trace was assessed again; errors are not sent. If the store
+    fails, the rest stays pending and nothing is raised. `on_progress` is called after each commit.
     """
     try:
         sender = _Sender(tracking.client, {scorer.name: scorer.model for scorer in scorers})

@@ -130,9 +130,9 @@ def test_at_databricks_it_also_sets_up_archival_and_scorers(
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("trace-archival", "error: Databricks does not do as asked: HTTPError: 403 Client Error"),
+        ("trace-archival", "error: Databricks request failed: HTTPError: 403 Client Error"),
         ("scheduled-scorers", "refuses: no,"),
-        ("monitoring-configuration", "error: Databricks does not do as asked: HTTPError: 403 Client Error"),
+        ("monitoring-configuration", "error: Databricks request failed: HTTPError: 403 Client Error"),
     ],
 )
 def test_a_refusal_is_a_line_and_the_next_run_goes_on(

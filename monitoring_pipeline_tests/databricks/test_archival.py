@@ -157,7 +157,7 @@ def test_a_refusal_is_one_line_without_the_token(
 ) -> None:
     monkeypatch.setattr(agents, "RETRY_SECONDS", 0.1)
     workspace.answer_next(1000, error(status, "NO", f"no,\nnot by {TOKEN[:4]}"), EVALS)
-    with pytest.raises(MonitoringError, match=r"^Databricks does not do as asked: HTTPError: ") as refused:
+    with pytest.raises(MonitoringError, match=r"^Databricks request failed: HTTPError: ") as refused:
         enable_trace_archival(*PARTS, settings=settings)
     assert "\n" not in str(refused.value)
     assert TOKEN not in str(refused.value)

@@ -416,9 +416,7 @@ def test_an_answer_that_cannot_be_parsed_does_not_tell_the_token(
 
     reason = failure(remote.run(ERRORS))
 
-    assert reason.startswith(
-        f"Databricks at {workspace.host} does not do as asked: BadRequest: unable to parse response"
-    )
+    assert reason.startswith(f"Databricks request to {workspace.host} failed: BadRequest: unable to parse response")
     assert all(run.cancelled for run in workspace.runs.values())
     no_token(remote, workspace)
 

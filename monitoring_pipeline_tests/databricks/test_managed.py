@@ -733,7 +733,7 @@ def test_a_job_that_the_jobs_api_does_not_tell_of_ends_with_the_monitor(run: Run
 def test_a_scorer_that_databricks_does_not_have_is_said_in_a_line(run: Run) -> None:
     experiment_of(run.settings, run.service).scorers = []
     (reason,) = failures(run.run("safety")).values()
-    assert "Databricks does not do as asked: HTTPError: 400 Client Error" in reason
+    assert "Databricks request failed: HTTPError: 400 Client Error" in reason
     assert "Scorer safety is not registered" in reason
     assert "\n" not in reason.partition("MonitoringError: ")[2]
 
