@@ -174,6 +174,12 @@ def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         yield server.uri
 
 
+@pytest.fixture(autouse=True)
+def _no_configuration_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command with --config names the file to the processes that it starts, which must end with the test."""
+    monkeypatch.setenv("MONITORING_CONFIG", "")
+
+
 @pytest.fixture
 def no_active_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unset MLflow's active experiment, which holds for the process and those that it starts, before and after."""

@@ -61,7 +61,7 @@ def test_results_go_in_their_time_and_requests_of_deletion_never(run: MadeProjec
 def test_results_may_not_go_before_the_traces_that_they_are_of() -> None:
     with pytest.raises(ValidationError, match="scorers would run again"):
         UpkeepSettings(keep_archive_days=30, keep_results_days=7)
-    with pytest.raises(ValidationError, match="for ever"):
+    with pytest.raises(ValidationError, match="forever"):
         UpkeepSettings(keep_results_days=7)
 
 
