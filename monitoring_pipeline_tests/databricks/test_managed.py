@@ -28,7 +28,7 @@ from monitoring_pipeline.databricks import agents, managed, managed_backfill
 from monitoring_pipeline.databricks.managed import check_managed, remote_scorers
 from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
 from monitoring_pipeline.errors import MonitoringError, SettingsError
-from monitoring_pipeline.keys import ASSETS, RANGE_END, RANGE_START, scorer_key
+from monitoring_pipeline.keys import ASSETS, RANGE_END, RANGE_START, WHOLE_CHAIN_TAG, scorer_key
 from monitoring_pipeline.lifecycle.plan import apply, plan
 from monitoring_pipeline.orchestration.assets.archive import archive_assets
 from monitoring_pipeline.orchestration.assets.assessments import assessment_assets
@@ -521,7 +521,9 @@ class Run:
         scorers = load_scorers(self.settings.scorers)
         return dg.Definitions(
             assets=[*archive_assets(hours, source), *assessment_assets(hours, scorers, 168, None, source)],
-            jobs=[dg.define_asset_job("monitoring", selection=dg.AssetSelection.all())],
+            jobs=[
+                dg.define_asset_job("monitoring", selection=dg.AssetSelection.all(), run_tags={WHOLE_CHAIN_TAG: "true"})
+            ],
             resources=build_resources(self.settings),
         )
 
