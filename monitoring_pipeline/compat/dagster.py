@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from dagster._core.utils import make_new_backfill_id, make_new_run_id
 from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    import sqlalchemy
     from dagster._core.events.log import EventLogEntry as EventLogEntry  # what listeners of an instance get
     from dagster._core.execution.backfill import PartitionBackfill
 
@@ -27,11 +29,50 @@ __all__ = [
 ]
 
 
+KEPT_CONNECTIONS = 8
+SQLITE_TIMEOUT_SECONDS = 60  # until a file that another process writes is free
+
+
 def function_of(asset: dg.AssetsDefinition) -> Callable[..., Any]:
     """The function that an asset's decorator was put on."""
     compute = asset.op.compute_fn
     assert isinstance(compute, DecoratedOpFunction), f"{asset.key} was not made by a decorator"
     return compute.decorated_fn
+
+
+def keep_connections(instance: dg.DagsterInstance) -> None:
+    """Let an instance whose events are in SQLite files keep its connections to them open, one for each file.
+
+    By default Dagster opens a file for each event, which compiles each statement again and writes the whole journal
+    back each time: a quarter of the CPU time of a run in this process.
+    """
+    from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import StaticPool
+
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqliteEventLogStorage):
+        return
+    engines: dict[str, sqlalchemy.Engine] = {}
+
+    @contextlib.contextmanager
+    def connect(shard: str) -> Iterator[sqlalchemy.Connection]:
+        with storage._db_lock:  # only one thread uses a connection at a time
+            # Reinserted at each use, so that the first is the one that was not used for longest.
+            engines[shard] = engines.pop(shard, None) or create_engine(
+                storage.conn_string_for_shard(shard),
+                poolclass=StaticPool,
+                connect_args={"timeout": SQLITE_TIMEOUT_SECONDS, "check_same_thread": False},
+            )
+            while len(engines) > KEPT_CONNECTIONS:
+                engines.pop(next(iter(engines))).dispose()
+            if shard not in storage._initialized_dbs:
+                storage._initdb(engines[shard])
+                storage._initialized_dbs.add(shard)
+            with engines[shard].begin() as connection:
+                yield connection
+
+    storage._connect = connect  # type: ignore[method-assign]
 
 
 def has_heartbeat(instance: dg.DagsterInstance, tolerance_seconds: float) -> bool:

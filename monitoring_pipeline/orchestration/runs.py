@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from monitoring_pipeline.compat.dagster import make_new_run_id
+from monitoring_pipeline.compat.dagster import keep_connections, make_new_run_id
 from monitoring_pipeline.keys import (
     DAILY_REPORT,
     HOST_TAG,
@@ -69,7 +69,9 @@ def start_instance(folder: Path) -> dg.DagsterInstance:
             else:
                 used.write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
         os.environ["DAGSTER_HOME"] = str(home)
-    return dg.DagsterInstance.get()
+    instance = dg.DagsterInstance.get()
+    keep_connections(instance)
+    return instance
 
 
 def run_chain(

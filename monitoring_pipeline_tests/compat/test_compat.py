@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sqlite3
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +56,21 @@ USED = {
         ),
         ("dagster._core.execution.backfill", "PartitionBackfill.job_name", None),
         ("dagster._core.storage.dagster_run", "NOT_FINISHED_STATUSES", None),
+        (
+            "dagster._core.storage.event_log.sqlite.sqlite_event_log",
+            "SqliteEventLogStorage._connect",
+            {"self", "shard"},
+        ),
+        (
+            "dagster._core.storage.event_log.sqlite.sqlite_event_log",
+            "SqliteEventLogStorage._initdb",
+            {"self", "engine"},
+        ),
+        (
+            "dagster._core.storage.event_log.sqlite.sqlite_event_log",
+            "SqliteEventLogStorage.conn_string_for_shard",
+            {"self", "shard_name"},
+        ),
         ("dagster._core.utils", "make_new_backfill_id", set()),
         ("dagster._core.utils", "make_new_run_id", set()),
         (
@@ -143,6 +160,29 @@ def test_a_requested_backfill_is_active_until_it_ends() -> None:
         instance.update_backfill(found.with_status(type(found.status).COMPLETED_SUCCESS))
         assert of_dagster.active_backfills(instance) == []
         assert not of_dagster.has_heartbeat(instance, 60)
+
+
+def test_events_written_over_kept_connections_are_those_that_others_read(
+    dagster_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a", "b"]))
+    def counted() -> int:
+        return 1
+
+    opened: list[str] = []
+    runs = of_dagster.KEPT_CONNECTIONS + 1  # each has a file
+    connect = sqlite3.connect
+    monkeypatch.setattr("sqlite3.dbapi2.connect", lambda file, **named: opened.append(file) or connect(file, **named))
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance, dg.DagsterInstance.get() as other:
+        of_dagster.keep_connections(instance)
+        ran = [dg.materialize([counted], instance=instance, partition_key="ab"[n % 2]) for n in range(runs)]
+        files = Counter(Path(file).name for file in opened)
+        assert [files[f"{run.run_id}.db"] for run in ran] == [1] * runs
+        assert files["index.db"] <= runs + 2  # Dagster looks once a run whether a table is there
+        written, read = ([len(by.all_logs(run.run_id)) for run in ran] for by in (instance, other))
+        assert written == read
+        assert min(read) > 5
+        assert other.get_materialized_partitions(counted.key) == {"a", "b"}
 
 
 def test_prices_come_from_the_bundled_list() -> None:
