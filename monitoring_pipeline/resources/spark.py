@@ -75,6 +75,8 @@ def _new_session(remote: str | None) -> SparkSession:
         session = SparkSession.builder.getOrCreate()
     else:
         session = _connected(_embedded_server())
+        # Otherwise pyspark looks for IPython in all of sys.path at each column expression, to say where an error arose.
+        session.conf.set("spark.python.sql.dataFrameDebugging.enabled", "false")
         session.client.set_retry_policies([*session.client.get_retry_policies(), _garbled_replies()])
         # Otherwise pyspark cleans up in the engine at exit, and waits ten minutes for it if Ctrl-C has ended it.
         atexit.register(session.client.close)

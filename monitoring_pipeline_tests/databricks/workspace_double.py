@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +23,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 from dagster_pipes import decode_param, encode_param
+
+from monitoring_pipeline_tests.forks import Fork
 
 TOKEN = "dapi-0f-the-d0uble-7c1e"
 # How Databricks starts a Python wheel task: the entry point of that name in the package's metadata. (An editable
@@ -68,6 +69,11 @@ class Answer:
 Handler = Callable[[Request], Answer]
 
 
+def _execute(program: str, arguments: list[str]) -> None:
+    sys.argv = arguments
+    exec(program, {"__name__": "__main__"})
+
+
 def error(status: int, code: str, message: str) -> Answer:
     """An error as the API words it."""
     return Answer(status, {"error_code": code, "message": message})
@@ -89,7 +95,7 @@ class JobRun:
     task: dict[str, Any]
     submitted: dict[str, Any]
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: Fork
     polls: int = 0
     cancelled: bool = False
 
@@ -257,15 +263,8 @@ class WorkspaceDouble:
             **task.get("new_cluster", {}).get("spark_env_vars", {}),
         }
         (folder / "environment").write_text(json.dumps([environment, parameters]), encoding="utf-8")
-        with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-c", self.program, wheel["package_name"], wheel["entry_point"], *parameters],
-                cwd=folder,
-                env=environment,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
+        arguments = ["-c", wheel["package_name"], wheel["entry_point"], *parameters]
+        process = Fork(_execute, (self.program, arguments), folder, environment, folder / "stdout", folder / "stderr")
         return JobRun(run_id, task, submitted, folder, process)
 
     def _mounted(self, parameter: str, folder: Path) -> str:
