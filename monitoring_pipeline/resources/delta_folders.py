@@ -45,6 +45,7 @@ COMMIT_ATTEMPTS = 20
 SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 does not find tables under a path with any other character
 DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # with one of these in a path, delta-rs 1.6.6 writes elsewhere or panics
 T = TypeVar("T")
+_opened: set[str] = set()  # paths of tables that this process has opened
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,12 @@ class DeltaFolders:
         return self._open(table).version()
 
     def read(self, table: Table, window: Window | None, version: int | None) -> DataFrame:
-        delta = self._open(table)
         reader = self.spark.session.read.format("delta")
         if version is not None:
-            _pin(delta, self.path(table), version)
+            _pin(self._open(table), self.path(table), version)
             reader = reader.option("versionAsOf", version)
+        elif not self._is_ready(table):
+            self._open(table)
         location = self.location if self.spark.remote else for_sail(self.location)
         rows = reader.load(f"{location.rstrip('/')}/{table.name}")
         return rows if window is None else rows.where(in_window(table, window))
@@ -153,6 +155,11 @@ class DeltaFolders:
         )
         return dataset.filter((hour >= window.start) & (hour < window.end))
 
+    def _is_ready(self, table: Table) -> bool:
+        """Whether this process has opened the table before, so that it exists and has all columns."""
+        path = self.path(table)
+        return path in _opened and ("://" in path or Path(path, "_delta_log").is_dir())
+
     def _open(self, table: Table) -> DeltaTable:
         """The Delta table, created if it does not exist."""
         from deltalake import CommitProperties, DeltaTable
@@ -163,7 +170,7 @@ class DeltaFolders:
             raise LakeError(f"cannot open {path!r}: a path must not hold {refused[0]!r}; change [lake] location")
         try:
             try:
-                return _grown(DeltaTable(path), table)
+                delta = _grown(DeltaTable(path), table)
             except TableNotFoundError:
                 with contextlib.suppress(CommitFailedError):  # another process has just created it
                     DeltaTable.create(
@@ -178,9 +185,11 @@ class DeltaFolders:
                         configuration={"delta.dataSkippingStatsColumns": table.hour, **table.properties},
                         commit_properties=CommitProperties(max_commit_retries=0),
                     )
-                return DeltaTable(path)
+                delta = DeltaTable(path)
         except (DeltaError, OSError) as error:
             raise LakeError(f"cannot open {path}: {first_line(error)}; check [lake] location") from error
+        _opened.add(path)
+        return delta
 
     def _commit(self, table: Table, make: Callable[[DeltaTable], _Write | None]) -> None:
         """Write what `make` returns for the latest version; start again if another commit comes first."""
