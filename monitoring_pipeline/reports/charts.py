@@ -88,9 +88,6 @@ def png(figure: Figure, dpi: int) -> bytes:
     """The figure as a PNG image; the same figure and dpi give the same bytes, whatever was drawn before."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    for axes in figure.axes:
-        if (place := axes.get_subplotspec()) is not None:
-            axes.set_subplotspec(place)  # undoes the layout of an earlier drawing, which affects the next
     image = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})
@@ -110,8 +107,10 @@ def _highest(values: np.ndarray) -> float:
 def _axes(slots: Slots, shaded: Collection[datetime]) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.8, 1.8), layout="constrained", facecolor="white")
+    # Fixed margins: a layout that fits them to the labels draws each figure twice.
+    figure = Figure(figsize=(3.8, 1.8), facecolor="white")
     axes = figure.add_subplot()
+    figure.subplots_adjust(left=0.145, right=0.985, bottom=0.12, top=0.89)
     axes.set_xlim(-0.5, len(slots) - 0.5)
     by_day = slots[1] - slots[0] >= timedelta(days=1)
     ticks = range(0, len(slots), 1 if by_day else 3)
@@ -136,5 +135,15 @@ def _scale(axes: Axes, label: Callable[[float], str], whole: bool = False) -> No
 
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=7.5)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="upper right",
+        bbox_to_anchor=(1, 1.02),
+        ncols=3,
+        frameon=False,
+        fontsize=7.5,
+        borderpad=0.3,
+    )
     return figure

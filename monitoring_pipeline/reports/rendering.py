@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html
 import json
@@ -20,7 +21,7 @@ from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline.reports.scorers import KAPPA_EXPLAINED
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
@@ -43,7 +44,7 @@ def render_html(report: Report) -> str:
 
     style = (_HERE / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page = _environment(text.escape_html, autoescape=True).get_template("report.html.j2")
+    page = _template("report.html.j2")
     # Markup is for what this package wrote itself; all else is escaped
     return page.render(
         **_context(report, image=partial(_data_uri, dpi=HTML_DPI)), style=Markup(style), style_digest=Markup(digest)
@@ -66,7 +67,7 @@ def render_markdown(report: Report, images: bool) -> str:
         left -= len(uri)
         return uri if left >= 0 else ""
 
-    page = _environment(text.escape_markdown, autoescape=False).get_template("report.md.j2")
+    page = _template("report.md.j2")
     return page.render(**_context(report, image))
 
 
@@ -83,6 +84,13 @@ def _data_uri(figure: Figure, dpi: int) -> Markup:
     from markupsafe import Markup
 
     return Markup("data:image/png;base64," + base64.b64encode(charts.png(figure, dpi)).decode())
+
+
+@functools.cache
+def _template(name: str) -> Template:
+    """The template, which escapes every value for its kind of document."""
+    of_html = name.endswith(".html.j2")
+    return _environment(text.escape_html if of_html else text.escape_markdown, autoescape=of_html).get_template(name)
 
 
 def _environment(escape: Callable[..., str], autoescape: bool) -> Environment:

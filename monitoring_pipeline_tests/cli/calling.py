@@ -34,6 +34,12 @@ class Called:
 Call = Callable[..., Called]
 
 
+def run_command(*arguments: str) -> None:
+    """Run `monitoring-pipeline` with the arguments, in a process of `forks`."""
+    sys.argv = ["monitoring-pipeline", *arguments]
+    main()
+
+
 def calling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *command: str) -> Call:
     """A function that calls `monitoring-pipeline <command>` with arguments, as the console script does."""
     monkeypatch.setattr("monitoring_pipeline.cli.console.console", Console(width=160))

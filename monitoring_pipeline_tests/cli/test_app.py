@@ -15,7 +15,8 @@ import pytest
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, TABLES
-from monitoring_pipeline_tests.cli.calling import Called, calling
+from monitoring_pipeline_tests.cli.calling import Called, calling, run_command
+from monitoring_pipeline_tests.forks import Fork
 
 COMMAND = str(Path(sys.executable).parent / "monitoring-pipeline")
 RANGE = ("--from", "2026-01-01T00:00Z", "--to", "2026-01-01T03:00Z")
@@ -51,15 +52,9 @@ class Shell:
             timeout=300,  # a busy machine takes minutes for what a quiet one does in seconds
         )
 
-    def start_process(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [COMMAND, *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def start_process(self, *arguments: str) -> Fork:
+        output = self.folder / "output"
+        return Fork(run_command, arguments, self.folder, self.environment, output, output)
 
     def lake(self, spark: SparkResource) -> LakeResource:
         return LakeResource(location=str(self.folder / "data" / "lake"), spark=spark)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 from collections import Counter
@@ -26,6 +25,7 @@ from monitoring_pipeline.scoring.run import ScoreCounts, score_window
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent, assess
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, SCORER_COVERAGE
 from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests import forks
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace, number_in
 from monitoring_pipeline_tests.scoring.model_double import GARBLED, KEY, OK, ModelDouble, serving
 from monitoring_pipeline_tests.scoring.test_builtins import JUDGES, load
@@ -262,8 +262,7 @@ def test_two_processes_do_not_spend_more_together(lake: LakeResource, model: Mod
     for hour, half in enumerate(halves):
         archive_made(lake, half, first=3600 * hour)
     cap = TRACES * one_answer_usd(model) * 0.6
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = forks.context()
     ready = context.Barrier(2)
     runs = [
         context.Process(target=_score_alone, args=(lake.location, half, model.address, cap, ready)) for half in halves

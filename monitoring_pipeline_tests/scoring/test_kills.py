@@ -5,7 +5,6 @@ MONITORING_LONG_TESTS=1 runs it in full: 5,000 traces and twenty kills.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import re
@@ -30,6 +29,7 @@ from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE
 from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests import forks
 from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
 from monitoring_pipeline_tests.scoring.model_double import ModelDouble
 from monitoring_pipeline_tests.sources.stores import START
@@ -72,9 +72,7 @@ def archived_once(spark: SparkResource, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Where processes start from with everything imported, and no thread of this one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+    return forks.context()
 
 
 def judge() -> ConfiguredScorer:

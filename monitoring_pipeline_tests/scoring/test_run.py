@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 import signal
@@ -32,6 +31,7 @@ from monitoring_pipeline.scoring.run import ScoreCounts, score_window
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SCORER_COVERAGE, Table
 from monitoring_pipeline.windows import Window
+from monitoring_pipeline_tests import forks
 
 # Three hours on each side of a midnight: two folders of files.
 WINDOW = Window(datetime(2026, 1, 1, 21, tzinfo=UTC), datetime(2026, 1, 2, 3, tzinfo=UTC))
@@ -242,9 +242,7 @@ def _run_until(moment: str, location: str, calls_file: Path) -> None:
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Where processes start from with everything imported, and no thread of this one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+    return forks.context()
 
 
 @pytest.mark.parametrize("moment", ["in a call", "before a commit", "between the tables", "before the ledger"])
