@@ -112,8 +112,9 @@ def no_token(capfd: pytest.CaptureFixture[str]) -> Callable[[Project, WorkspaceD
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceDouble]:
     """A workspace of the test's own, which is asked often."""
-    monkeypatch.setattr(databricks_jobs, "POLL_SECONDS", 0.2)
-    monkeypatch.setattr(databricks_jobs, "READ_SECONDS", 0)
+    monkeypatch.setattr(databricks_jobs, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(databricks_jobs, "READ_SECONDS", 0.02)
+    monkeypatch.setattr("dagster._core.pipes.utils.DEFAULT_SLEEP_INTERVAL", 0.02)
     with serving(tmp_path / "workspace", monkeypatch) as double:
         yield double
 

@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import dagster_pipes
 import pytest
 from dagster_pipes import decode_param, encode_param
 
@@ -70,6 +72,8 @@ Handler = Callable[[Request], Answer]
 
 
 def _execute(program: str, arguments: list[str]) -> None:
+    # Pipes looks once a second whether there are messages to write.
+    dagster_pipes.time = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(seconds / 50)})
     sys.argv = arguments
     exec(program, {"__name__": "__main__"})
 
@@ -179,6 +183,7 @@ class WorkspaceDouble:
 
         class RequestHandler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or each answer waits 40 ms for the acknowledgement of its head
 
             def handle_one(self) -> None:
                 parts = urlsplit(self.path)
