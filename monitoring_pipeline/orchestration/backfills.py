@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import urllib.request
@@ -10,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from multiprocessing.managers import SyncManager
 
 import dagster as dg
@@ -127,12 +129,15 @@ def run_side_by_side(
     options: ScorerOptions,
     on_event: Callable[[StepEvent], None],
 ) -> dict[str, str]:
-    """Run `run_backfills` for each scorer in its own process, `[backfill] max_scorers_at_once` at a time.
+    """Run `run_backfills` for each scorer; several run in a process each, `[backfill] max_scorers_at_once` at a time.
 
     The caller must have opened the instance of DAGSTER_HOME before: two processes that create it at once fail. Returns
     the steps that failed, and the scorers whose process died, with the reason.
     """
-    processes = get_context("spawn")  # Dagster cannot run two jobs in threads of one process
+    if len(scorers) == 1:
+        with dg.DagsterInstance.get() as instance:
+            return run_backfills(build_definitions(settings), settings, window, scorers, options, instance, on_event)
+    processes = _processes()
     manager = SyncManager(ctx=processes)
     manager.start(
         signal.signal, (signal.SIGINT, signal.SIG_IGN)
@@ -142,7 +147,8 @@ def run_side_by_side(
 
         def run(name: str) -> dict[str, str]:
             failed = manager.dict()
-            process = processes.Process(target=_run_one, args=(settings, window, name, options, events, failed))
+            arguments = (dict(os.environ), settings, window, name, options, events, failed)
+            process = processes.Process(target=_run_one, args=arguments)
             process.start()
             process.join()
             return dict(failed) | ({name: f"its process ended with {process.exitcode}"} if process.exitcode else {})
@@ -160,7 +166,20 @@ def run_side_by_side(
         return {step: reason for future in waiting for step, reason in future.result().items()}
 
 
+def _processes() -> BaseContext:
+    """How processes start; Dagster cannot run two jobs in threads of one process.
+
+    They are forks of one process that has imported this module, where the system can fork; importing takes seconds.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    return processes
+
+
 def _run_one(
+    environment: dict[str, str],
     settings: Settings,
     window: Window,
     scorer: str,
@@ -168,6 +187,7 @@ def _run_one(
     events: queue.Queue[StepEvent],
     failed: MutableMapping[str, str],
 ) -> None:
+    os.environ.update(environment)  # the forked process has that of its start
     with dg.DagsterInstance.get() as instance, suppress(KeyboardInterrupt):
         definitions = build_definitions(settings)
         failed.update(run_backfills(definitions, settings, window, [scorer], options, instance, events.put))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from dagster import DagsterInstance
 from monitoring_pipeline import lifecycle
 from monitoring_pipeline.orchestration import backfills
 from monitoring_pipeline.scoring.sampling import in_sample
-from monitoring_pipeline_tests.cli.calling import Call, calling
+from monitoring_pipeline_tests.cli.calling import Call, calling, run_command
+from monitoring_pipeline_tests.forks import Fork
 from monitoring_pipeline_tests.made_project import FROM, IDS, JUDGE, LATENCY, TO, MadeProject, scorer
 from monitoring_pipeline_tests.scoring.model_double import serving
 
@@ -123,7 +122,7 @@ def test_ctrl_c_ends_it_soon_and_keeps_what_was_done(
     call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.having(JUDGE).configure()  # the others' modules are not found by another process
-    command = [Path(sys.executable).parent / "monitoring-pipeline", "backfill", "--scorer", "safety", *RANGE]
+    arguments, output = ("backfill", "--scorer", "safety", *RANGE), project.folder / "output"
 
     def answer(prompt: str) -> dict[str, Any]:
         time.sleep(0.4)
@@ -131,19 +130,12 @@ def test_ctrl_c_ends_it_soon_and_keeps_what_was_done(
 
     with serving(monkeypatch) as model:
         model.answer = answer
-        running = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        running = Fork(run_command, arguments, project.folder, os.environ, output, output)
         while len(model.requests) < 20 and running.poll() is None:
             time.sleep(0.05)
-        assert running.poll() is None, running.communicate()
+        assert running.poll() is None, output.read_text()
         os.killpg(running.pid, signal.SIGINT)
-        shown, _ = running.communicate(timeout=60)
-        assert running.returncode not in (0, None), shown
+        assert running.wait(60) != 0, output.read_text()
         kept = len(project.scored("safety"))
         assert 8 <= kept < len(IDS)
         assert call(*RANGE, "--scorer", "safety").code == 0
