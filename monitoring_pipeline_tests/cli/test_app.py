@@ -84,10 +84,10 @@ def test_help_is_quick_to_load(arguments: list[str]) -> None:
 
 
 def test_run_prints_a_summary_and_running_again_changes_no_row(airline: Shell, spark: SparkResource) -> None:
-    first = airline.call_process("run", *RANGE)
-    assert first.returncode == 0, first.stderr
-    assert "response_quality" in first.stdout
-    assert "report.html" in first.stdout
+    first = airline.call("run", *RANGE)
+    assert first.code == 0, first.err
+    assert "response_quality" in first.out
+    assert "report.html" in first.out
     lake = airline.lake(spark)
     rows = {table.name: sorted(map(str, lake.read(table).collect())) for table in TABLES}
     assert rows["agent_traces"]

@@ -52,6 +52,7 @@ from monitoring_pipeline.tables import SCORER_COVERAGE
 from monitoring_pipeline.windows import HOUR
 from monitoring_pipeline_tests.databricks.managed_double import SCORERS, Backfill, Experiment, ManagedDouble
 from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, Answer, WorkspaceDouble, error, serving
+from monitoring_pipeline_tests.forks import Fork
 from monitoring_pipeline_tests.made_project import FIRST, LAST, WINDOW, MadeProject, traces
 from monitoring_pipeline_tests.scoring.made import made_trace
 from monitoring_pipeline_tests.sources.stores import START, Store, trace_id
@@ -482,9 +483,10 @@ for call in calls:
         print(error)
 print([finding.detail for finding in examine(settings) if finding.subject == "databricks"][0])
 """
-    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    lines = ran.stdout.splitlines()
-    assert ran.returncode == 0, ran.stderr
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    ran = Fork(exec, (program, {}), tmp_path, os.environ, output, errors)
+    assert ran.wait() == 0, errors.read_text()
+    lines = output.read_text().splitlines()
     assert len(lines) == 6
     line = (
         "managed scorers and trace archival need the package databricks-agents; install it by pip install 'monitoring"

@@ -24,6 +24,7 @@ from monitoring_pipeline.lifecycle.scorer_handles import UnknownScorerError, his
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.states import Change, LifecycleError, ScorerLog, StaleHandleError, effective
 from monitoring_pipeline.settings import MlflowSettings, ScorerSettings, ScoringSettings, Settings
+from monitoring_pipeline_tests.forks import Fork
 from monitoring_pipeline_tests.sources.stores import Store
 
 SCORERS = "monitoring_pipeline_tests.scoring.sample_scorers"
@@ -222,16 +223,11 @@ def test_a_change_by_another_process_is_seen_and_makes_the_handle_stale(settings
         f'[[scorers]]\nname = "long"\nscorer = "{CODE.scorer}"\n'
     )
     program = "from monitoring_pipeline import lifecycle; print(lifecycle.handle('long').update(sample_rate=0.9))"
-    other = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],  # where the scorers of the tests are found
-        env={**os.environ, "MONITORING_CONFIG": str(config)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment, output = {**os.environ, "MONITORING_CONFIG": str(config)}, tmp_path / "output"
+    other = Fork(exec, (program, {}), Path(__file__).parents[2], environment, output, tmp_path / "errors")
+    assert other.wait() == 0, (tmp_path / "errors").read_text()
 
-    assert other.stdout.strip() == repr(lifecycle.handle("long", settings))
+    assert output.read_text().strip() == repr(lifecycle.handle("long", settings))
     assert lifecycle.handle("long", settings).sample_rate == 0.9
     with pytest.raises(StaleHandleError, match="by 'update', revision 3"):
         handle.stop()

@@ -1,14 +1,13 @@
 """Rows for a lake, and a process that writes them: the tests kill it, or run several at once.
 
-python -m monitoring_pipeline_tests.resources.lake_writer METHOD LOCATION NUMBER, METHOD being insert, upsert, maintain,
-many (a line on stdout for each commit), stock (NUMBER rows) or change (a row of those; its memory in MB on stdout).
+`write` takes a method: insert, upsert, maintain, many (a line on stdout for each commit), stock (so many rows) or
+change (a row of those; the memory that it takes, in MB, on stdout).
 """
 
 from __future__ import annotations
 
 import random
 import resource
-import sys
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -75,15 +74,15 @@ def change(lake: LakeResource) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024)
 
 
-if __name__ == "__main__":
-    method, location, number = sys.argv[1:]
+def write(method: str, location: str, number: int) -> None:
+    """Write by the method to the lake at `location`."""
     lake = LakeResource(location=location, spark=SparkResource())
     match method:
         case "many":
             many(lake)
         case "stock":
-            stock(lake, int(number))
+            stock(lake, number)
         case "change":
             change(lake)
         case _:
-            overlap(lake, method, int(number))
+            overlap(lake, method, number)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,11 @@ from monitoring_pipeline.resources.rows import conform, from_dicts
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, QUARANTINED_TRACES, TABLES, Table
 from monitoring_pipeline.windows import HOUR, Window
-from monitoring_pipeline_tests.resources.lake_writer import MIDNIGHT, traces
+from monitoring_pipeline_tests.forks import Fork
+from monitoring_pipeline_tests.resources.lake_writer import MIDNIGHT, traces, write
 
 WEEK = Window(MIDNIGHT, MIDNIGHT + timedelta(days=7))
 TWO_TO_FOUR = Window(MIDNIGHT + 2 * HOUR, MIDNIGHT + 4 * HOUR)
-WRITER = [sys.executable, "-m", "monitoring_pipeline_tests.resources.lake_writer"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -373,11 +372,15 @@ def test_changing_a_row_takes_no_more_memory_among_more_rows(tmp_path: Path) -> 
 
 
 def _memory_of_a_change(location: Path, rows: int) -> float:
-    outputs = [
-        subprocess.run([*WRITER, method, location, str(rows)], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
-        for method in ("stock", "change")
-    ]
-    return float(outputs[1])
+    for method in ("stock", "change"):
+        output = location.with_suffix(f".{method}")
+        assert _writer(output, method, location, rows).wait() == 0, output.read_text()
+    return float(output.read_text())
+
+
+def _writer(output: Path, method: str, location: Path | str, number: int) -> Fork:
+    """A process that writes, with what it prints in the file."""
+    return Fork(write, (method, str(location), number), ROOT, os.environ, output, output)
 
 
 def test_maintenance_compacts_and_changes_no_row(lake: LakeResource) -> None:
@@ -470,16 +473,16 @@ def test_threads_that_overlap_lose_and_double_nothing(lake: LakeResource) -> Non
     _assert_whole(lake, {f"t{number}" for number in range(17)})
 
 
-def test_processes_that_overlap_lose_and_double_nothing(lake: LakeResource) -> None:
+def test_processes_that_overlap_lose_and_double_nothing(lake: LakeResource, tmp_path: Path) -> None:
     commands = [("upsert", 0), ("upsert", 6), ("insert", 0), ("insert", 12), ("maintain", 0)]
+    outputs = [tmp_path / f"output-{number}" for number in range(len(commands))]
+
     writers = [
-        subprocess.Popen([*WRITER, method, lake.location, str(first)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for method, first in commands
+        _writer(output, method, lake.location, first) for output, (method, first) in zip(outputs, commands, strict=True)
     ]
 
-    errors = [writer.communicate(timeout=120)[1] for writer in writers]
-
-    assert [writer.returncode for writer in writers] == [0] * len(writers), errors
+    ended = [writer.wait(120) for writer in writers]
+    assert ended == [0] * len(writers), [output.read_text() for output in outputs]
     _assert_whole(lake, {f"t{number}" for number in range(12 + 20)})
 
 
@@ -496,21 +499,24 @@ def test_replace_and_upsert_that_overlap_keep_to_their_rows(lake: LakeResource) 
     _assert_whole(lake, {"inside", "outside", *(f"new{turn}" for turn in range(0, 16, 2))})
 
 
+def _lines(output: Path) -> list[str]:
+    return output.read_text().splitlines() if output.exists() else []
+
+
 @pytest.mark.parametrize("commits_before_kill", [1, 5])
 def test_a_killed_writer_leaves_a_whole_table_that_a_second_run_completes(
-    lake: LakeResource, commits_before_kill: int
+    lake: LakeResource, commits_before_kill: int, tmp_path: Path
 ) -> None:
-    command = [*WRITER, "many", lake.location, "0"]
-    writer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert writer.stdout
-    for _ in range(commits_before_kill):
-        writer.stdout.readline()
+    output = tmp_path / "output"
+    writer = _writer(output, "many", lake.location, 0)
+    while writer.poll() is None and len(_lines(output)) < commits_before_kill:
+        time.sleep(0.005)
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait()
     left = ids(through_spark(lake))
     assert commits_before_kill <= len(left) == len(set(left)) < 40
 
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert _writer(output, "many", lake.location, 0).wait() == 0, output.read_text()
 
     _assert_whole(lake, {f"t{number}" for number in range(40)})
     assert {content for _, _, content in stored(lake)} == {"many"}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +22,7 @@ from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.scoring.metering import Meter, RateLimit, meter_of
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent, assess
-from monitoring_pipeline_tests.scoring import model_double
+from monitoring_pipeline_tests.forks import Fork
 from monitoring_pipeline_tests.scoring.made import made_trace, number_in
 from monitoring_pipeline_tests.scoring.model_double import (
     BROKEN,
@@ -49,18 +48,17 @@ ATTEMPTS = 3
 LIMITS = Limits(timeout_seconds=0.6, max_attempts=ATTEMPTS)
 WINDOW_MS = 2500
 LATE_MS = 1500  # what a request may be late between being let through and being seen
-WAIT_IN_ANOTHER_PROCESS = """
-import json, sys, time
-from pathlib import Path
-from monitoring_pipeline.scoring import metering
-metering.MINUTE_MS = int(sys.argv[2])
-limit = metering.RateLimit(int(sys.argv[3]), Path(sys.argv[1]))
-times = []
-for _ in range(int(sys.argv[4])):
-    limit.wait()
-    times.append(time.time())
-print(json.dumps(times))
-"""
+
+
+def wait_again_and_again(file: Path, window_ms: int, rate: int, count: int) -> None:
+    """Print the times at which a rate lets requests pass, in a process of `forks`."""
+    metering.MINUTE_MS = window_ms
+    limit = RateLimit(rate, file)
+    times = []
+    for _ in range(count):
+        limit.wait()
+        times.append(time.time())
+    print(json.dumps(times))
 
 
 @pytest.fixture
@@ -238,16 +236,13 @@ def test_the_rate_holds_right_after_a_restart(tmp_path: Path) -> None:
 
 def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
     window_ms, rate, each = WINDOW_MS, 5, 8
-    arguments = [str(tmp_path / "rate"), str(window_ms), str(rate), str(each)]
+    arguments = (tmp_path / "rate", window_ms, rate, each)
+    outputs = [tmp_path / "output-1", tmp_path / "output-2"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WAIT_IN_ANOTHER_PROCESS, *arguments],
-            cwd=Path(model_double.__file__).parents[2],
-            stdout=subprocess.PIPE,
-        )
-        for _ in range(2)
+        Fork(wait_again_and_again, arguments, tmp_path, os.environ, output, tmp_path / "errors") for output in outputs
     ]
-    times = sorted(moment for process in processes for moment in json.loads(process.communicate(timeout=60)[0]))
+    assert [process.wait(60) for process in processes] == [0, 0], (tmp_path / "errors").read_text()
+    times = sorted(moment for output in outputs for moment in json.loads(output.read_text()))
     assert len(times) == 2 * each
     assert most_within(times, (window_ms - LATE_MS) / 1000) <= rate
     assert times[-1] - times[0] < 4 * window_ms / 1000  # three windows are enough; they did not wait for each other
