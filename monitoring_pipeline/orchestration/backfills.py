@@ -26,7 +26,7 @@ from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.scoring.forecast import Forecast, forecast
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.states import ScorerLog, effective
-from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.settings import Settings, make_importable
 from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 from monitoring_pipeline.windows import HOUR, Window, parts
 
@@ -188,6 +188,7 @@ def _run_one(
     failed: MutableMapping[str, str],
 ) -> None:
     os.environ.update(environment)  # the forked process has that of its start
+    make_importable(settings.python.path)
     with dg.DagsterInstance.get() as instance, suppress(KeyboardInterrupt):
         definitions = build_definitions(settings)
         failed.update(run_backfills(definitions, settings, window, [scorer], options, instance, events.put))

@@ -22,7 +22,7 @@ from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.pending import pending_trace
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.runner import assess
-from monitoring_pipeline.settings import ScorerSettings
+from monitoring_pipeline.settings import ScorerSettings, added_folders, make_importable
 from monitoring_pipeline.tables import ASSESSMENTS
 from monitoring_pipeline.windows import EPOCH
 
@@ -65,6 +65,7 @@ def run_in_engine(
     work = functools.partial(
         _work,
         settings=scorer.settings,
+        python_path=added_folders(),
         digest=scorer.digest,
         sample_rate=scorer.sample_rate,
         version=scorer.version,
@@ -87,11 +88,13 @@ def run_in_engine(
 def _work(
     batches: Iterator[pa.RecordBatch],
     settings: ScorerSettings,
+    python_path: list[str],
     digest: str,
     sample_rate: float,
     version: int | None,
     dagster_run_id: str,
 ) -> Iterator[pa.RecordBatch]:
+    make_importable(python_path)
     (scorer,) = load_scorers([settings])
     if scorer.digest != digest:
         raise EngineError(

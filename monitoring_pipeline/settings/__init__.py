@@ -7,6 +7,7 @@ Relative paths start from the folder of the file, or from the working folder wit
 
 from monitoring_pipeline.settings.alerts import AlertSettings, NotifierSettings, NotifySettings, ScopeSettings
 from monitoring_pipeline.settings.datasets import DatasetSettings
+from monitoring_pipeline.settings.importing import added_folders, make_importable
 from monitoring_pipeline.settings.loading import Settings, config_folder, config_path, load_settings
 from monitoring_pipeline.settings.problems import without_password
 from monitoring_pipeline.settings.redaction import RedactSettings
@@ -20,6 +21,7 @@ from monitoring_pipeline.settings.sections import (
     DatabricksSettings,
     LakeSettings,
     MlflowSettings,
+    PythonSettings,
     ReportSettings,
     ScorerSettings,
     ScoringSettings,
@@ -43,6 +45,7 @@ __all__ = [
     "MlflowSettings",
     "NotifierSettings",
     "NotifySettings",
+    "PythonSettings",
     "RedactSettings",
     "ReportSettings",
     "ScopeSettings",
@@ -52,9 +55,11 @@ __all__ = [
     "Settings",
     "SparkSettings",
     "UpkeepSettings",
+    "added_folders",
     "config_folder",
     "config_path",
     "in_catalog",
     "load_settings",
+    "make_importable",
     "without_password",
 ]

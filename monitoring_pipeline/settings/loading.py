@@ -21,6 +21,7 @@ from pydantic_settings import (
 from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.settings.alerts import AlertSettings, NotifierSettings, NotifySettings, alert_problems
 from monitoring_pipeline.settings.datasets import DatasetSettings, dataset_problems
+from monitoring_pipeline.settings.importing import make_importable
 from monitoring_pipeline.settings.problems import problem_line, scorer_problems
 from monitoring_pipeline.settings.sections import (
     ArchiveSettings,
@@ -30,6 +31,7 @@ from monitoring_pipeline.settings.sections import (
     DatabricksSettings,
     LakeSettings,
     MlflowSettings,
+    PythonSettings,
     ReportSettings,
     ScorerSettings,
     ScoringSettings,
@@ -71,6 +73,7 @@ class Settings(BaseSettings):
     notify: NotifySettings = Field(default_factory=NotifySettings)
     upkeep: UpkeepSettings = Field(default_factory=UpkeepSettings)
     automation: AutomationSettings = Field(default_factory=AutomationSettings)
+    python: PythonSettings = Field(default_factory=PythonSettings)
 
     @property
     def uses_embedded_store(self) -> bool:
@@ -131,15 +134,17 @@ def config_folder() -> Path:
 
 
 def load_settings(config: Path | None = None) -> Settings:
-    """The settings in force, with absolute paths.
+    """The settings in force, with absolute paths. Makes the folders of `[python] path` importable.
 
     Raises:
         SettingsError: with a line for each unknown key, wrong value and missing scorer, all at once.
     """
     path = config_path(config)
+    base = path.parent if path else Path.cwd()
     problems: list[str] = []
     try:
         settings = _read(path)
+        settings = _absolute(settings, base)
         entries = [(scorer.name, scorer.scorer) for scorer in settings.scorers]
         across = [
             *alert_problems(settings.alerts, settings.notifiers, settings.scorers),
@@ -160,10 +165,11 @@ def load_settings(config: Path | None = None) -> Settings:
             for entry in (scorers if isinstance(scorers, list) else [])
             if isinstance(entry, dict)
         ]
+    make_importable(settings.python.path if settings else [str(base)])
     problems += [f"{path or 'environment'}: {problem}" for problem in scorer_problems(entries)]
     if problems or settings is None:
         raise SettingsError(problems)
-    return _absolute(settings, path.parent if path else Path.cwd())
+    return settings
 
 
 def _read(path: Path | None) -> Settings:
@@ -183,6 +189,7 @@ def _absolute(settings: Settings, base: Path) -> Settings:
         archive=_with(settings.archive, location=_absolute_source(settings.archive, base)),
         reports=_with(settings.reports, location=_absolute_path(settings.reports.location, base)),
         datasets=[_with(entry, location=_absolute_path(entry.location, base)) for entry in settings.datasets],
+        python=_with(settings.python, path=[str(base), *(str(base / folder) for folder in settings.python.path)]),
     )
 
 

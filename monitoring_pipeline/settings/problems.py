@@ -65,6 +65,7 @@ _EXAMPLES = {
     "pass_if": ">= 0.5",
     "remote": "sc://host:15002",
     "experiments": '["my-agent"]',
+    "path": '["scorers"]',
     "packages": '["/Volumes/main/monitoring/pipeline/monitoring_pipeline.whl"]',
     "compare_with": '["thumbs_up"]',
     "detectors": '["email", "card"]',
@@ -112,7 +113,10 @@ def _missing_reference(reference: str) -> str | None:
     except Exception as error:  # noqa: BLE001 - find_spec imports parent packages, which may raise anything
         return f"importing the package of {module!r} failed: {type(error).__name__}: {error}"
     if spec is None:
-        return f"no module named {module!r}; check the spelling, or install it where the pipeline runs"
+        return (
+            f"no module named {module!r}; put it into the folder of monitoring.toml, name its folder in [python] path, "
+            "or install it"
+        )
     source = (
         Path(spec.origin).read_text(encoding="utf-8", errors="replace")
         if spec.origin and spec.origin.endswith(".py")

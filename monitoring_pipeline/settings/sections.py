@@ -48,6 +48,14 @@ class MlflowSettings(Section):
     experiments: list[str] = Field(default=[], description="names of the experiments to archive; empty: all")
 
 
+class PythonSettings(Section):
+    path: list[str] = Field(
+        default=[],
+        description="folders to import scorers from, besides the folder of monitoring.toml, which is always one; "
+        "installed packages come first",
+    )
+
+
 class LakeSettings(Section):
     location: Location = Field(
         default="data/lake",

@@ -18,7 +18,7 @@ from monitoring_pipeline.settings import ScorerSettings, Settings, config_path, 
 SCORER = '[[scorers]]\nname = "a"\nscorer = "json:loads"\n'
 KEYS = (
     "mlflow, lake, archive, spark, scorers, scoring, backfill, sensor, reports, datasets, dagster, databricks, "
-    "alerts, notifiers, notify, upkeep, automation"
+    "alerts, notifiers, notify, upkeep, automation, python"
 )
 
 
@@ -280,7 +280,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "scorers: name 'twice' is used 2 times; give each scorer its own name",
         "scorers[0].sample_rate = 1.5: must be at most 1.0",
         "scorers[1].scorer = 'no_such_module.inner:thing' (scorer 'twice'): no module named 'no_such_module.inner'; "
-        "check the spelling, or install it where the pipeline runs",
+        "put it into the folder of monitoring.toml, name its folder in [python] path, or install it",
         "scorers[2].scorer = 'json.decoder:no_such_scorer' (scorer 'third'): module 'json.decoder' has no "
         "'no_such_scorer'",
     ]
