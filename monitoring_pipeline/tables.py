@@ -65,6 +65,24 @@ DELIVERY = pa.struct(
     ]
 )
 TOKENS = [("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("total_tokens", pa.int64())]
+TOKEN_KINDS = [
+    ("cached_input_tokens", pa.int64()),
+    ("cache_write_tokens", pa.int64()),
+    ("reasoning_tokens", pa.int64()),
+]
+MODEL_CALL = pa.struct(
+    [
+        ("span_id", pa.string()),
+        ("provider", pa.string()),
+        ("model", pa.string()),
+        *TOKENS,
+        *TOKEN_KINDS,
+        ("cost_usd", pa.float64()),
+        ("cost_source", pa.string()),
+        ("status", pa.string()),
+        ("duration_ms", pa.float64()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +136,10 @@ AGENT_TRACES = Table(
         ("experiment_name", pa.string()),
         ("content_digest", pa.string()),
         ("redactions", COUNTS),
+        *TOKEN_KINDS,
+        ("cost_source", pa.string()),
+        ("model_calls", pa.list_(MODEL_CALL)),
+        ("implausible", pa.list_(pa.string())),
         required=("trace_id", "created_at", "trace_hour"),
     ),
     hour="trace_hour",

@@ -73,3 +73,27 @@ def bundled_prices(model: str) -> dict[str, Any] | None:
     except MlflowException:
         return None
     return dict(_load_bundled_provider(provider).get(name.split("/", 1)[-1], {}))
+
+
+def token_prices(provider: str | None, model: str) -> tuple[float, float, float, float] | None:
+    """Dollars for an input token, an output token, a cached input token and one written to the cache.
+
+    From the list that MLflow brings; None if the model is not in it.
+    """
+    # Otherwise MLflow asks the internet for a newer list.
+    os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
+    from mlflow.utils.providers import cost_per_token
+
+    def price(**tokens: int) -> float | None:
+        for hint in dict.fromkeys((provider and provider.lower(), None)):
+            if (cost := cost_per_token(model, custom_llm_provider=hint, **tokens)) is not None:
+                return sum(cost)
+        return None
+
+    prices = (
+        price(prompt_tokens=1),
+        price(completion_tokens=1),
+        price(prompt_tokens=1, cache_read_input_tokens=1),
+        price(prompt_tokens=1, cache_creation_input_tokens=1),
+    )
+    return None if None in prices else prices  # type: ignore[return-value]

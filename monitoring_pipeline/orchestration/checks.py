@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
 import dagster as dg
+import pyarrow.compute as pc
 
 from monitoring_pipeline.analysis.soundness import (
     BASELINE_DAYS,
@@ -176,6 +177,28 @@ def trace_ids_unique(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
         asset_key=TRACE_IDS_UNIQUE.asset_key,
         check_name=TRACE_IDS_UNIQUE.name,
         passed=not problems,
+        metadata=_summary(problems),
+    )
+
+
+VALUES_PLAUSIBLE = dg.AssetCheckSpec(
+    "values_plausible",
+    asset="archived_traces",
+    description="No trace reports a value that cannot be right, such as a negative duration or NaN tokens. A warning: "
+    "such a value is null in its column, and trace_json keeps it.",
+)
+
+
+def values_plausible(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
+    """The result of the check `values_plausible`, with the ids of the traces and their values."""
+    rows = lake.read_columns(AGENT_TRACES, window, "trace_id", "implausible")
+    odd = rows.filter(pc.greater(pc.list_value_length(rows["implausible"]), 0)).sort_by("trace_id")
+    problems = [f"{row['trace_id'][:100]}: {', '.join(row['implausible'])}" for row in odd.to_pylist()]
+    return dg.AssetCheckResult(
+        asset_key=VALUES_PLAUSIBLE.asset_key,
+        check_name=VALUES_PLAUSIBLE.name,
+        passed=not problems,
+        severity=dg.AssetCheckSeverity.WARN,
         metadata=_summary(problems),
     )
 

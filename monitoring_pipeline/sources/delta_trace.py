@@ -8,10 +8,12 @@ JSON counts as JSON.
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.sources.entities import TableAssessment, TableSpan, in_order, milliseconds, nanoseconds
+from monitoring_pipeline.sources.entities import TableAssessment, TableSpan, in_order, milliseconds
 from monitoring_pipeline.text import json_or_text
+from monitoring_pipeline.windows import nanoseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Assessment, Span, Trace
@@ -92,7 +94,8 @@ def build_trace(row: dict[str, Any], experiment_id: str | None) -> Trace:
         request_preview=trace["request_preview"],
         response_preview=trace["response_preview"],
         client_request_id=trace["client_request_id"],
-        execution_duration=None if duration_ms is None else round(duration_ms),
+        # NaN stands for no value in a table that pandas has written.
+        execution_duration=None if duration_ms is None or not math.isfinite(duration_ms) else round(duration_ms),
         trace_metadata=_mapping(trace["trace_metadata"]),
         tags=_mapping(trace["tags"]),
         assessments=[_assessment(entry, trace["trace_id"]) for entry in _from_json(trace["assessments"]) or []],
@@ -113,8 +116,11 @@ def _location(trace: dict[str, Any], experiment_id: str | None) -> TraceLocation
 
 
 def _span(row: dict[str, Any], trace_id: str) -> Span:
+    from mlflow.entities import Span
+    from mlflow.tracing.otel.translation import translate_loaded_span
+
     span = _by_mlflows_names(row, SPAN)
-    return TableSpan(
+    built = TableSpan(
         trace_id=trace_id,
         span_id=span["span_id"],
         parent_id=span["parent_id"],
@@ -127,6 +133,9 @@ def _span(row: dict[str, Any], trace_id: str) -> Span:
         events=[_event(event) for event in _from_json(span["events"]) or []],
         links=_from_json(span["links"]) or [],
     ).to_mlflow()
+    if built.span_type != "UNKNOWN":
+        return built
+    return Span.from_dict(translate_loaded_span(built.to_dict()))  # finds the type among the other attributes
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:

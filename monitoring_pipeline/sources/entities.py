@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from monitoring_pipeline.windows import nanoseconds
+
 if TYPE_CHECKING:
     from mlflow.entities import Assessment, Span
 
@@ -102,15 +104,8 @@ class TableAssessment:
         return assessment
 
 
-def nanoseconds(time: int) -> int:
-    """A time since 1970 in ms, us or ns, as ns. Its size tells the unit: the ranges do not meet from 1973 to 5138."""
-    if time < 10**14:
-        return time * 10**6
-    return time * 1000 if time < 10**17 else time
-
-
 def milliseconds(time: int) -> int:
-    """As `nanoseconds`, in whole milliseconds."""
+    """A time since 1970 in ms, us or ns, in whole milliseconds."""
     return nanoseconds(time) // 10**6
 
 

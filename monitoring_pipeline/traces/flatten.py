@@ -5,14 +5,15 @@ from __future__ import annotations
 import binascii
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.text import json_or_text
-from monitoring_pipeline.windows import EPOCH, floor_hour, to_milliseconds
+from monitoring_pipeline.traces.claims import LATEST, Claims
+from monitoring_pipeline.traces.usage import model_calls, totals
+from monitoring_pipeline.windows import floor_hour, to_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
@@ -81,10 +82,11 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
     trace_json = f'{{"info": {info_json}, "data": {data_json}}}'
     tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
     started = datetime.fromisoformat(info["request_time"]).astimezone(UTC)
-    flat_spans = [_span(span) for span in spans]
-    root = next((row for row, span in zip(flat_spans, spans, strict=True) if not span.get("parent_span_id")), {})
-    usage = _json_object(metadata.get("mlflow.trace.tokenUsage"))
-    cost = _json_object(metadata.get("mlflow.trace.cost"))
+    claims = Claims()
+    flat_spans = [_span(span, claims) for span in spans]
+    attributes = (span.get("attributes") or {} for span in spans)
+    calls = model_calls(zip(flat_spans, attributes, strict=True), claims)
+    top = _topmost(flat_spans)
     return {
         "trace_id": info["trace_id"],
         "experiment_id": info["trace_location"].get("mlflow_experiment", {}).get("experiment_id"),
@@ -95,34 +97,46 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
         "trace_name": tags.get("mlflow.traceName"),
         "user_id": metadata.get("mlflow.trace.user"),
         "session_id": metadata.get("mlflow.trace.session"),
-        "request": root.get("inputs") or info.get("request_preview"),
-        "response": root.get("outputs") or info.get("response_preview"),
-        "duration_ms": _number(info.get("execution_duration_ms")),
-        "input_tokens": _whole(usage.get("input_tokens")),
-        "output_tokens": _whole(usage.get("output_tokens")),
-        "total_tokens": _whole(usage.get("total_tokens")),
-        "cost_usd": _number(cost.get("total_cost")),
+        "request": top.get("inputs") or info.get("request_preview"),
+        "response": top.get("outputs") or info.get("response_preview"),
+        "duration_ms": claims.duration_ms("duration_ms", info.get("execution_duration_ms")),
+        **totals(metadata, calls, claims),
+        "model_calls": calls,
         "tags": tags,
         "metadata": metadata,
         "assessments": [_assessment(assessment) for assessment in info.get("assessments", [])],
         "trace_json": trace_json,
         "client_request_id": info.get("client_request_id"),
         "content_digest": hashlib.sha256(trace_json.encode("utf-8", "surrogatepass")).hexdigest(),
+        "implausible": claims.implausible,
     }
 
 
-def _span(span: dict[str, Any]) -> dict[str, Any]:
+def _topmost(spans: list[dict[str, Any]]) -> dict[str, Any]:
+    """The span without a parent, else the first whose parent the trace does not have: it may never arrive."""
+    known = {span["span_id"] for span in spans}
+    roots = (span for span in spans if span["parent_id"] is None)
+    orphans = (span for span in spans if span["parent_id"] not in known)
+    return next(roots, None) or min(orphans, key=lambda span: span["start_time"] or LATEST, default={})
+
+
+def _span(span: dict[str, Any], claims: Claims) -> dict[str, Any]:
     tags, metadata, attributes = {}, {}, {}
     for key, value in (span.get("attributes") or {}).items():
         place = attributes if key in SPAN_COLUMNS else metadata if key.startswith("mlflow.") else tags
         place[key] = value if isinstance(value, str) else json.dumps(value)
     status = span.get("status") or {}
+    start = claims.time("span start_time", span.get("start_time_unix_nano"))
+    end = claims.time("span end_time", span.get("end_time_unix_nano"))
+    if start and end and end < start:
+        claims.note("span end_time before start_time", end)
+        end = None
     return {
         "span_id": _hex_id(span.get("span_id")),
         "name": span.get("name"),
         "span_type": _unquoted(attributes.get("mlflow.spanType")) or "UNKNOWN",
-        "start_time": _time(span.get("start_time_unix_nano")),
-        "end_time": _time(span.get("end_time_unix_nano")),
+        "start_time": start,
+        "end_time": end,
         "status": str(status.get("code") or "UNSET").removeprefix("STATUS_CODE_"),
         "inputs": attributes.get("mlflow.spanInputs"),
         "outputs": attributes.get("mlflow.spanOutputs"),
@@ -133,7 +147,7 @@ def _span(span: dict[str, Any]) -> dict[str, Any]:
         "events": [
             {
                 "name": event.get("name"),
-                "timestamp": _time(event.get("time_unix_nano")),
+                "timestamp": claims.time("event time", event.get("time_unix_nano")),
                 "attributes": _texts(event.get("attributes")),
             }
             for event in span.get("events") or []
@@ -181,27 +195,6 @@ def _unquoted(text: str | None) -> str | None:
         return within
     value = json_or_text(text)
     return value if isinstance(value, str) else text
-
-
-def _json_object(text: str | None) -> dict[str, Any]:
-    value = json_or_text(text)
-    return value if isinstance(value, dict) else {}
-
-
-def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and abs(number) < 2**63 else None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def _time(nanoseconds: int | None) -> datetime | None:
-    # In microseconds, the precision of a Spark timestamp; trace_json keeps the nanoseconds. Zero means unknown.
-    return EPOCH + timedelta(microseconds=nanoseconds // 1000) if nanoseconds else None
 
 
 def _iso_time(text: str | None) -> datetime | None:

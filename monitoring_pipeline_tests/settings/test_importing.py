@@ -1,4 +1,4 @@
-"""Scorers are imported from the folder of monitoring.toml and those of [python] path, by every process that runs them."""
+"""Scorers are imported from the folder of monitoring.toml and those of [python] path, in every process."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def test_an_installed_package_is_not_hidden(tmp_path: Path) -> None:
 def test_a_module_that_is_in_no_folder_is_named_with_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "monitoring.toml"
     file.write_text('[[scorers]]\nname = "lost"\nscorer = "lost_scorers:lost"\n')
-    with pytest.raises(SettingsError, match=r"no module named 'lost_scorers'; put it into the folder of monitoring\.toml"):
+    with pytest.raises(SettingsError, match=r"'lost_scorers'; put it into the folder of monitoring\.toml"):
         load_settings(file)

@@ -180,13 +180,16 @@ def test_span_ids_are_those_that_mlflow_shows() -> None:
 
 @pytest.mark.parametrize("nanoseconds", [0, 1, 999, 1000, 999_999_999])
 def test_times_are_cut_to_the_microsecond(nanoseconds: int) -> None:
-    span = span_json(1, end_time_unix_nano=START_MS * 1_000_000 + nanoseconds)
-    assert flat(made_trace([span]))["spans"][0]["end_time"] == START + (nanoseconds // 1000) * STEP
+    span = span_json(1, end_time_unix_nano=(START_MS + 60_000) * 1_000_000 + nanoseconds)
+    ended = START + timedelta(minutes=1) + (nanoseconds // 1000) * STEP
+    assert flat(made_trace([span]))["spans"][0]["end_time"] == ended
 
 
-def test_a_time_before_1970_is_cut_downwards() -> None:
-    span = span_json(1, start_time_unix_nano=-1)
-    assert flat(as_stored(span))["spans"][0]["start_time"] == datetime(1970, 1, 1, tzinfo=UTC) - STEP
+@pytest.mark.parametrize("nanoseconds", [-1, 1, 10**9, 10**20])
+def test_a_time_that_is_not_of_this_century_is_null_and_noted(nanoseconds: int) -> None:
+    row = flat(as_stored(span_json(1, start_time_unix_nano=nanoseconds)))
+    assert row["spans"][0]["start_time"] is None
+    assert row["implausible"] == [f"span start_time {nanoseconds}"]
 
 
 def test_an_end_of_zero_is_none_as_in_mlflow() -> None:
@@ -239,9 +242,13 @@ def test_attributes_that_are_no_text_become_json() -> None:
     assert (row["tags"], row["inputs"]) == ({"n": "5", "list": '["a", 1]'}, '{"x": null}')
 
 
-def test_without_a_root_span_the_previews_stand_in() -> None:
-    row = flat(made_trace([span_json(1, 2, parent=77, attributes={"mlflow.spanInputs": '"inner"'})]))
-    assert (row["request"], row["response"]) == ("a preview", "another")
+def test_without_a_root_span_the_topmost_stands_in() -> None:
+    spans = [
+        span_json(1, 2, parent=1, attributes={"mlflow.spanInputs": '"inner"', "mlflow.spanOutputs": '"inner"'}),
+        span_json(1, 1, parent=77, attributes={"mlflow.spanInputs": '"top"'}),
+    ]
+    row = flat(made_trace(spans))
+    assert (row["request"], row["response"]) == ('"top"', "another")  # a preview stands in for what it lacks
 
 
 ASSESSED_AT = START + timedelta(milliseconds=3_600_123)
@@ -308,7 +315,7 @@ def test_what_a_bare_trace_lacks_is_none() -> None:
     assert {column for column, value in row.items() if value is None} == {
         *("run_id", "trace_name", "user_id", "session_id", "request", "response", "duration_ms", "cost_usd"),
         *("input_tokens", "output_tokens", "total_tokens", "client_request_id", "experiment_name"),
-        "redactions",
+        *("cached_input_tokens", "cache_write_tokens", "reasoning_tokens", "cost_source", "redactions"),
     }
     assert (row["spans"], row["tags"], row["metadata"], row["assessments"]) == ([], {}, {}, [])
 

@@ -9,11 +9,13 @@ from monitoring_pipeline.orchestration.assets.common import record_hours, table_
 from monitoring_pipeline.orchestration.checks import (
     ARCHIVE_COMPLETE,
     TRACE_IDS_UNIQUE,
+    VALUES_PLAUSIBLE,
     CheckedAsset,
     archive_complete,
     checked,
     table_checks,
     trace_ids_unique,
+    values_plausible,
 )
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
@@ -36,7 +38,7 @@ def archive_assets(hours: dg.TimeWindowPartitionsDefinition, source: ArchiveSett
         hours,
         "archive",
         key=ARCHIVE_KEY,
-        checks=[TRACE_IDS_UNIQUE, ARCHIVE_COMPLETE],
+        checks=[TRACE_IDS_UNIQUE, ARCHIVE_COMPLETE, VALUES_PLAUSIBLE],
         kinds={"mlflow", "deltalake"},
         reads="mlflow",
         description="Every trace that the source has for the hour, merged into `agent_traces`; traces that the source "
@@ -55,8 +57,13 @@ def archive_assets(hours: dg.TimeWindowPartitionsDefinition, source: ArchiveSett
         record_hours(context, window, utc_index(_figures(traces).toPandas(), "trace_hour"))
         for line in _report(window, counts):
             context.log.info(line)
-        checks = table_checks(context.asset_key, AGENT_TRACES, traces)
-        yield from checked(context, [*checks, trace_ids_unique(lake, window), archive_complete(counts.lacking)])
+        checks = [
+            *table_checks(context.asset_key, AGENT_TRACES, traces),
+            trace_ids_unique(lake, window),
+            archive_complete(counts.lacking),
+            values_plausible(lake, window),
+        ]
+        yield from checked(context, checks)
 
     return [archived_traces]
 
