@@ -11,6 +11,8 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+import pyarrow.compute as pc
+
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.sources.base import NOTHING, HourCounts
@@ -79,13 +81,18 @@ def due_hours(
 
 
 def lacking(lake: LakeResource, window: Window, counts: Mapping[datetime, HourCounts]) -> dict[datetime, int]:
-    """How many of the source.s traces the lake lacks of each hour of `counts`, for hours that lack any.
+    """How many of the source's traces the lake lacks of each hour of `counts`, for hours that lack any.
 
-    Traces in the archive, in quarantine and deleted on request count as present.
+    Traces in the archive, in quarantine and deleted on request count as present, each once.
     """
     present = Counter[datetime]()
-    for table in (AGENT_TRACES, QUARANTINED_TRACES, DELETED_TRACES):
+    for table in (AGENT_TRACES, DELETED_TRACES):
         hours = lake.read_columns(table, window, "trace_hour")["trace_hour"].value_counts().to_pylist()
         present.update({hour["values"]: hour["counts"] for hour in hours})
+    unreadable = lake.read_columns(QUARANTINED_TRACES, window, "trace_id", "trace_hour")
+    if unreadable.num_rows:  # some may have been archived before
+        archived = lake.read_columns(AGENT_TRACES, window, "trace_id")["trace_id"]
+        alone = unreadable.filter(pc.invert(pc.is_in(unreadable["trace_id"], archived.combine_chunks())))
+        present.update(alone["trace_hour"].to_pylist())
     short = {hour: of_hour.traces - present[hour] for hour, of_hour in counts.items() if hour in window}
     return {hour: number for hour, number in sorted(short.items()) if number > 0}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -81,11 +81,13 @@ class WindowMerge:
 
     def finish(self, read_moved: Callable[[Mapping[str, datetime]], Iterable[Batch]]) -> ArchiveCounts:
         """Update the quarantine, follow the traces that moved to another hour, and return the counts."""
-        self.counts.quarantined = _update_quarantine(self.lake, self.window, self._quarantine)
+        places = pa.concat_tables(self._places)
+        readable = set(places["trace_id"].to_pylist())
+        self.counts.quarantined = _update_quarantine(self.lake, self.window, self._quarantine, readable)
         self.counts.moved = follow_moved(
             self.lake,
             self.window,
-            pa.concat_tables(self._places),
+            places,
             archive_moved=lambda hours: self._archive_moved(read_moved(hours)),
         )
         return self.counts
@@ -248,18 +250,19 @@ def _id(trace: AnyTrace) -> str:
     return trace.row["trace_id"] if isinstance(trace, FlatTrace) else trace.info.trace_id
 
 
-def _update_quarantine(lake: LakeResource, window: Window, found: dict[str, dict[str, Any]]) -> int:
-    """Add the rows `found` (by trace id) to the quarantine and remove what is archived; returns how many of them stay.
+def _update_quarantine(
+    lake: LakeResource, window: Window, found: dict[str, dict[str, Any]], readable: Collection[str]
+) -> int:
+    """Add the rows `found` (by trace id) to the quarantine and remove the `readable`; returns how many of them stay.
 
-    A trace that was archived before it became unreadable stays in the archive as it was, and out of the quarantine.
+    A trace that was archived before it became unreadable stays in the archive as it was, and is in quarantine too.
     """
     columns = [name for name in QUARANTINED_TRACES.schema.names if name != "date"]
     before = lake.read_columns(QUARANTINED_TRACES, window, *columns).to_pylist()
     if not before and not found:
         return 0
-    archived = set(lake.read_columns(AGENT_TRACES, window, "trace_id")["trace_id"].to_pylist())
     known = {row["trace_id"]: row for row in before}
-    kept = {trace_id: row for trace_id, row in (known | found).items() if trace_id not in archived}
+    kept = {trace_id: row for trace_id, row in (known | found).items() if trace_id not in readable}
     if kept != known:
         lake.replace(QUARANTINED_TRACES, window, from_dicts(QUARANTINED_TRACES, list(kept.values())))
     return len(kept.keys() & found.keys())

@@ -133,7 +133,7 @@ def _span(row: dict[str, Any], trace_id: str) -> Span:
         events=[_event(event) for event in _from_json(span["events"]) or []],
         links=_from_json(span["links"]) or [],
     ).to_mlflow()
-    if built.span_type != "UNKNOWN":
+    if built.span_type not in (None, "UNKNOWN"):
         return built
     return Span.from_dict(translate_loaded_span(built.to_dict()))  # finds the type among the other attributes
 

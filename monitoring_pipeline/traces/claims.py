@@ -39,10 +39,16 @@ class Claims:
         return None if number is None else int(number)
 
     def time(self, name: str, value: Any) -> datetime | None:
-        """A time of this century in ns, us or ms since 1970, with microseconds; 0 means unknown."""
+        """A time of this century in ns, us or ms since 1970, with microseconds; 0 means unknown.
+
+        Raises:
+            TypeError: the value is not a number, so the trace is malformed.
+        """
         if not value:
             return None
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if not isinstance(value, int):
+            raise TypeError(f"{name} {value!r} is not a whole number")
+        if value > 0:
             microseconds = nanoseconds(value) // 1000
             if microseconds < LATEST_US and microseconds >= EARLIEST_US:
                 return EPOCH + timedelta(microseconds=microseconds)

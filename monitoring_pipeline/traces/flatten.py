@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.text import json_or_text
+from monitoring_pipeline.text import json_or_text, plain
 from monitoring_pipeline.traces.claims import LATEST, Claims
 from monitoring_pipeline.traces.usage import model_calls, totals
 from monitoring_pipeline.windows import floor_hour, to_milliseconds
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 SORTED = json.JSONEncoder(sort_keys=True)
 # The attributes of a span with a column of their own (or in the trace's): left out of its metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
+
+
+# The mark of an assessment whose value JSON cannot carry: a key of its metadata with the value, and feedback's error.
+UNREADABLE_VALUE, UNREADABLE_CODE = "monitoring.unreadable_value", "UNREADABLE_VALUE"
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,12 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
     """
     from mlflow.tracing.utils import TraceJSONEncoder
 
-    body = trace.to_dict()
+    try:
+        body = trace.to_dict()
+    except Exception:
+        if not (info := _without_unreadable_values(trace.info)):
+            raise
+        body = {"info": info.to_dict(), "data": trace.data.to_dict()}
     data = json.dumps(body["data"], cls=TraceJSONEncoder)
     return _row(body["info"], json.loads(data)["spans"], data) | {"created_at": archived_at}
 
@@ -104,12 +114,43 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
         "model_calls": calls,
         "tags": tags,
         "metadata": metadata,
-        "assessments": [_assessment(assessment) for assessment in info.get("assessments", [])],
+        "assessments": [_assessment(assessment, claims) for assessment in info.get("assessments", [])],
         "trace_json": trace_json,
         "client_request_id": info.get("client_request_id"),
         "content_digest": hashlib.sha256(trace_json.encode("utf-8", "surrogatepass")).hexdigest(),
         "implausible": claims.implausible,
     }
+
+
+def _without_unreadable_values(info: TraceInfo) -> TraceInfo | None:
+    """The info with a mark in place of each assessment's value that JSON cannot carry; None if there is no such value.
+
+    Feedback gets an error, as without a value it must have one. An expectation gets the value as text.
+    """
+    from mlflow.entities import AssessmentError
+    from mlflow.entities.assessment import ExpectationValue, FeedbackValue
+
+    marked = []
+    for assessment in info.assessments:
+        try:
+            assessment.to_dictionary()
+        except Exception:  # noqa: BLE001 - NaN, a number that is too large, bytes and others raise different errors
+            value = plain(repr(assessment.value))
+            changed = copy.copy(assessment)
+            changed.metadata = {**(assessment.metadata or {}), UNREADABLE_VALUE: value}
+            if assessment.feedback is not None:
+                reason = f"the value {value} cannot be written as JSON"
+                changed.feedback = FeedbackValue(None, AssessmentError(UNREADABLE_CODE, reason))
+            else:
+                changed.expectation = ExpectationValue(value)
+            marked.append(changed)
+        else:
+            marked.append(assessment)
+    if all(one is other for one, other in zip(marked, info.assessments, strict=True)):
+        return None
+    changed_info = copy.copy(info)
+    changed_info.assessments = marked
+    return changed_info
 
 
 def _topmost(spans: list[dict[str, Any]]) -> dict[str, Any]:
@@ -155,11 +196,14 @@ def _span(span: dict[str, Any], claims: Claims) -> dict[str, Any]:
     }
 
 
-def _assessment(assessment: dict[str, Any]) -> dict[str, Any]:
+def _assessment(assessment: dict[str, Any], claims: Claims) -> dict[str, Any]:
     source = assessment.get("source") or {}
     kind = next((kind for kind in ("feedback", "expectation", "issue") if kind in assessment), None)
     body = assessment.get(kind) or {} if kind else {}
     error = body.get("error") or {}
+    metadata = _texts(assessment.get("metadata"))
+    if UNREADABLE_VALUE in metadata:
+        claims.note(f"assessment {assessment.get('assessment_name')}", metadata[UNREADABLE_VALUE])
     return {
         "assessment_id": assessment.get("assessment_id"),
         "name": assessment.get("assessment_name"),
@@ -173,7 +217,7 @@ def _assessment(assessment: dict[str, Any]) -> dict[str, Any]:
         "span_id": assessment.get("span_id"),
         "create_time": _iso_time(assessment.get("create_time")),
         "last_update_time": _iso_time(assessment.get("last_update_time")),
-        "metadata": _texts(assessment.get("metadata")),
+        "metadata": metadata,
     }
 
 

@@ -404,6 +404,7 @@ STORED_AND_ARCHIVED: dict[str, Contents] = {  # written into the database withou
     "30,000 spans": lambda n: [json.dumps(span_json(n, index, parent=index // 2)) for index in range(1, 30_001)],
     "2,000 levels in an attribute": lambda n: [json.dumps(span_json(n, attributes={"mlflow.spanInputs": DEEP}))],
     "an empty object for a span": lambda n: ["{}"],
+    "a time out of range": lambda n: [json.dumps(span_json(n, start_time_unix_nano=10**30))],
 }
 STORED_AND_QUARANTINED: dict[str, Contents] = {
     "truncated span": lambda n: ['{"name": "cut off'],
@@ -412,7 +413,6 @@ STORED_AND_QUARANTINED: dict[str, Contents] = {
     "null for a span": lambda n: ["null"],
     "2,000 levels in the span itself": lambda n: [DEEP],
     "a lone surrogate": lambda n: [json.dumps(span_json(n, name="\ud800"))],
-    "a time out of range": lambda n: [json.dumps(span_json(n, start_time_unix_nano=10**30))],
     "text for a time": lambda n: [json.dumps(span_json(n, start_time_unix_nano="noon"))],
     "an id that is no base64": lambda n: [json.dumps(span_json(n, span_id="AAA"))],
     "one bad span of two": lambda n: [json.dumps(span_json(n)), "{oops"],
@@ -434,11 +434,13 @@ def log_then(statement: str, log: Log = Store.log) -> Log:
 
 
 NAN = float("nan")
-OTHERS_QUARANTINED: dict[str, Log] = {
-    "no spans": lambda store, n: store.log(n, []),
+UNREADABLE_FEEDBACK: dict[str, Log] = {
     "NaN feedback": log_with_feedback(NAN),
     "infinite feedback": log_with_feedback(1.0, -float("inf")),
     "NaN within a feedback": log_with_feedback({"a": [1.0, NAN]}),
+}
+OTHERS_QUARANTINED: dict[str, Log] = {
+    "no spans": lambda store, n: store.log(n, []),
     "unknown status": log_then("UPDATE trace_info SET status = 'PAUSED' WHERE request_id = ?"),
     "span that is no UTF-8": log_then("UPDATE spans SET content = CAST(x'7B22EDA080' AS TEXT) WHERE trace_id = ?"),
     "tag that is no UTF-8": log_then("UPDATE trace_tags SET value = CAST(x'EDA080' AS TEXT) WHERE request_id = ?"),
@@ -449,7 +451,8 @@ OTHERS_QUARANTINED: dict[str, Log] = {
         "UPDATE spans SET content = '{oops' WHERE trace_id = ?", log_with_feedback(NAN)
     ),
 }
-HOSTILE = [*LOGGED_AND_ARCHIVED, *STORED_AND_ARCHIVED, *STORED_AND_QUARANTINED, *OTHERS_QUARANTINED]
+ARCHIVED = [*LOGGED_AND_ARCHIVED, *STORED_AND_ARCHIVED, *UNREADABLE_FEEDBACK]
+HOSTILE = [*ARCHIVED, *STORED_AND_QUARANTINED, *OTHERS_QUARANTINED]
 # Between any two hostile traces there is a healthy one.
 NUMBER = {name: 2 * index for index, name in enumerate(HOSTILE, 1)}
 HEALTHY = [number + 1 for number in [0, *NUMBER.values()]]
@@ -463,7 +466,7 @@ def log_hostile(store: Store) -> None:
     for name, contents in (STORED_AND_ARCHIVED | STORED_AND_QUARANTINED).items():
         store.log(NUMBER[name])
         store.store_spans(NUMBER[name], *contents(NUMBER[name]))
-    for name, log in OTHERS_QUARANTINED.items():
+    for name, log in (UNREADABLE_FEEDBACK | OTHERS_QUARANTINED).items():
         log(store, NUMBER[name])
 
 
@@ -487,7 +490,7 @@ def hostile(empty_store: Path, tmp_path_factory: pytest.TempPathFactory, spark: 
     return Hostile(store, lake, counts, rows(lake), rows(lake, QUARANTINED_TRACES))
 
 
-@pytest.mark.parametrize("name", [*LOGGED_AND_ARCHIVED, *STORED_AND_ARCHIVED])
+@pytest.mark.parametrize("name", ARCHIVED)
 def test_hostile_content_is_archived(hostile: Hostile, name: str) -> None:
     place = trace_id(NUMBER[name])
     assert (place in hostile.archived, place in hostile.quarantined) == (True, False)
@@ -501,6 +504,23 @@ def test_what_cannot_be_read_is_in_quarantine_with_a_reason(hostile: Hostile, na
     assert row["trace_hour"] == START
     assert len(row["reason"]) > 5
     assert place in row["raw"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("NaN feedback", ["null"]),
+        ("infinite feedback", ["1.0", "null"]),
+        ("NaN within a feedback", ["null"]),
+    ],
+)
+def test_feedback_that_json_cannot_carry_is_marked_and_noted(hostile: Hostile, name: str, values: list[str]) -> None:
+    row = hostile.archived[trace_id(NUMBER[name])]
+    found = sorted(row["assessments"], key=lambda assessment: assessment["value"])
+    assert [assessment["value"] for assessment in found] == values
+    assert [assessment["error_code"] for assessment in found if assessment["value"] == "null"] == ["UNREADABLE_VALUE"]
+    assert len(row["implausible"]) == 1
+    assert Trace.from_json(row["trace_json"]).info.trace_id == row["trace_id"]
 
 
 def test_no_hostile_trace_is_dropped(hostile: Hostile) -> None:
@@ -575,13 +595,19 @@ def test_a_quarantined_trace_deleted_at_the_source_stays(store: Store, lake: Lak
     assert rows(lake, QUARANTINED_TRACES) == before != {}
 
 
-def test_an_archived_trace_that_becomes_unreadable_stays_as_it_was(store: Store, lake: LakeResource) -> None:
+def test_an_archived_trace_that_becomes_unreadable_stays_as_it_was_and_is_in_quarantine(
+    store: Store, lake: LakeResource
+) -> None:
     store.log(1)
     archive_store(lake, store)
     before = rows(lake)
     store.store_spans(1, "{oops")
-    assert archive_store(lake, store) == ArchiveCounts(read=1)
+    assert archive_store(lake, store) == ArchiveCounts(read=1, quarantined=1)
     assert rows(lake) == before
+    assert list(rows(lake, QUARANTINED_TRACES)) == [trace_id(1)]
+    store.store_spans(1, json.dumps(span_json(1, name="repaired")))
+    archive_store(lake, store)
+    assert rows(lake) != before
     assert rows(lake, QUARANTINED_TRACES) == {}
 
 
