@@ -1,4 +1,4 @@
-"""Spans and assessments as Databricks' tables hold them, and MLflow's entities from them."""
+"""Spans and assessments of Databricks tables, and their conversion to MLflow entities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TableSpan:
-    """A span of a table. Ids are hexadecimal, but for `trace_id`; `attributes` are JSON, by name."""
+    """A span of a table. Ids are hexadecimal except `trace_id`; `attributes` are JSON by name."""
 
     trace_id: str
     span_id: str
@@ -28,10 +28,10 @@ class TableSpan:
     links: list[dict[str, Any]] = field(default_factory=list)
 
     def to_mlflow(self) -> Span:
-        """MLflow's span.
+        """Return the MLflow span.
 
         Raises:
-            MlflowException: the values do not make a span.
+            MlflowException: the values are not a valid span.
         """
         from mlflow.entities import Span
         from mlflow.tracing.utils import parse_trace_id_v4
@@ -56,7 +56,7 @@ class TableSpan:
 
 @dataclass
 class TableAssessment:
-    """An expectation or feedback of a table. Feedback has an error if it has its code or its message."""
+    """An expectation or feedback of a table. Feedback has an error if it has an error code or message."""
 
     trace_id: str
     assessment_id: str | None
@@ -77,7 +77,7 @@ class TableAssessment:
     is_valid: bool = True
 
     def to_mlflow(self) -> Assessment:
-        """MLflow's expectation or feedback."""
+        """Return the MLflow expectation or feedback."""
         from mlflow.entities import AssessmentError, AssessmentSource, Expectation, Feedback
 
         common: dict[str, Any] = {
@@ -103,14 +103,14 @@ class TableAssessment:
 
 
 def nanoseconds(time: int) -> int:
-    """A time since 1970 in ms, us or ns, as ns. Its size tells the unit: the ranges do not meet from 1973 to 5138."""
+    """A time since 1970 in ms, us or ns, as ns. Its size determines the unit: no overlap from 1973 to 5138."""
     if time < 10**14:
         return time * 10**6
     return time * 1000 if time < 10**17 else time
 
 
 def milliseconds(time: int) -> int:
-    """As `nanoseconds`, in whole milliseconds."""
+    """Like `nanoseconds`, in whole milliseconds."""
     return nanoseconds(time) // 10**6
 
 
