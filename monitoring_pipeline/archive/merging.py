@@ -249,7 +249,7 @@ def _id(trace: AnyTrace) -> str:
 
 
 def _update_quarantine(lake: LakeResource, window: Window, found: dict[str, dict[str, Any]]) -> int:
-    """Add the rows `found` (by trace id) to the quarantine and remove archived traces; returns how many of `found` stay.
+    """Add the rows `found` (by trace id) to the quarantine and drop archived traces. Returns how many of `found` stay.
 
     A trace that was archived before it became unreadable stays in the archive unchanged and out of quarantine.
     """
