@@ -99,7 +99,7 @@ class CatalogTables:
                 return 0
             window = window or hours_of(table, arrow)
         if window is None:
-            raise ValueError("a DataFrame needs the window that holds its rows")
+            raise ValueError("a DataFrame needs a window that contains its rows")
         new = self._conformed(table, rows if arrow is None else arrow)
         columns = dict.fromkeys(("date", table.hour, *table.key))
         same = " AND ".join([within(table, window, "t."), *(f"t.{name} <=> n.{name}" for name in columns)])

@@ -33,9 +33,7 @@ class LakeResource(dg.ConfigurableResource):
         LakeError: the table cannot be opened or written, or the columns of rows differ from the table's.
     """
 
-    location: str = Field(
-        description="folder or object store address that holds a folder for each table, or catalog.schema"
-    )
+    location: str = Field(description="folder or object store address with one folder per table, or catalog.schema")
     spark: SparkResource
     keep_archive_days: int | None = Field(
         default=None, description="[upkeep] keep_archive_days, after which traces are removed"

@@ -106,9 +106,9 @@ def parse_filter(filter_string: str) -> list[Condition]:
 def matches(filter_string: str | None) -> Column:
     """Return a boolean column, never null: whether a row of `agent_traces` meets the MLflow trace filter.
 
-    None or an empty filter matches every row. Reads those of trace_id, client_request_id, trace_info, duration_ms,
-    tags, metadata, spans, assessments and trace_json that the filter needs. Spark considers conditions on spans or
-    assessments non-deterministic: use them in `where` or `withColumn`, not inside an aggregate.
+    None or an empty filter matches every row. The columns trace_id, client_request_id, trace_info, duration_ms, tags,
+    metadata, spans, assessments and trace_json are required only if the filter uses them. Spark considers conditions on
+    spans or assessments non-deterministic: use them in `where` or `withColumn`, not inside an aggregate.
 
     Raises:
         ValueError: see `parse_filter`.

@@ -24,7 +24,7 @@ SESSION = "mlflow.trace.session"
 PREVIEWS = {"mlflow.traceInputs": "mlflow.spanInputs", "mlflow.traceOutputs": "mlflow.spanOutputs"}
 PREVIEW_CHARACTERS = 1000
 CUT = "..."  # the end of a preview that MLflow truncated
-# The end of a truncated preview: digits in groups or a word, of which detectors may see only a part.
+# The end of a truncated preview: a cut group of digits or word, which detectors may not recognise.
 _CUT_OFF = re.compile(r"(?:[0-9 ()+.\-]{1,40}|\S{1,320})\.\.\.$")
 _JSON_STARTS = ("{", "[", '"')
 _JSON_LIKE = re.compile(r'\s*(?:\{\s*"|\[\s*[\[{"])')
