@@ -1,4 +1,4 @@
-"""What a user can mend: each error is a line (or some) that names the value and says what to do."""
+"""Errors that a user can fix: each message names the wrong value and the fix, on one or more lines."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 
 class MonitoringError(Exception):
-    """Something outside the code is wrong: the configuration, a server, a folder."""
+    """A problem outside the code: in the configuration, a server, a folder."""
 
 
 class SettingsError(MonitoringError):
-    """The configuration cannot be used; `problems` holds one line for each thing to fix."""
+    """The configuration is invalid; `problems` has one line per problem."""
 
     def __init__(self, problems: Iterable[str]):
         self.problems = list(problems)
@@ -30,5 +30,5 @@ class LakeError(MonitoringError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of the error's text, or the name of its kind where it has none."""
+    """Return the first line of the error's text, or the name of its type if the text is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)

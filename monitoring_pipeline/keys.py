@@ -1,6 +1,6 @@
-"""Names that Dagster and people see: keys of assets, groups, jobs, sensors, schedules, tags of runs, partitions.
+"""Names in Dagster: keys of assets, groups, jobs, sensors, schedules, tags of runs, partitions.
 
-They are the names of a code location of our own. In another one, `Names` puts the prefixes of [dagster] before them.
+These are the names in our own code location. In a shared one, `Names` adds the prefixes of [dagster].
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ RESULTS_IN_MLFLOW = "results_in_mlflow"
 DAILY_REPORT_KEY = "daily_report"
 WEEKLY_REPORT_KEY = "weekly_report"
 
-ASSESSMENTS_KEY = "assessments"  # of scorers, before their names
+ASSESSMENTS_KEY = "assessments"  # prefix of the keys of scorers
 
-# Groups of assets that a job selects.
+# Asset groups that jobs select.
 DATASETS_GROUP = "datasets"
 REPORTS_GROUP = "reports"
 ALERTS_GROUP = "alerts"
@@ -58,19 +58,19 @@ AUTOMATION = "automation"
 LOST_RUNS = "lost_runs"
 
 # Tags of assets.
-PIPELINE_TAG = "monitoring/pipeline"  # on every asset of ours; jobs and sensors select by it
+PIPELINE_TAG = "monitoring/pipeline"  # on all our assets; jobs and sensors select by it
 
 # Tags of runs.
 PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 PRIORITY = "dagster/priority"
-HOST_TAG = "monitoring/host"  # the machine of a run that a command runs in its own process
-WHOLE_CHAIN_TAG = "monitoring/whole_chain"  # on every run of the job `monitoring`, which names no scorer
+HOST_TAG = "monitoring/host"  # the machine of a run that a command executes in its own process
+WHOLE_CHAIN_TAG = "monitoring/whole_chain"  # on every run of the job `monitoring`, which selects no single scorer
 # On runs that the sensor new_traces requests: its name, the source's counts of each hour, and the attempt.
 REQUESTED_BY_TAG = "monitoring/asked_by"
 COUNTS_TAG = "monitoring/source_counts"
 ATTEMPT_TAG = "monitoring/attempt"
-AUTOMATION_TAGS = {  # Dagster sets one of them on every run that no person started
+AUTOMATION_TAGS = {  # Dagster sets one of them on every automatic run
     "dagster/sensor_name",
     "dagster/schedule_name",
     "dagster/auto_materialize",
@@ -78,7 +78,7 @@ AUTOMATION_TAGS = {  # Dagster sets one of them on every run that no person star
 }
 
 
-# What the keys of our assets start with, behind the prefix.
+# The first parts of our assets' keys, after the prefix.
 OWN_KEYS = frozenset(
     [
         ARCHIVE_KEY,
@@ -93,50 +93,50 @@ OWN_KEYS = frozenset(
 
 
 def scorer_key(name: str) -> dg.AssetKey:
-    """The key of a scorer's asset."""
+    """Return the key of a scorer's asset."""
     return dg.AssetKey([ASSESSMENTS_KEY, name])
 
 
 def dataset_key(name: str) -> dg.AssetKey:
-    """The key of a dataset's asset."""
+    """Return the key of a dataset's asset."""
     return dg.AssetKey([DATASETS_GROUP, name])
 
 
 def partition_key(hour: datetime) -> str:
-    """The key of the hourly partition that starts at `hour`."""
+    """Return the key of the hourly partition that starts at `hour`."""
     return f"{hour:%Y-%m-%d-%H:%M}"
 
 
 @dataclass(frozen=True)
 class Names:
-    """What our definitions are called in a code location: the names of this file, behind the prefixes of [dagster]."""
+    """The names of our definitions in a code location: the names in this module with the prefixes of [dagster]."""
 
     key_prefix: tuple[str, ...] = ()
     group_prefix: str | None = None
     resource_prefix: str | None = None
 
     def key(self, key: dg.AssetKey | str) -> dg.AssetKey:
-        """The key of one of our assets."""
+        """Return the key of one of our assets."""
         return (dg.AssetKey(key) if isinstance(key, str) else key).with_prefix(self.key_prefix)
 
     def definition(self, name: str) -> str:
-        """The name of one of our jobs, sensors or schedules."""
+        """Return the name of one of our jobs, sensors or schedules."""
         return "_".join([*self.key_prefix, name])
 
     def op(self, name: str) -> str:
-        """The name of an op: for an asset's, its key with the parts joined by two underscores, as Dagster does."""
+        """Return the name of an op; an asset's op has its key's parts joined by two underscores, as in Dagster."""
         return "__".join([*self.key_prefix, name])
 
     def group(self, name: str) -> str:
-        """The name of one of our groups of assets."""
+        """Return the name of one of our asset groups."""
         return f"{self.group_prefix}_{name}" if self.group_prefix else name
 
     def resource(self, name: str) -> str:
-        """The key of one of our resources: of `tracking`, `spark` or `lake`."""
+        """Return the key of one of our resources: `tracking`, `spark` or `lake`."""
         return f"{self.resource_prefix}_{name}" if self.resource_prefix else name
 
     def owns(self, job_name: str | None, selection: Iterable[dg.AssetKey] | None) -> bool:
-        """Whether a run or backfill of this job and these assets belongs to the pipeline (None: all assets)."""
+        """Return whether a run or backfill of this job and these assets (None: all) belongs to the pipeline."""
         if job_name in [*map(self.definition, JOBS)] or (job_name == ASSETS and selection is None):
             return True
         depth = len(self.key_prefix)
@@ -147,12 +147,12 @@ class Names:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tag that all our assets carry; its value tells two pipelines in one code location apart."""
+        """The tag on all our assets; its value distinguishes two pipelines in one code location."""
         return {PIPELINE_TAG: ".".join(self.key_prefix) or MONITORING}
 
     @property
     def ours(self) -> dg.AssetSelection:
-        """All our assets, and no others of the code location."""
+        """A selection of all our assets, without other assets of the code location."""
         ((tag, value),) = self.tags.items()
         return dg.AssetSelection.tag(tag, value)
 

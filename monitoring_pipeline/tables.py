@@ -1,6 +1,6 @@
-"""The tables of the lake: names, columns, keys. Column names and meanings are a contract for queries written on them.
+"""The tables of the lake: names, columns, keys. Names and meanings of columns are a contract with users' queries.
 
-Every table is partitioned by `date`, the UTC date of its hour column, so that reading an hour opens a day's files.
+Every table is partitioned by `date`, the UTC date of its hour column, so that reading an hour opens one day's files.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ MODEL_CALL = pa.struct(
 class Table:
     """One table of the lake.
 
-    `hour` names the column with the start of a row's hour (or day). `key` names the columns that identify a row within
-    that hour, `content` those that distinguish two versions of a row (without any, rows with the same key are equal).
-    `kept_with` says whether [upkeep] keep_archive_days or keep_results_days limits how long rows stay (None: neither).
+    `hour` is the column with the start of a row's hour (or day). `key` columns identify a row within that hour;
+    `content` columns differ between two versions of a row (if empty, rows with the same key are equal). `kept_with` is
+    the retention setting of the table, [upkeep] keep_archive_days or keep_results_days (None: rows stay forever).
     """
 
     name: str
@@ -111,7 +111,7 @@ def _schema(*fields: pa.Field | tuple[str, pa.DataType], required: tuple[str, ..
 
 AGENT_TRACES = Table(
     "agent_traces",
-    "Every trace, lossless: trace_json is the trace itself, the other columns are for queries.",
+    "All traces, lossless: trace_json is the complete trace, the other columns are for queries.",
     _schema(
         ("trace_id", pa.string()),
         ("experiment_id", pa.string()),
@@ -151,7 +151,7 @@ AGENT_TRACES = Table(
 
 QUARANTINED_TRACES = Table(
     "quarantined_traces",
-    "Traces that could not be read or flattened, with the reason and whatever text there was.",
+    "Traces that could not be read or flattened, with the reason and the available text.",
     _schema(("trace_id", pa.string()), ("trace_hour", TIME), ("reason", pa.string()), ("raw", pa.string())),
     hour="trace_hour",
     key=("trace_id",),
@@ -173,12 +173,12 @@ ARCHIVED_HOURS = Table(
     hour="hour",
     key=("hour",),
     content=("source_traces", "source_in_progress", "source_assessments", "source_mark"),
-    kept_with=None,  # an hour whose archive retention removed must not be due again
+    kept_with=None,  # hours whose traces retention removed must not become due again
 )
 
 TRACE_PERFORMANCE = Table(
     "trace_performance",
-    "One row a trace: durations in milliseconds, span counts, tokens and cost.",
+    "One row per trace: durations in milliseconds, span counts, tokens and cost.",
     _schema(
         ("trace_id", pa.string()),
         ("trace_hour", TIME),
@@ -200,7 +200,7 @@ TRACE_PERFORMANCE = Table(
 
 TRACE_ERRORS = Table(
     "trace_errors",
-    "One row a trace whose status is ERROR or that has an ERROR span.",
+    "One row per trace with status ERROR or with an ERROR span.",
     _schema(
         ("trace_id", pa.string()),
         ("trace_hour", TIME),
@@ -219,7 +219,7 @@ TRACE_ERRORS = Table(
 
 HOURLY_PERFORMANCE = Table(
     "hourly_performance",
-    "Counts, error rate, exact latency percentiles, tokens and cost of each hour, experiment and trace name "
+    "Counts, error rate, exact latency percentiles, tokens and cost per hour, experiment and trace name "
     "(trace_name null: all names; empty: traces without a name).",
     _schema(
         ("hour", TIME),
@@ -242,7 +242,7 @@ HOURLY_PERFORMANCE = Table(
 
 SPAN_PROFILE = Table(
     "span_profile",
-    "Where the time goes: durations and self time of each hour, experiment, span type and span name "
+    "Latency breakdown: durations and self time per hour, experiment, span type and span name "
     "(span_name null: all spans of the type).",
     _schema(
         ("hour", TIME),
@@ -265,9 +265,9 @@ SPAN_PROFILE = Table(
 
 ASSESSMENTS = Table(
     "assessments",
-    "One row for each trace, scorer and digest: a score or an error. Tokens and cost include those of earlier attempts "
-    "at the same assessment. A scorer of sessions has one row for each session, at its first trace; session_id and "
-    "session_traces (the number of its traces) are set only there.",
+    "One row per trace, scorer and digest: a score or an error. Tokens and cost include earlier attempts at the same "
+    "assessment. A session scorer has one row per session, at the session's first trace; session_id and session_traces "
+    "(the number of its traces) are set only there.",
     _schema(
         ("trace_id", pa.string()),
         ("trace_hour", TIME),
@@ -353,8 +353,8 @@ SCORER_COVERAGE = Table(
 
 HOURLY_QUALITY = Table(
     "hourly_quality",
-    "Mean score and 95 % interval of each hour, experiment, scorer and digest. pass_rate follows the scorer's pass_if; "
-    "without one it is set only if every score is a pass or a fail.",
+    "Mean score and 95 % interval per hour, experiment, scorer and digest. pass_rate follows the scorer's pass_if; "
+    "without pass_if it is set only if every score is a pass or a fail.",
     _schema(
         ("hour", TIME),
         ("experiment_id", pa.string()),
@@ -374,7 +374,7 @@ HOURLY_QUALITY = Table(
 
 WRITTEN_BACK = Table(
     "written_back",
-    "Results that were sent to MLflow as feedback; assessed_at is the time of the result that was sent.",
+    "Results sent to MLflow as feedback; assessed_at is the time of the result that was sent.",
     _schema(
         ("assessment_id", pa.string()),
         ("trace_id", pa.string()),
@@ -393,9 +393,9 @@ WRITTEN_BACK = Table(
 
 SCORER_AGREEMENT = Table(
     "scorer_agreement",
-    "Agreement of a scorer with people's feedback (reference human) or with another of its own digests (reference "
-    "digest), on the traces of a day that both assessed: counts of pass and fail, agreement, Cohen's kappa and its "
-    "95 % interval. In the names of the counts the scorer's result comes first.",
+    "Agreement of a scorer with human feedback (reference human) or with another of its digests (reference digest) on "
+    "the traces of a day that both assessed: counts of pass and fail, agreement, Cohen's kappa and its 95 % interval. "
+    "Count names have the scorer's result first.",
     _schema(
         ("day", TIME),
         ("experiment_id", pa.string()),
@@ -419,7 +419,7 @@ SCORER_AGREEMENT = Table(
 
 DELETED_TRACES = Table(
     "deleted_traces",
-    "Traces deleted on request, which archiving skips from then on: digests of their ids, no content.",
+    "Traces deleted on request, as digests of their ids without content. Archiving skips them.",
     _schema(
         ("trace_digest", pa.string()),
         ("trace_hour", TIME),
@@ -436,8 +436,8 @@ DELETED_TRACES = Table(
 
 ALERTS = Table(
     "alerts",
-    "One row for each episode of an alert: from the time a rule first held in a scope until it has not held for a "
-    "whole window. deliveries lists its messages, sent or waiting.",
+    "One row per episode of an alert, from the first time a rule holds in a scope until it has not held for a whole "
+    "window. deliveries lists the alert's messages, sent or pending.",
     _schema(
         ("hour", TIME),
         ("rule", pa.string()),

@@ -1,4 +1,4 @@
-"""Windows of time: half-open, [start, end), in UTC, by the start time of a trace."""
+"""Time windows: half-open, [start, end), in UTC. A trace belongs to a window by its start time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def floor_hour(moment: datetime) -> datetime:
-    """The start of the UTC hour that holds `moment` (timezone-aware)."""
+    """Return the start of the UTC hour that contains `moment` (timezone-aware)."""
     return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def from_milliseconds(milliseconds: int) -> datetime:
-    """The UTC time that many milliseconds after 1970, without the rounding of floating point."""
+    """Return the UTC time of milliseconds since 1970, without floating-point rounding."""
     return EPOCH + timedelta(milliseconds=milliseconds)
 
 
 def to_milliseconds(moment: datetime) -> int:
-    """Whole milliseconds from 1970 to `moment` (timezone-aware); what is left of a millisecond is cut off."""
+    """Return whole milliseconds from 1970 to `moment` (timezone-aware), rounded down."""
     return (moment - EPOCH) // _MILLISECOND
 
 
@@ -35,12 +35,12 @@ def nanoseconds(time: int) -> int:
 
 
 def to_microseconds(moment: datetime) -> int:
-    """Microseconds from 1970 to `moment` (timezone-aware)."""
+    """Return microseconds from 1970 to `moment` (timezone-aware)."""
     return (moment - EPOCH) // _MICROSECOND
 
 
 def parse_utc(text: str) -> datetime:
-    """`text` (ISO 8601 with an offset, such as 2026-01-01T05:00Z) as a UTC time.
+    """Parse `text` (ISO 8601 with an offset, such as 2026-01-01T05:00Z) as a UTC time.
 
     Raises:
         ValueError: not ISO 8601, or without an offset; the message names the value and the fix.
@@ -49,21 +49,21 @@ def parse_utc(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:
             return moment.astimezone(UTC)
-    except (ValueError, OverflowError):  # the latter where an offset leads out of the years 1 to 9999
+    except (ValueError, OverflowError):  # the latter if the UTC time is outside of the years 1 to 9999
         raise ValueError(f"{text!r} is not a time: write it as 2026-01-01T05:00Z") from None
     raise ValueError(f"{text!r} has no time zone: add an offset, such as {moment.isoformat()}Z")
 
 
 @dataclass(frozen=True)
 class Window:
-    """All moments t with start <= t < end; both timezone-aware, and kept in UTC."""
+    """All times t with start <= t < end; both are timezone-aware and converted to UTC."""
 
     start: datetime
     end: datetime
 
     def __post_init__(self) -> None:
         if self.start.tzinfo is None or self.end.tzinfo is None:
-            raise ValueError(f"a window needs times with a zone, not {self.start} and {self.end}")
+            raise ValueError(f"a window needs times with a time zone, not {self.start} and {self.end}")
         if self.start >= self.end:
             raise ValueError(f"a window must end after it starts, not {self.start} to {self.end}")
         object.__setattr__(self, "start", self.start.astimezone(UTC))
@@ -77,42 +77,42 @@ class Window:
 
     @classmethod
     def covering(cls, moments: list[datetime]) -> Window:
-        """The smallest window of whole hours that holds all `moments` (at least one)."""
+        """Return the smallest window of whole hours that contains all `moments` (at least one)."""
         return cls(floor_hour(min(moments)), floor_hour(max(moments)) + HOUR)
 
     def hours(self) -> Iterator[datetime]:
-        """The starts of the hours that the window touches, in order."""
+        """Yield the starts of the hours that overlap the window, in order."""
         hour = floor_hour(self.start)
         while hour < self.end:
             yield hour
             hour += HOUR
 
     def by_hour(self) -> Iterator[Window]:
-        """The window cut at whole hours, in order."""
+        """Yield the window split at full hours, in order."""
         for hour in self.hours():
             yield Window(max(self.start, hour), min(self.end, hour + HOUR))
 
     def inner_hours(self) -> Window | None:
-        """The hours that lie wholly in the window; None without any."""
+        """Return the whole hours inside the window; None if there are none."""
         start = floor_hour(self.start) if floor_hour(self.start) == self.start else floor_hour(self.start) + HOUR
         end = floor_hour(self.end)
         return Window(start, end) if start < end else None
 
     def by_day(self) -> Iterator[Window]:
-        """The window cut at midnights, in order."""
+        """Yield the window split at UTC midnights, in order."""
         for day in self.days():
             midnight = datetime.combine(day, time(), UTC)
             yield Window(max(self.start, midnight), min(self.end, midnight + timedelta(days=1)))
 
     def days(self) -> list[date]:
-        """The UTC dates that the window touches, in order."""
+        """Return the UTC dates that overlap the window, in order."""
         last = (self.end - timedelta(microseconds=1)).date()
         first = self.start.date()
         return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 
 def parts(window: Window, hours: int) -> list[Window]:
-    """`window` cut into windows of so many hours, in order."""
+    """Return `window` split into windows of `hours` hours, in order."""
     starts = []
     start = window.start
     while start < window.end:

@@ -1,7 +1,7 @@
-"""The account of what was archived: for each hour, the source's counts just before the hour was read.
+"""The account of archived hours: the source's counts of each hour just before it was read.
 
-The table `archived_hours` of the lake holds it. An hour is due when the source's counts differ from its row. A trace
-that arrives while its hour is being read is not in the counts; the hour is then read once more.
+It is stored in the table `archived_hours`. An hour is due when the source's counts differ from its row. A trace that
+arrives while its hour is read is not in the counts, so the hour becomes due again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from monitoring_pipeline.windows import Window
 
 @dataclass(frozen=True)
 class AccountedHour:
-    """What the source had of an hour when it was last archived, and when that was."""
+    """The source's counts of an hour at its last archive run, and the time of that run."""
 
     counts: HourCounts
     archived_at: datetime
@@ -32,7 +32,7 @@ COLUMNS = ("source_traces", "source_in_progress", "source_assessments", "source_
 
 
 def accounted(lake: LakeResource, window: Window) -> dict[datetime, AccountedHour]:
-    """The account of the hours in `window`, without hours that were never archived or never had a trace.
+    """Return the account of the hours in `window`, without hours that were never archived or never had a trace.
 
     Raises:
         LakeError: the lake cannot be opened.
@@ -52,9 +52,9 @@ def keep_account(
     counted_at: datetime,
     leaving_out: Container[datetime] = (),
 ) -> None:
-    """Record that the hours of `window`, except for `leaving_out`, were archived when the source had `counts` of them.
+    """Record that the hours of `window`, except `leaving_out`, were archived, with the source's `counts`.
 
-    Nothing is committed if nothing changed.
+    Commits nothing if nothing changed.
 
     Raises:
         LakeError: the lake cannot be written.
@@ -62,8 +62,8 @@ def keep_account(
     hours = counts.keys() | accounted(lake, window).keys()
     rows = []
     for hour in sorted(hour for hour in hours if hour in window and hour not in leaving_out):
-        of_hour = counts.get(hour, NOTHING)
-        values = (of_hour.traces, of_hour.in_progress, of_hour.assessments, of_hour.mark, counted_at)
+        source = counts.get(hour, NOTHING)
+        values = (source.traces, source.in_progress, source.assessments, source.mark, counted_at)
         rows.append({"hour": hour, **dict(zip(COLUMNS, values, strict=True))})
     lake.upsert(ARCHIVED_HOURS, from_dicts(ARCHIVED_HOURS, rows))
 
@@ -71,7 +71,7 @@ def keep_account(
 def due_hours(
     counts: Mapping[datetime, HourCounts], account: Mapping[datetime, AccountedHour]
 ) -> dict[datetime, HourCounts]:
-    """The hours whose `counts` at the source differ from the account, with these counts, oldest first."""
+    """Return the hours whose `counts` at the source differ from the account, with these counts, oldest first."""
     differing = {
         hour: counts.get(hour, NOTHING)
         for hour in counts.keys() | account.keys()

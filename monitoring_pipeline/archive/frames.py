@@ -1,4 +1,4 @@
-"""The merge of traces that the engine reads from tables: its workers make rows of `agent_traces` of them."""
+"""The merge of traces that the engine reads from tables: its workers convert them to rows of `agent_traces`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def archive_frames(
     redactor: Redactor | None,
     read_moved: Callable[[Mapping[str, datetime]], Iterable[Batch]],
 ) -> ArchiveCounts:
-    """Merge the traces into `agent_traces`, and what cannot be flattened into `quarantined_traces`.
+    """Merge the traces into `agent_traces`; traces that cannot be flattened go into `quarantined_traces`.
 
     A lake in a catalog is merged day by day, and the traces stay in the engine. Any other lake is merged hour by hour,
-    so that the traces of one hour are in memory at a time. The other arguments are as for `merging.archive`; the
-    engine's workers redact.
+    so that only the traces of one hour are in memory. The other arguments are as for `merging.archive`; the engine's
+    workers redact.
     """
     merge = WindowMerge(lake, traces.window, experiment_names, redactor, on_progress)
     parts, merge_part = (
@@ -52,7 +52,7 @@ def archive_frames(
 
 
 def _merge_here(merge: WindowMerge, part: Window, frame: DataFrame) -> None:
-    """Merge the rows of one part of the window, in the memory of this process."""
+    """Merge the rows of one part of the window in this process's memory."""
     rows = frame.toArrow()
     read = rows.num_rows
     if merge.deleted:
@@ -67,7 +67,7 @@ def _merge_here(merge: WindowMerge, part: Window, frame: DataFrame) -> None:
 
 
 def _merge_in_engine(merge: WindowMerge, part: Window, frame: DataFrame) -> None:
-    """Merge the rows of one part of the window, which stay in the engine."""
+    """Merge the rows of one part of the window without leaving the engine."""
     from pyspark.sql import functions as F
 
     with _computed_once(frame):
@@ -86,7 +86,7 @@ def _quarantine_rows(failed: pa.Table) -> list[dict[str, Any]]:
 
 
 def redacted_rows(rows: DataFrame, redactor: Redactor) -> DataFrame:
-    """The rows, with the columns of `FLATTENED`, after redaction; those that cannot be redacted get a `reason`."""
+    """Return the redacted rows, with the columns of `FLATTENED`; rows that cannot be redacted get a `reason`."""
     from pyspark.sql.pandas.types import from_arrow_schema
 
     return rows.mapInArrow(functools.partial(_redact_batches, redactor=redactor), from_arrow_schema(FLATTENED))
@@ -105,14 +105,14 @@ def _redacted_row(row: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
         return {**row, "reason": redactor.text(row["reason"]), "raw": redactor.raw(row["raw"])}
     try:
         return redactor.row(row)
-    except Exception as error:  # noqa: BLE001 - malformed content raises any error; its text may hold what is private
+    except Exception as error:  # noqa: BLE001 - malformed content raises any error; its text may hold private data
         known = {name: row[name] for name in ("trace_id", "created_at", "trace_hour")}
-        return {**known, "reason": f"it cannot be redacted: {type(error).__name__}", "raw": ""}
+        return {**known, "reason": f"redaction failed: {type(error).__name__}", "raw": ""}
 
 
 @contextmanager
 def _computed_once(frame: DataFrame) -> Iterator[None]:
-    """Within the block the engine keeps the rows, if it can: Databricks' serverless compute computes them again."""
+    """Cache the rows within the block if the engine can; Databricks serverless compute cannot and recomputes them."""
     from pyspark.errors import PySparkException
 
     with suppress(PySparkException):

@@ -19,13 +19,13 @@ GivenTraces: TypeAlias = "Iterable[Trace] | pd.DataFrame | DataFrame"
 
 
 def archive_rows(spark: SparkSession, traces: GivenTraces) -> DataFrame:
-    """The traces as rows of `agent_traces`, in memory; rows of the archive are returned unchanged.
+    """Return the traces as rows of `agent_traces` in memory; rows of the archive are returned unchanged.
 
-    MLflow's traces may be a list or the table that mlflow.search_traces returns. Each trace counts once, and its
-    `created_at` is now. Malformed traces are left out with a warning that says why.
+    MLflow traces may be a list or the table that mlflow.search_traces returns. Duplicates are dropped, and `created_at`
+    is now. Malformed traces are left out with a warning that shows the first reason.
 
     Raises:
-        MonitoringError: `traces` has another form, or lacks columns.
+        MonitoringError: `traces` has another form or lacks columns.
     """
     from pyspark.sql import DataFrame
     from pyspark.sql.pandas.types import from_arrow_schema
@@ -45,7 +45,7 @@ def archive_rows(spark: SparkSession, traces: GivenTraces) -> DataFrame:
 
 
 def mlflow_traces(traces: MlflowTraces) -> list[Trace]:
-    """The traces of a list, or of a table as mlflow.search_traces returns it.
+    """Return the traces of a list, or of a table as returned by mlflow.search_traces.
 
     Raises:
         MonitoringError: the table has no column `trace`, or an element is not a trace.
@@ -69,5 +69,5 @@ def _trace(value: Any) -> Trace:
         return Trace.from_json(value)
     except Exception as error:  # parsing a text that is not a trace may raise any error
         raise MonitoringError(
-            f"{str(value)[:80]!r} is not a trace ({first_line(error)}); pass what mlflow.search_traces returns"
+            f"{str(value)[:80]!r} is not a trace ({first_line(error)}); pass the result of mlflow.search_traces"
         ) from error

@@ -1,6 +1,6 @@
-"""The merge of a window's traces into the archive, which never shrinks: what the source has deleted since stays.
+"""The merge of a window's traces into the archive. Traces that the source has deleted since stay in the archive.
 
-`archive` merges traces that this process reads; `frames.archive_frames` merges those that the engine reads.
+`archive` merges traces that this process reads; `frames.archive_frames` merges traces that the engine reads.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
 
-# A commit holds at most this much, so that memory stays flat however many or large the traces are.
-COMMIT_CHARACTERS = 48 * 2**20  # of trace_json; the rows take some 1.75 bytes for each
+# Limits the size of a commit, so that memory does not grow with the number or size of traces.
+COMMIT_CHARACTERS = 48 * 2**20  # of trace_json; the rows take about 1.75 bytes per character
 COLLECTION_OBJECTS = 200_000
 T = TypeVar("T")
 
 
 @dataclass
 class ArchiveCounts:
-    """What the merge of a window did: traces read, rows added or changed, traces put into quarantine.
+    """The result of a merge: numbers of traces read, rows added or changed, traces put into quarantine.
 
-    `deleted` were left out because they were deleted on request; `moved` were archived under another hour than they
-    have now; `redactions` is how often each detector redacted something in the traces read; `lacking` is how many of
-    the source's traces each hour still lacks, None where the source cannot count.
+    `deleted` traces were left out because they were deleted on request; `moved` traces were archived under another hour
+    before; `redactions` is the number of replacements by detector; `lacking` is the number of the source's traces that
+    are still missing, by hour, or None if the source cannot count.
     """
 
     read: int = 0
@@ -55,11 +55,11 @@ class ArchiveCounts:
 
 @dataclass
 class WindowMerge:
-    """The merge of one window: where it writes, what it changes in traces, and what it has merged so far."""
+    """The merge of one window: its lake, its settings, and its progress so far."""
 
     lake: LakeResource
     window: Window
-    experiment_names: dict[str, str]  # id -> name; the archive keeps the names beside the ids
+    experiment_names: dict[str, str]  # id -> name; the archive stores both
     redactor: Redactor | None
     on_progress: Callable[[int], None]
     counts: ArchiveCounts = field(default_factory=ArchiveCounts)
@@ -73,7 +73,7 @@ class WindowMerge:
         self._places = [places_of(AGENT_TRACES.schema.empty_table())]
 
     def note(self, read: int, places: pa.Table, unreadable: Iterable[dict[str, Any]]) -> None:
-        """Note that so many traces were read: those at `places` are archived, `unreadable` are for the quarantine."""
+        """Record that `read` traces were read: those at `places` are archived, `unreadable` rows go into quarantine."""
         self.counts.read += read
         self._places.append(places)
         self._quarantine.update({row["trace_id"]: row for row in unreadable})
@@ -93,16 +93,16 @@ class WindowMerge:
         return self.counts
 
     def commits(self, batches: Iterable[Batch]) -> Iterator[tuple[pa.Table, list[UnreadableTrace]]]:
-        """The traces of the batches in pieces to commit: rows of `agent_traces`, and what cannot become one.
+        """Yield the traces of the batches, one commit at a time: rows of `agent_traces`, and unreadable traces.
 
-        While one piece is written, a thread reads and flattens the next.
+        While one commit is written, a thread reads and flattens the next.
         """
         flat = (_flat(trace, self._now, self.experiment_names, self.redactor) for trace in self._kept(batches))
         with _rare_collections(), closing(_ahead(_pieces(flat, self.lake.commit_rows))) as pieces:
             yield from pieces
 
     def _archive_moved(self, batches: Iterable[Batch]) -> dict[str, datetime]:
-        """Archive the traces under the hours that the source has them in; returns these hours by id."""
+        """Archive the traces under their hours in the source; returns these hours by id."""
         found: dict[str, datetime] = {}
         for rows, _ in self.commits(batches):
             self.lake.upsert(AGENT_TRACES, rows)
@@ -127,9 +127,9 @@ def archive(
     redactor: Redactor | None = None,
     read_moved: Callable[[Mapping[str, datetime]], Iterable[Batch]] = lambda hours: (),
 ) -> ArchiveCounts:
-    """Merge the traces of `window` into `agent_traces`, and what cannot be flattened into `quarantined_traces`.
+    """Merge the traces of `window` into `agent_traces`; traces that cannot be flattened go into `quarantined_traces`.
 
-    Commits every few thousand traces. When it is run again, it continues, and leaves alone what is already there.
+    Commits every few thousand traces. Idempotent: a rerun resumes and leaves unchanged rows alone.
     `experiment_names` are id -> name. `on_progress` is called with the number of traces read so far. `redactor` redacts
     all traces before they are written. `read_moved` is as `Source.moved`.
     """
@@ -143,7 +143,7 @@ def archive(
 
 
 def rows_of(traces: Iterable[Trace]) -> tuple[pa.Table, list[UnreadableTrace]]:
-    """The traces as rows of `agent_traces`, written nowhere, and those that cannot become one."""
+    """Return the traces as rows of `agent_traces` without writing them, and the unreadable traces."""
     now = datetime.now(UTC)
     found = [_flat(trace, now, {}, None) for trace in traces]
     rows, refused = _table([trace for trace in found if isinstance(trace, FlatTrace)])
@@ -151,13 +151,13 @@ def rows_of(traces: Iterable[Trace]) -> tuple[pa.Table, list[UnreadableTrace]]:
 
 
 def redactions(rows: pa.Table) -> Counter[str]:
-    """How often each detector redacted something in the rows of `agent_traces`."""
+    """Return the number of replacements by detector in rows of `agent_traces`."""
     return sum((Counter(dict(found)) for found in rows["redactions"].drop_null().to_pylist()), Counter())
 
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Within the block garbage is collected rarely: that takes an eighth of the time, and rows hold no cycles."""
+    """Collect garbage rarely within the block: collections take an eighth of the time, and rows hold no cycles."""
     before = gc.get_threshold()
     gc.set_threshold(COLLECTION_OBJECTS)
     try:
@@ -179,7 +179,7 @@ def _ahead(items: Iterator[T]) -> Generator[T]:
 def _pieces(
     traces: Iterable[FlatTrace | UnreadableTrace], commit_rows: int
 ) -> Iterator[tuple[pa.Table, list[UnreadableTrace]]]:
-    """Rows of `agent_traces` to commit at once, and the traces among them that cannot become one."""
+    """The rows of `agent_traces` of each commit, and its unreadable traces."""
     for flat, unreadable in _bounded(traces, commit_rows):
         rows, refused = _table(flat)
         yield rows, unreadable + refused
@@ -214,12 +214,12 @@ def _flat(
         row = trace.row if isinstance(trace, FlatTrace) else flatten(trace, now)
         row |= {"created_at": now, "experiment_name": names.get(row["experiment_id"])}
         return FlatTrace(redactor.row(row) if redactor else row, info)
-    except Exception as error:  # noqa: BLE001 - a malformed trace may raise any error; the quarantine keeps it
+    except Exception as error:  # noqa: BLE001 - a malformed trace may raise any error; the quarantine stores it
         return _unreadable(info(), error)
 
 
 def _table(traces: list[FlatTrace]) -> tuple[pa.Table, list[UnreadableTrace]]:
-    """The rows of the traces, and those traces that Arrow refuses (a lone surrogate, a number out of range)."""
+    """The rows of the traces, and the traces that Arrow rejects (a lone surrogate, a number out of range)."""
     try:
         return from_dicts(AGENT_TRACES, [trace.row for trace in traces]), []
     except Exception as error:  # noqa: BLE001 - a malformed trace fails its piece with any error; halving finds it

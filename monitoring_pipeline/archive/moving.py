@@ -1,7 +1,7 @@
-"""Traces whose start has moved to another hour after they were archived.
+"""Traces whose start moved to another hour after they were archived.
 
-MLflow lowers a trace's start when a span that began earlier arrives late. Such a trace is first archived under its new
-hour, then its results move there, and its old row is deleted last. If this is interrupted, the next run completes it,
+MLflow lowers a trace's start when a span that began earlier arrives late. Such a trace is archived under its new hour
+first, then its results move there, and its old row is deleted last. If this is interrupted, the next run completes it,
 and no trace is scored twice.
 """
 
@@ -28,17 +28,17 @@ Hours = Mapping[str, datetime]
 def follow_moved(
     lake: LakeResource, window: Window, seen: pa.Table, archive_moved: Callable[[dict[str, datetime]], Hours]
 ) -> int:
-    """Move the traces that are archived under another hour than the source has them in; returns how many moved.
+    """Move traces whose hour in the archive differs from their hour in the source; returns how many moved.
 
     `seen` (columns trace_id and trace_hour) are the traces that were just read from the source and archived.
-    `archive_moved` receives the traces (id -> hour) that the archive has in `window` and that were not seen. Those that
-    the source has in another hour it archives there, and returns their new hours by id. Traces that the source no
-    longer has stay.
+    `archive_moved` receives the traces (id -> hour) that the archive has in `window` and that were not seen. It
+    archives the ones that the source has in another hour there, and returns their new hours by id. Traces that the
+    source has deleted stay.
     """
     known: dict[str, datetime] = {}
     stale = _places(lake, window).join(seen, list(PLACE), join_type="left anti")
     if seen.num_rows:
-        # A trace seen now may be archived in a later hour. While hours are archived in order, there is nothing there.
+        # A trace seen now may be archived in a later hour. If hours are archived in order, later hours are empty.
         ahead = _places(lake, Window(window.end, window.end + MOVED_AT_MOST))
         stale = pa.concat_tables([stale, ahead.filter(pc.is_in(ahead["trace_id"], seen["trace_id"].combine_chunks()))])
         now = seen.filter(pc.is_in(seen["trace_id"], stale["trace_id"].combine_chunks()))
@@ -59,7 +59,7 @@ def follow_moved(
 
 
 def places_of(rows: pa.Table) -> pa.Table:
-    """Ids and hours of the traces, with nullable columns as joins return them."""
+    """Return the ids and hours of the traces, with nullable columns as joins return them."""
     return rows.select(PLACE).cast(pa.schema([("trace_id", pa.string()), ("trace_hour", TIME)]))
 
 

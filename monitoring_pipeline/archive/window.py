@@ -1,4 +1,4 @@
-"""The traces of a window, from their source into the archive."""
+"""Archives the traces of a window from their source."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def archive_window(
     window: Window,
     on_progress: Callable[[int], None] = lambda read: None,
 ) -> ArchiveCounts:
-    """Bring the traces of the source that start in `window` into the archive, and keep account of its whole hours.
+    """Archive the source's traces that start in `window`, and update the account of its whole hours.
 
-    The source is counted before it is read, and the account is written after the archive. A trace that arrives in
-    between, a crash, or a trace that is lacking leaves its hour due. `on_progress` is called with the number of traces
-    read so far.
+    The source is counted before it is read, and the account is written after the archive: a trace that arrives in
+    between, a crash or a missing trace leaves its hour due. `on_progress` is called with the number of traces read so
+    far.
 
     Raises:
         TrackingError: the store or table cannot be used.
@@ -50,7 +50,7 @@ def _counts(source: Source, window: Window) -> dict[datetime, HourCounts] | None
     try:
         return source.counts(window)
     except UncountableError as error:
-        log.warning("no account is kept of what is archived: %s", error)
+        log.warning("archived hours are not recorded: %s", error)
         return None
 
 
@@ -70,10 +70,9 @@ def _merge(
 def _still_lacking(
     source: Source, lake: LakeResource, window: Window, counted: Mapping[datetime, HourCounts]
 ) -> dict[datetime, int]:
-    """How many traces each hour lacks, of those that the source had when they were `counted` and still has.
+    """The number of missing traces by hour, without traces that left the source's hour since it was `counted`.
 
-    The source is counted again only if some are lacking: meanwhile they may have been deleted or have moved to another
-    hour.
+    If traces are missing, the source is counted again: they may have been deleted or moved to another hour meanwhile.
     """
     short = lacking(lake, window, counted)
     if not short:

@@ -1,5 +1,5 @@
-"""Private parts of our dependencies that the pipeline uses: names that begin with an underscore, and what we replace.
+"""Private parts of our dependencies: names that begin with an underscore, and functions that we replace.
 
-Nothing else in the package imports such a name. A test checks what we rely on of each, so that a new version of a
-dependency that changes one fails there, by name.
+No other module imports such names. A test checks our assumptions about each, so that it fails by name if a new version
+of a dependency changes one.
 """

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from dagster._core.execution.backfill import PartitionBackfill
 
 __all__ = [
-    "NOT_FINISHED_STATUSES",  # of runs; the public API has no list of them
-    "UnresolvedAssetJobDefinition",  # what dg.define_asset_job returns, to be subclassed
-    "capture_interrupts",  # holds back Ctrl-C within a block
-    "check_captured_interrupt",  # whether Ctrl-C came within it
+    "NOT_FINISHED_STATUSES",  # of runs; the public API has no such list
+    "UnresolvedAssetJobDefinition",  # returned by dg.define_asset_job; we subclass it
+    "capture_interrupts",  # delays Ctrl-C within a block
+    "check_captured_interrupt",  # whether Ctrl-C was pressed within the block
     "make_new_run_id",  # to listen to a run's events before it starts
 ]
 
@@ -34,9 +34,9 @@ SQLITE_TIMEOUT_SECONDS = 60  # until a file that another process writes is free
 
 
 def function_of(asset: dg.AssetsDefinition) -> Callable[..., Any]:
-    """The function that an asset's decorator was put on."""
+    """Return the function that the asset's decorator wraps."""
     compute = asset.op.compute_fn
-    assert isinstance(compute, DecoratedOpFunction), f"{asset.key} was not made by a decorator"
+    assert isinstance(compute, DecoratedOpFunction), f"{asset.key} was not defined by a decorator"
     return compute.decorated_fn
 
 
@@ -76,7 +76,7 @@ def keep_connections(instance: dg.DagsterInstance) -> None:
 
 
 def has_heartbeat(instance: dg.DagsterInstance, tolerance_seconds: float) -> bool:
-    """Whether a daemon that launches backfills has had a heartbeat within so many seconds."""
+    """Return whether the daemon that launches backfills had a heartbeat within the last `tolerance_seconds`."""
     from dagster._daemon.controller import get_daemon_statuses
     from dagster._daemon.daemon import BackfillDaemon
 
@@ -117,7 +117,7 @@ def request_backfill(
 
 
 def active_backfills(instance: dg.DagsterInstance) -> Sequence[PartitionBackfill]:
-    """The backfills that have not ended; each has backfill_id, job_name and asset_selection."""
+    """Return the backfills that have not ended; each has backfill_id, job_name and asset_selection."""
     from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionsFilter, BulkActionStatus
 
     active = [status for status in BulkActionStatus if status not in BULK_ACTION_TERMINAL_STATUSES]

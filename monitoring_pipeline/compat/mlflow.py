@@ -1,4 +1,4 @@
-"""Private parts of MLflow. Every import is within a function: MLflow takes a second to load."""
+"""Private parts of MLflow. Imports are inside functions, because MLflow takes a second to load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Send(Protocol):
-    """Sends a judge's request to its model and returns the answer."""
+    """Sends a judge's request to its model and returns the response."""
 
     def __call__(
         self, endpoint: str, headers: dict[str, str], payload: dict[str, Any], num_retries: int
@@ -20,14 +20,14 @@ Parse = Callable[[dict[str, Any], Any], tuple[Any, dict[str, Any]]]
 
 
 class JudgeRequests(NamedTuple):
-    """The two functions through which MLflow's judges send each request: to send it, and to read its answer."""
+    """The two functions that MLflow's judges use for each request: one sends it, one parses the response."""
 
     send: Send
     parse: Parse
 
 
 def replace_judge_requests(replacement: Callable[[JudgeRequests], JudgeRequests]) -> None:
-    """Replace the functions by what `replacement` makes of MLflow's own; in this process, for good."""
+    """Replace MLflow's functions with the result of `replacement`, permanently in this process."""
     from mlflow.genai.judges.adapters import gateway_adapter
 
     own = JudgeRequests(gateway_adapter.send_chat_request, gateway_adapter._parse_response_message)  # pyright: ignore
@@ -37,7 +37,7 @@ def replace_judge_requests(replacement: Callable[[JudgeRequests], JudgeRequests]
 
 
 def tracking_uri_within(uri: str) -> AbstractContextManager[None]:
-    """MLflow's global tracking URI is `uri` within the block."""
+    """Set MLflow's global tracking URI to `uri` within the block."""
     from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
     return _use_tracking_uri(uri)
@@ -45,7 +45,7 @@ def tracking_uri_within(uri: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def same_registry() -> Iterator[None]:
-    """After the block the process has the model registry that it had before."""
+    """Restore the process's model registry after the block."""
     from mlflow.environment_variables import MLFLOW_REGISTRY_URI
     from mlflow.tracking._model_registry import utils
 
@@ -60,9 +60,9 @@ def same_registry() -> Iterator[None]:
 
 
 def bundled_prices(model: str) -> dict[str, Any] | None:
-    """What MLflow's bundled price list has of a model (`openai:/gpt-4.1`), {} if nothing; None if that is no model.
+    """Return the entry of a model (`openai:/gpt-4.1`) in MLflow's bundled price list; None if that is not a model.
 
-    MLflow's public look-up would first ask the internet for a newer list.
+    Returns {} if the list lacks the model. MLflow's public look-up would first download a newer list.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.metrics.genai.model_utils import _parse_model_uri

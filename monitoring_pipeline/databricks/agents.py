@@ -1,4 +1,4 @@
-"""Databricks' own client, MLflow's calls of Databricks, and the REST API under them: in a line when they fail."""
+"""Calls of the databricks-agents client, of MLflow at Databricks, and of the REST API, with one-line errors."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ T = TypeVar("T")
 
 @contextmanager
 def at_databricks() -> Iterator[None]:
-    """Within the block MLflow and Databricks' own client talk to the workspace that the environment names.
+    """Connect MLflow and databricks-agents to the workspace of the environment within the block.
 
     Raises:
-        MonitoringError: databricks-agents is not installed; and, in a line without credentials, instead of all that is
-            raised within the block.
+        MonitoringError: databricks-agents is not installed. Errors within the block are also raised as MonitoringError,
+            on one line and without credentials.
     """
     from monitoring_pipeline.resources.tracking import global_tracking_uri
 
     require_agents()
     without_request_logs()
     try:
-        # It prints what it does.
+        # The client prints its progress.
         with (
             global_tracking_uri(DATABRICKS),
             same_registry(),
@@ -52,42 +52,42 @@ def at_databricks() -> Iterator[None]:
             yield
     except MonitoringError:
         raise
-    except Exception as error:  # noqa: BLE001 - the clients, the SDK and MLflow raise errors of their own each
+    except Exception as error:  # noqa: BLE001 - the clients, the SDK and MLflow have no common base error
         raise MonitoringError(f"Databricks request failed: {without_secrets(error)}") from None
 
 
 def require_agents() -> None:
-    """Refuse to go on without Databricks' own client.
+    """Check that databricks-agents is installed.
 
     Raises:
-        MonitoringError: it is not installed; the message says what to install.
+        MonitoringError: it is not installed; the message has the command to install it.
     """
     try:
         import databricks.agents.scorers  # noqa: F401
     except ImportError as error:
         raise MonitoringError(
-            "managed scorers and trace archival need the package databricks-agents; install it by "
-            f"pip install 'monitoring-pipeline[databricks]' ({error})"
+            "managed scorers and trace archival need the package databricks-agents; "
+            f"run pip install 'monitoring-pipeline[databricks]' ({error})"
         ) from None
 
 
 def without_secrets(error: BaseException) -> str:
-    """The error on one line. Where the SDK cannot parse an answer, its error quotes the request with its token."""
+    """Return the error on one line. If the SDK cannot parse a response, its error quotes the request with its token."""
     text = " ".join(str(error).partition("Request log:")[0].split())
     return f"{type(error).__name__}: {without_password(text)[:REASON_CHARACTERS]}"
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error of Databricks' client stands for; it puts some errors into others."""
+    """Return the HTTP status of an error of the Databricks client, which wraps some errors in others; or None."""
     for raised in (error, error.__cause__):
         response = getattr(raised, "response", None)
-        if response is not None:  # a response with an error is false
+        if response is not None:  # an error response is falsy
             return int(response.status_code)
     return None
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """What `call` returns, repeated for some minutes where there are too many requests, a 5xx answer or none at all."""
+    """Return the result of `call`, retried for some minutes on "too many requests", a 5xx response or no response."""
     retrying = Retrying(
         retry=retry_if_exception(is_worth_repeating),
         wait=wait_random_exponential(multiplier=0.5, max=30),
@@ -104,23 +104,23 @@ def is_worth_repeating(error: BaseException) -> bool:
     return isinstance(error, requests.ConnectionError | requests.Timeout) or status == 429 or (status or 0) >= 500
 
 
-def asked(client: WorkspaceClient, method: str, path: str, **named: Any) -> dict[str, Any]:
-    """The answer to a request; the SDK repeats it where that may help.
+def send(client: WorkspaceClient, method: str, path: str, **named: Any) -> dict[str, Any]:
+    """Return the response of the workspace; the SDK retries transient errors.
 
     Raises:
-        MonitoringError: the workspace refuses, in a line.
+        MonitoringError: the request failed; a one-line reason.
     """
     try:
         return client.api_client.do(method, f"{MANAGED_EVALS}/{path}", **named)  # type: ignore[return-value]
-    except (OSError, TimeoutError) as error:  # as all errors of the SDK are
+    except (OSError, TimeoutError) as error:  # the base classes of all SDK errors
         raise refusal(client.config.host, error) from None
 
 
 def monitor_of(experiment_id: str) -> dict[str, Any]:
-    """What Databricks says of the experiment's monitoring: trace_archive_table and current_backfill_job_id, if any.
+    """Return Databricks' monitor of the experiment, with trace_archive_table and current_backfill_job_id, if any.
 
     Raises:
-        MonitoringError: the workspace refuses.
+        MonitoringError: the request failed.
     """
-    found = asked(connect(), "POST", "monitors", body={"experiment_id": experiment_id}).get("monitor_infos") or [{}]
+    found = send(connect(), "POST", "monitors", body={"experiment_id": experiment_id}).get("monitor_infos") or [{}]
     return {**(found[0].get("monitor") or {}), "current_backfill_job_id": found[0].get("current_backfill_job_id")}

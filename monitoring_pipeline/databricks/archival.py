@@ -1,4 +1,4 @@
-"""Archival of an experiment's traces by Databricks, into a Delta table of Unity Catalog."""
+"""Trace archival by Databricks into a Delta table of Unity Catalog."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monitoring_pipeline.settings import Settings, in_catalog, without_password
 
 @dataclass(frozen=True)
 class TraceArchival:
-    """Databricks archives the traces of the experiment in `table`; `is_new` unless it did before."""
+    """Databricks archives the traces of the experiment to `table`; `is_new` unless it already did."""
 
     experiment_id: str
     table: str
@@ -19,10 +19,10 @@ class TraceArchival:
 
 
 def table_name(catalog: str, schema: str, table: str) -> str:
-    """The full name of a table of Unity Catalog.
+    """Return the full name of a table in Unity Catalog.
 
     Raises:
-        MonitoringError: a part is no plain identifier.
+        MonitoringError: a part is not a plain identifier.
     """
     for part, name in {"catalog": catalog, "schema": schema, "table": table}.items():
         if not in_catalog(f"main.{name}") or "." in name:
@@ -31,24 +31,24 @@ def table_name(catalog: str, schema: str, table: str) -> str:
 
 
 def check_databricks(settings: Settings) -> None:
-    """Refuse to have traces archived by anyone but Databricks.
+    """Check that the MLflow store is Databricks.
 
     Raises:
-        MonitoringError: MLflow's store is another; the message says who archives there.
+        MonitoringError: it is another store; the message says how to archive its traces.
     """
     uri = settings.mlflow.tracking_uri
     if uri != DATABRICKS:
         raise MonitoringError(
             f"trace archival is a service of Databricks ([mlflow] tracking_uri = 'databricks'); from "
-            f"{without_password(uri)} this pipeline archives traces itself, by the asset archived_traces"
+            f"{without_password(uri)} this pipeline archives traces itself, with the asset archived_traces"
         )
 
 
 def start_archival(experiment_id: str, table: str) -> TraceArchival:
-    """Have the traces of the experiment archived in `table` (catalog.schema.table) from now on.
+    """Enable archival of the experiment's traces to `table` (catalog.schema.table).
 
     Raises:
-        MonitoringError: they are archived in another table, the workspace refuses, or databricks-agents is missing.
+        MonitoringError: they are archived to another table, the request failed, or databricks-agents is missing.
     """
     from mlflow.tracing.archival import enable_databricks_trace_archival
 
@@ -63,17 +63,17 @@ def start_archival(experiment_id: str, table: str) -> TraceArchival:
     present = monitor_of(experiment_id).get("trace_archive_table") or "a table that Databricks does not name"
     if present.lower() != table.lower():
         raise MonitoringError(
-            f"experiment {experiment_id} is archived in {present}, not in {table}; use that, or end it by "
+            f"experiment {experiment_id} is archived to {present}, not to {table}; use that table, or disable it with "
             f"mlflow.tracing.archival.disable_databricks_trace_archival(experiment_id={experiment_id!r})"
         )
     return TraceArchival(experiment_id, table, is_new=False)
 
 
 def active_experiment(name: str) -> str:
-    """Make the experiment MLflow's active one in this process, and make it if need be; returns its id.
+    """Set MLflow's active experiment in this process, creating it if needed; returns its id.
 
     Raises:
-        MonitoringError: the workspace refuses, or databricks-agents is missing.
+        MonitoringError: the request failed, or databricks-agents is missing.
     """
     import mlflow
 

@@ -1,6 +1,6 @@
-"""Scorers that Databricks runs, and their lifecycle there.
+"""Managed scorers, which Databricks runs, and their lifecycle there.
 
-The record of a scorer's state is our own log. Databricks is made to match it, and `drift` says where it differs.
+Our scorer log is the source of truth. `bring` makes Databricks match it, and `drift` reports differences.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from mlflow.genai.scorers import ScorerSamplingConfig, delete_scorer
 from mlflow.genai.scorers.base import ScorerKind
 
-from monitoring_pipeline.databricks.agents import DATABRICKS, asked, at_databricks, patiently
+from monitoring_pipeline.databricks.agents import DATABRICKS, at_databricks, patiently, send
 from monitoring_pipeline.databricks.workspace import connect
 from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.resources.tracking import TrackingResource
@@ -28,9 +28,9 @@ from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.states import LifecycleError, ScorerState, Standing
 from monitoring_pipeline.settings import without_password
 
-MAX_SCORERS = 20  # of an experiment
-# What MLflow has at hand where it runs the source of a function.
-AT_HAND = {
+MAX_SCORERS = 20  # per experiment
+# Names that MLflow defines for the source of a function that it runs.
+PREDEFINED_NAMES = {
     *("mlflow", "Assessment", "AssessmentError", "AssessmentSource", "AssessmentSourceType"),
     *("CategoricalRating", "Feedback", "Trace"),
     *dir(builtins),
@@ -38,15 +38,15 @@ AT_HAND = {
 
 
 def is_managed(scorer: ConfiguredScorer) -> bool:
-    """Whether Databricks runs the scorer."""
+    """Return whether Databricks runs the scorer."""
     return scorer.settings is not None and scorer.settings.managed == DATABRICKS
 
 
 def check_managed(tracking: TrackingResource, scorers: list[ConfiguredScorer]) -> None:
-    """Refuse the managed ones of `scorers` that Databricks cannot run in the monitored experiments; it is not asked.
+    """Check that Databricks can run the managed `scorers` in the monitored experiments, without a request to it.
 
     Raises:
-        SettingsError: with a line for each problem.
+        SettingsError: with one line per problem.
     """
     managed = [scorer for scorer in scorers if is_managed(scorer)]
     if not managed:
@@ -62,38 +62,38 @@ def check_managed(tracking: TrackingResource, scorers: list[ConfiguredScorer]) -
             "(and DATABRICKS_CONFIG_PROFILE for a profile)"
         )
     if not tracking.experiments:
-        problems.append("[mlflow] experiments names none: managed scorers need those that Databricks is to score")
+        problems.append("[mlflow] experiments is empty: managed scorers need the experiments that Databricks scores")
     if len(managed) > MAX_SCORERS:
-        problems.append(f"{len(managed)} scorers are managed, and Databricks runs {MAX_SCORERS} of an experiment")
+        problems.append(f"{len(managed)} scorers are managed; Databricks runs at most {MAX_SCORERS} per experiment")
     if problems:
         raise SettingsError(problems)
 
 
 def _why_not(scorer: ConfiguredScorer) -> str | None:
-    """Why Databricks cannot run the scorer, and what to do; None where it can."""
+    """Why Databricks cannot run the scorer, and the fix; None if it can."""
     if scorer.session_idle is not None:
-        return "it is of sessions, which this pipeline tells apart by its own rules; remove managed"
+        return "it scores sessions, whose boundaries this pipeline defines; remove managed"
     if scorer.scorer.kind in (ScorerKind.CLASS, ScorerKind.THIRD_PARTY):
         return f"it is a {type(scorer.scorer).__name__}; write it as a function with @scorer, or remove managed"
     if scorer.model and not scorer.model.startswith(DATABRICKS):
-        return f"its model would be {scorer.model}, and must be Databricks' own; set model = 'databricks', its default"
+        return f"its model is {scorer.model}, but must be a Databricks model; set model = 'databricks', the default"
     function = getattr(scorer.scorer, "_original_func", None)
     if function is None:
         return None
     if isinstance(function, functools.partial):
-        return "MLflow keeps a function's source and not its params; write their values into the function"
+        return "MLflow stores a function's source but not its params; write their values into the function"
     source = textwrap.dedent(getsource(function))
     first = ast.parse(source).body[0].body[0]  # type: ignore[attr-defined]
     if source.splitlines()[first.lineno - 1][: first.col_offset].strip():
-        return "its body is on the line of its def, where MLflow loses it; write it on lines of its own"
-    outside = sorted({*_global_names(function.__code__)} - AT_HAND) or function.__code__.co_freevars
+        return "MLflow loses a body on the same line as its def; write it on separate lines"
+    outside = sorted({*_global_names(function.__code__)} - PREDEFINED_NAMES) or function.__code__.co_freevars
     if outside:
-        return f"it uses {', '.join(outside)} from outside its function; import or define that within"
+        return f"it uses {', '.join(outside)} from outside its function; import or define that inside it"
     return None
 
 
 def _global_names(code: CodeType) -> Iterator[str]:
-    """The names that a function, and those within it, takes from its module."""
+    """The module-level names that a function and its nested functions use."""
     yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -102,7 +102,7 @@ def _global_names(code: CodeType) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class RemoteScorer:
-    """A scorer as an experiment at Databricks has it; it runs at a rate above 0."""
+    """A scorer of an experiment at Databricks; it runs if its rate is above 0."""
 
     sample_rate: float
     filter: str | None
@@ -111,18 +111,18 @@ class RemoteScorer:
 
 
 def remote_scorers(experiment_id: str) -> dict[str, RemoteScorer]:
-    """The scorers of the experiment at Databricks, by name.
+    """Return the scorers of the experiment at Databricks, by name.
 
-    Their code is not run: the clients' own functions would rebuild functions from the source that they are given.
+    Does not run their code: the clients' functions would rebuild scorers from their source.
 
     Raises:
-        MonitoringError: the workspace refuses.
+        MonitoringError: the request failed.
     """
     client = connect()
     found: dict[str, RemoteScorer] = {}
     query: dict[str, str] = {}
     while True:
-        page = asked(client, "GET", f"scheduled-scorers/{experiment_id}", query=query)
+        page = send(client, "GET", f"scheduled-scorers/{experiment_id}", query=query)
         for entry in (page.get("scheduled_scorers") or {}).get("scorers") or []:
             found[entry["name"]] = RemoteScorer(
                 float(entry.get("sample_rate") or 0),
@@ -136,13 +136,13 @@ def remote_scorers(experiment_id: str) -> dict[str, RemoteScorer]:
 
 
 def bring(tracking: TrackingResource, name: str, code: ConfiguredScorer | None, standing: Standing) -> int | None:
-    """Bring the scorer to `standing` in every monitored experiment; returns its version in the first of them.
+    """Bring the scorer to `standing` in every monitored experiment; returns its version in the first one.
 
-    The version is None where Databricks has none. `code` is what to register, None only to delete.
+    The version is None if Databricks has none. `code` is the scorer to register; None is allowed only for a deletion.
 
     Raises:
-        LifecycleError: an experiment has as many scorers as Databricks takes.
-        MonitoringError: the workspace refuses, or databricks-agents is not installed.
+        LifecycleError: an experiment has the maximum number of scorers at Databricks.
+        MonitoringError: a request failed, or databricks-agents is not installed.
     """
     versions = []
     with at_databricks():
@@ -156,14 +156,14 @@ def bring(tracking: TrackingResource, name: str, code: ConfiguredScorer | None, 
             assert code is not None  # a scorer that is not configured can only be deleted
             if name not in there and len(there) >= MAX_SCORERS:
                 raise LifecycleError(
-                    f"cannot register scorer {name!r}: experiment {experiment!r} has {len(there)} scorers, and "
-                    f"Databricks runs {MAX_SCORERS}; delete one of {', '.join(sorted(there))}"
+                    f"cannot register scorer {name!r}: experiment {experiment!r} has {len(there)} scorers, but "
+                    f"Databricks runs at most {MAX_SCORERS}; delete one of {', '.join(sorted(there))}"
                 )
-            versions.append(_brought(name, code, standing, experiment_id, there.get(name)))
+            versions.append(_bring_to(name, code, standing, experiment_id, there.get(name)))
     return versions[0] if versions else None
 
 
-def _brought(
+def _bring_to(
     name: str, code: ConfiguredScorer, standing: Standing, experiment_id: str, there: RemoteScorer | None
 ) -> int | None:
     scorer, version = code.scorer, there.version if there else None
@@ -184,9 +184,9 @@ def _brought(
 def drift(
     there: dict[str, dict[str, RemoteScorer]], name: str, standing: Standing | None, code: ConfiguredScorer | None
 ) -> str | None:
-    """Where Databricks has the scorer otherwise than its `standing` says, in a line; None where nowhere.
+    """Return the differences between the scorer at Databricks and its `standing`, on one line; None if there are none.
 
-    `there` has the scorers of each experiment by its name; `code` is what is configured.
+    `there` has the scorers of each experiment by its name; `code` is the configured scorer.
     """
     found = [
         f"{experiment}: {reason}"
@@ -219,7 +219,7 @@ def _definition_of(name: str, code: ConfiguredScorer) -> dict[str, Any]:
 
 
 def _definition(serialized: dict[str, Any]) -> dict[str, Any]:
-    """What a serialized scorer is, without the version of MLflow that wrote it and what is in no order."""
+    """The comparable part of a serialized scorer: without MLflow's version and fields in random order."""
     fields = {
         name: value for name, value in serialized.items() if name not in ("mlflow_version", "serialization_version")
     }
@@ -229,10 +229,10 @@ def _definition(serialized: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_every(experiment_id: str, minutes: int) -> None:
-    """Have Databricks run the experiment's scorers that often, from 1 to 60 minutes.
+    """Set the interval at which Databricks runs the experiment's scorers, 1 to 60 minutes.
 
     Raises:
-        MonitoringError: the workspace refuses, as where no scorer is registered, or databricks-agents is missing.
+        MonitoringError: the request failed, e.g. because no scorer is registered, or databricks-agents is missing.
     """
     with at_databricks():
         from databricks.agents.scorers import set_monitoring_configuration

@@ -1,4 +1,4 @@
-"""Backfills that Databricks runs of its managed scorers: started, waited for, and their results archived."""
+"""Backfills of managed scorers: start them at Databricks, wait for them, and archive their results."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 from monitoring_pipeline.databricks.agents import at_databricks, is_worth_repeating, monitor_of, patiently, status_of
 
 POLL_SECONDS = 15.0
-CONFLICT_SECONDS = 6 * 3600.0  # that a backfill waits for another of its experiment
-BACKFILL_SECONDS = 24 * 3600.0  # that it may take itself
-# Databricks archives traces every 15 minutes or so: until then the table lacks what a backfill has found.
+CONFLICT_SECONDS = 6 * 3600.0  # how long a backfill waits for another one of its experiment
+BACKFILL_SECONDS = 24 * 3600.0  # how long a backfill may take
+# Databricks archives traces about every 15 minutes; until then the table lacks the results of a backfill.
 ARCHIVAL_SECONDS = 20 * 60.0
 
 
 class BackfillUnderWayError(MonitoringError):
-    """The experiment has another backfill under way, and Databricks runs one at a time."""
+    """Another backfill of the experiment is running, and Databricks runs one at a time."""
 
     def __init__(self, experiment_id: str):
         super().__init__(
-            f"experiment {experiment_id} has another backfill under way, and Databricks runs one at a time; run this "
+            f"another backfill of experiment {experiment_id} is running, and Databricks runs one at a time; run this "
             "again when it has ended"
         )
 
@@ -59,18 +59,18 @@ def take_managed(
     requested: bool,
     on_progress: Callable[[str], None],
 ) -> None:
-    """Take what Databricks found into `assessments` and the ledger; if `requested`, it scores the window first.
+    """Copy Databricks' results into `assessments` and update the ledger; if `requested`, run a backfill first.
 
     Raises:
         SettingsError: Databricks cannot run the scorer in the monitored experiments.
-        MonitoringError: Databricks refuses or fails a backfill.
+        MonitoringError: Databricks rejected a backfill, or it failed.
     """
     check_managed(log.tracking, [scorer])
     backfilled = backfill_and_archive(log.tracking, lake, scorer, window, source, on_progress) if requested else []
     changes = log.read().changes.get(scorer.name, [])
     taken = take_results(lake, scorer, changes, window, dagster_run_id)
     update_managed_ledger(lake, scorer, changes, window, backfilled)
-    on_progress(f"{window}: {taken.found} results of Databricks, {taken.written} of them new")
+    on_progress(f"{window}: {taken.found} results from Databricks, {taken.written} of them new")
 
 
 def backfill_and_archive(
@@ -81,7 +81,7 @@ def backfill_and_archive(
     source: ArchiveSettings,
     log: Callable[[str], None],
 ) -> list[str]:
-    """Run `backfill`, then archive the traces of `window` from `source` again, with their new results."""
+    """Run `backfill`, then archive the traces of `window` again from `source`; returns the ids of experiments."""
     from monitoring_pipeline.archive.window import archive_window
 
     backfilled = backfill(tracking, lake, scorer, window, log)
@@ -95,13 +95,13 @@ def backfill_and_archive(
 def backfill(
     tracking: TrackingResource, lake: LakeResource, scorer: ConfiguredScorer, window: Window, log: Callable[[str], None]
 ) -> list[str]:
-    """Have Databricks score the traces of `window` at the scorer's rate, and wait until it has; the ids of experiments.
+    """Score the traces of `window` at Databricks at the scorer's rate, and wait; returns the ids of the experiments.
 
-    An experiment has one backfill at a time: others of this machine are waited for at a lock, those of others by asking
-    again. `log` receives its progress.
+    An experiment has one backfill at a time: a lock makes backfills of this machine wait for each other, and polling
+    waits for all others. `log` receives progress.
 
     Raises:
-        MonitoringError: a backfill was refused, failed, or did not end in time.
+        MonitoringError: a backfill was rejected, failed, or did not end in time.
     """
     client, experiments = connect(), tracking.experiment_names()
     for experiment_id, experiment in experiments.items():
@@ -113,12 +113,12 @@ def backfill(
 
 
 def _started(scorer: ConfiguredScorer, experiment_id: str, window: Window, log: Callable[[str], None]) -> str:
-    """Start the backfill, where need be after another has ended; returns the id of its job."""
+    """Start the backfill, after any other backfill has ended; returns the id of its job."""
     retrying = Retrying(
         retry=retry_if_exception_type(BackfillUnderWayError),
         wait=lambda state: POLL_SECONDS,
         stop=stop_after_delay(CONFLICT_SECONDS),
-        before_sleep=lambda state: log("another backfill of the experiment is under way; waiting for its end"),
+        before_sleep=lambda state: log("another backfill of the experiment is running; waiting for it to end"),
         reraise=True,
     )
     return retrying(_start, scorer, experiment_id, window)
@@ -144,7 +144,7 @@ def _start(scorer: ConfiguredScorer, experiment_id: str, window: Window) -> str:
         except Exception as error:
             if status_of(error) == 409:
                 raise BackfillUnderWayError(experiment_id) from None
-            # Only the answer may have been lost: asking again would pay for everything twice.
+            # The job may have started although the response was lost: a second one would pay for everything twice.
             if is_worth_repeating(error) and (job_id := _job_under_way(experiment_id)):
                 return job_id
             raise
@@ -154,7 +154,7 @@ def _start(scorer: ConfiguredScorer, experiment_id: str, window: Window) -> str:
 
 
 def _job_under_way(experiment_id: str) -> str | None:
-    """The id of the job of the experiment's backfill; None where there is none."""
+    """The job id of the experiment's running backfill; None if there is none."""
     job_id = monitor_of(experiment_id)["current_backfill_job_id"]
     return str(job_id) if job_id else None
 
@@ -162,8 +162,8 @@ def _job_under_way(experiment_id: str) -> str | None:
 def _wait(client: WorkspaceClient, experiment_id: str, job_id: str, log: Callable[[str], None]) -> None:
     """Wait until the backfill's job has ended.
 
-    Databricks' client has no call for it. The id is that of a job in the Jobs API, whose run says how it ended; and
-    while the backfill is under way the experiment's monitor names the job.
+    The Databricks client has no call for this. The id refers to a job of the Jobs API, whose run has the result; and
+    while the backfill runs, the experiment's monitor has the job's id.
     """
     deadline, last = time.monotonic() + BACKFILL_SECONDS, None
     while time.monotonic() < deadline:
@@ -184,13 +184,13 @@ def _wait(client: WorkspaceClient, experiment_id: str, job_id: str, log: Callabl
                 )
         time.sleep(POLL_SECONDS)
     raise MonitoringError(
-        f"the backfill of Databricks job {job_id} has not ended in {BACKFILL_SECONDS / 3600:g} hours; see it there, "
-        "and run this again"
+        f"the backfill of Databricks job {job_id} has not ended in {BACKFILL_SECONDS / 3600:g} hours; check it in "
+        "Databricks, and run this again"
     )
 
 
 def _latest_run(client: WorkspaceClient, job_id: str) -> BaseRun | None:
-    """The job's latest run; None before there is one, and where the job is gone or another's."""
+    """The job's latest run; None if it has no run yet, or the job is deleted or not accessible."""
     from databricks.sdk.errors import BadRequest, NotFound, PermissionDenied
 
     if not job_id.isdecimal():

@@ -1,4 +1,4 @@
-"""What scorers that Databricks runs have found, taken from the archive into the tables of results and the ledger."""
+"""Copies the results of managed scorers from the archive into the tables of results and the ledger."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from monitoring_pipeline.scoring.write_back import ASSESSED_AT
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE
 from monitoring_pipeline.windows import HOUR, Window
 
-# A trace is scored within 60 minutes by setting, the results need up to 20, and their archival 15 more.
+# A trace is scored within 60 minutes (a setting), results take up to 20 minutes, and their archival 15 more.
 SETTLED = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class TakenResults:
-    """What the archive had of results, and how many of them were new or newer: rows of `assessments`."""
+    """The number of results found in the archive, and how many were added or updated in `assessments`."""
 
     found: int = 0
     written: int = 0
@@ -37,13 +37,13 @@ class TakenResults:
 def take_results(
     lake: LakeResource, scorer: ConfiguredScorer, changes: list[Change], window: Window, dagster_run_id: str
 ) -> TakenResults:
-    """Bring the scorer's assessments on the archived traces of `window` into the table `assessments`.
+    """Copy the scorer's assessments on the archived traces of `window` into the table `assessments`.
 
-    Feedback of the scorer's name counts that no person gave and that was not written by us, made while the scorer's
-    digest was the one registered by `changes`; of several on a trace the latest.
+    A result is feedback with the scorer's name, from no human and not written by this pipeline, created while the
+    scorer's digest was registered according to `changes`. The latest result of a trace counts.
     """
     taken = TakenResults()
-    for day in window.by_day():  # so that one day's results are in memory
+    for day in window.by_day():  # so that only one day's results are in memory
         found = _found(lake, scorer.name, day).to_pylist()
         rows = [row for given in found if (row := _row(scorer, given, changes, dagster_run_id))]
         written = lake.upsert(ASSESSMENTS, from_dicts(ASSESSMENTS, rows))
@@ -52,7 +52,7 @@ def take_results(
 
 
 def _found(lake: LakeResource, name: str, window: Window) -> Any:
-    """All feedback of that name, the latest of a trace last."""
+    """All feedback with that name not given by a human, oldest first."""
     from pyspark.sql import functions as F
 
     fields = ("assessment_id", "value", "source_type", "rationale", "error_code", "error_message", "metadata")
@@ -110,7 +110,7 @@ def _row(
 
 
 def _judged(given: dict[str, Any]) -> tuple[Any, str | None, str | None]:
-    """The value, or the code and message of the error in its place."""
+    """The value, or the error's code and message instead."""
     if given["error_code"] or given["error_message"]:
         return None, given["error_code"] or SCORER_ERROR, (given["error_message"] or "")[:MESSAGE_CHARACTERS]
     try:
@@ -118,7 +118,7 @@ def _judged(given: dict[str, Any]) -> tuple[Any, str | None, str | None]:
         json.dumps(value, allow_nan=False)
         as_score(value)
     except (ValueError, OverflowError, RecursionError) as error:
-        return None, INVALID_VALUE, f"the value cannot be kept: {error}"[:MESSAGE_CHARACTERS]
+        return None, INVALID_VALUE, f"the value cannot be stored: {error}"[:MESSAGE_CHARACTERS]
     return value, None, None
 
 
@@ -137,12 +137,12 @@ def update_managed_ledger(
     window: Window,
     backfilled: Collection[str] = (),
 ) -> int:
-    """Bring the ledger of `window` up to date for a scorer that Databricks runs; returns the number of its lines.
+    """Update the ledger of `window` for a managed scorer; returns the number of its rows.
 
-    Which traces are in the sample is Databricks' own draw. A trace that passes the filter and has no result is
-    `unsampled` once Databricks has seen it: when a backfill of its experiment has ended (`backfilled` has their ids,
-    and what earlier ones left stays), or two hours after the trace's own if the scorer was active meanwhile; until then
-    it is `pending`. A result that comes later still counts.
+    Databricks draws the sample. A trace that matches the filter and has no result is `pending` until Databricks has
+    seen it, then `unsampled`: after a backfill of its experiment (`backfilled` has the experiment ids; traces marked by
+    earlier backfills stay marked), or two hours after the trace's hour if the scorer was active all that time. A later
+    result still counts.
     """
     recorded = _recorded_unsampled(lake, scorer, window)
     states = trace_states(lake, replace(scorer, sample_rate=1.0), window, lake.version(AGENT_TRACES))
@@ -174,24 +174,24 @@ def _recorded_unsampled(
 
 
 def _is_settled(scorer: ConfiguredScorer, changes: list[Change], hour: datetime) -> bool:
-    """Whether Databricks ran the scorer from the hour's start until long enough after its end, which is over."""
+    """Whether Databricks ran the scorer from the hour's start until `SETTLED` after its end, and that time is past."""
     end = hour + HOUR + SETTLED
     meanwhile = [standing for since, until, standing in _periods(changes) if since < end and until > hour]
     started = [since for since, until, _ in _periods(changes) if since <= hour < until]
-    ran = all(held.state is ScorerState.ACTIVE and held.digest == scorer.digest for held in meanwhile)
+    ran = all(standing.state is ScorerState.ACTIVE and standing.digest == scorer.digest for standing in meanwhile)
     return bool(started) and ran and end <= datetime.now(UTC)
 
 
 def _was_made_by(scorer: ConfiguredScorer, changes: list[Change], moment: datetime) -> bool:
-    """Whether the scorer's digest was the one registered at the moment."""
+    """Whether the scorer's digest was registered at the moment."""
     return any(
-        since <= moment < until and held.digest == scorer.digest and held.state is not ScorerState.UNREGISTERED
-        for since, until, held in _periods(changes)
+        since <= moment < until and standing.digest == scorer.digest and standing.state is not ScorerState.UNREGISTERED
+        for since, until, standing in _periods(changes)
     )
 
 
 def _periods(changes: list[Change]) -> list[tuple[datetime, datetime, Standing]]:
-    """What held from when until when, in order."""
+    """The applied standings with their start and end, in order."""
     applied = [change for change in changes if change.applied]
     ends = [*(change.changed_at for change in applied), datetime.max.replace(tzinfo=UTC)][1:]
     return [(change.changed_at, end, change.standing) for change, end in zip(applied, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""The Databricks workspace that the environment names, through its REST API."""
+"""REST client of the Databricks workspace that the environment variables name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ REASON_CHARACTERS = 300
 
 
 def connect() -> WorkspaceClient:
-    """A client of the workspace, with the credentials that Databricks' own tools find in the environment.
+    """Return a client of the workspace, with the credentials that the Databricks SDK finds in the environment.
 
-    Its requests are repeated for some minutes on all that `is_passing`: the SDK by itself leaves out most 5xx answers.
-    None of its errors holds a credential.
+    Requests are retried for some minutes on transient errors (see `is_passing`); the SDK alone does not retry most 5xx
+    responses. Errors contain no credentials.
 
     Raises:
         MonitoringError: there are no credentials.
@@ -31,33 +31,33 @@ def connect() -> WorkspaceClient:
 
     try:
         client = WorkspaceClient()
-    except (ValueError, OSError):  # the message lists everything that was looked for
+    except (ValueError, OSError):  # the original message lists every place that was searched
         raise MonitoringError(f"no credentials for Databricks; set {CREDENTIALS}") from None
     client.api_client.do = _patient(client.api_client.do)
     return client
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same request may well succeed later: too many requests, a 5xx answer, or none at all."""
+    """Return whether the error is transient: too many requests, a 5xx response, or no response."""
     from databricks.sdk.errors import DeadlineExceeded, InternalError, TemporarilyUnavailable, TooManyRequests
     from databricks.sdk.errors.base import DatabricksError
 
     passing = (InternalError, TemporarilyUnavailable, DeadlineExceeded, TooManyRequests, TimeoutError)
-    return isinstance(error, passing) or type(error) is DatabricksError  # the latter where the SDK has no name: 502
+    return isinstance(error, passing) or type(error) is DatabricksError  # the SDK has no class for 502
 
 
 def refusal(host: str, error: Exception) -> MonitoringError:
-    """The error as a line that says what to do."""
+    """Return the error as one line with a fix."""
     from databricks.sdk.errors import PermissionDenied, Unauthenticated
 
     reason = " ".join(str(error).split())[:REASON_CHARACTERS] or type(error).__name__
     if isinstance(error, PermissionDenied | Unauthenticated):
-        return MonitoringError(f"Databricks at {host} refuses: {reason}; check {CREDENTIALS}, and their permissions")
+        return MonitoringError(f"Databricks at {host} denies access: {reason}; check {CREDENTIALS}, and permissions")
     return MonitoringError(f"Databricks request to {host} failed: {type(error).__name__}: {reason}")
 
 
 def _patient(do: Callable[..., Any]) -> Callable[..., Any]:
-    """`do`, repeated where the error is passing; a stream that it sends is rewound."""
+    """`do`, retried on transient errors; a stream to send is rewound before each attempt."""
     from databricks.sdk.errors.base import DatabricksError
 
     retrying = Retrying(
@@ -77,7 +77,7 @@ def _patient(do: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return retrying(attempt)
         except DatabricksError as error:
-            # Where the SDK cannot parse an answer, its error quotes the request, with the header that holds the token.
+            # If the SDK cannot parse a response, its error quotes the request, including the header with the token.
             error.args = (str(error).partition("Request log:")[0].strip(),)
             raise
 

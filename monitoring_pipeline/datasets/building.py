@@ -1,4 +1,4 @@
-"""Builds datasets: rows of the archive that a query chooses, as records."""
+"""Builds datasets: records from the archive rows that a query selects."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 COLUMNS = ("trace_id", "trace_hour", "trace_info.timestamp", "session_id", "request", "response", "assessments", "tags")
 UNFINISHED = "IN_PROGRESS"
-BARE_INPUT = "input"  # the key for inputs that are not an object: evaluate requires a dictionary
+BARE_INPUT = "input"  # the key for inputs that are not an object, since evaluate requires a dictionary
 
 
 def dataset_of_lake(
     lake: LakeResource, query: Query, embed: Embed | None = None, versions: Mapping[str, int] | None = None
 ) -> Dataset:
-    """The dataset that `query` describes, from the archive as it is now or as it was at the `versions` of its tables.
+    """Return the dataset for `query` from the latest state of the archive, or from the given `versions` of its tables.
 
     Raises:
         MonitoringError: the filter is not a valid MLflow filter.
@@ -51,11 +51,11 @@ def dataset_of_rows(
     embed: Embed | None = None,
     versions: Mapping[str, int] | None = None,
 ) -> Dataset:
-    """The dataset that `query` describes, from rows of `agent_traces` and, if the query needs results, `assessments`.
+    """Return the dataset for `query` from rows of `agent_traces` and, if the query needs results, `assessments`.
 
-    Records come newest first, those of a sample in the order of drawing. A record has the expectations logged on its
-    trace. Its metadata holds test_id (a digest of the trace's id), source_trace, trace_hour and session_id; for
-    the kinds failures and regression scorer, scorer_digest, original_score and failure_reason; for tagged tag and
+    Records are ordered newest first; a sample is in the order of drawing. A record has the expectations logged on its
+    trace. Its metadata has test_id (a digest of the trace's id), source_trace, trace_hour and session_id; for the kinds
+    failures and regression also scorer, scorer_digest, original_score and failure_reason; for tagged also tag and
     tag_value. Missing values are left out.
 
     Raises:
@@ -106,7 +106,7 @@ def _chosen(traces: DataFrame, assessments: DataFrame | None, query: Query) -> D
 
 
 def _collected(rows: DataFrame, *more: str) -> list[dict[str, Any]]:
-    # Arrow keeps the zone of times; Spark's own rows give them in the zone of this machine, without naming it.
+    # Arrow keeps the time zone; Spark's rows have naive times in the local time zone.
     return rows.select(*COLUMNS, *more).toArrow().to_pylist()
 
 
@@ -172,7 +172,7 @@ def _expectations(assessments: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _value(text: str | None) -> Any:
-    """The value of JSON text; other text as it is."""
+    """The value of JSON text; other text unchanged."""
     if text is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Builds the datasets of the settings, and writes them to files and MLflow."""
+"""Builds the configured datasets and writes them to files and MLflow."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def build(
 
 
 def window_of_day(entry: DatasetSettings, day: date) -> Window:
-    """The days of traces in the dataset of `day`: as many as configured, up to and including `day`."""
+    """Return the window of the dataset of `day`: the configured number of days, up to and including `day`."""
     end = datetime.combine(day, time(), UTC) + timedelta(days=1)
     return Window(end - timedelta(days=entry.days), end)

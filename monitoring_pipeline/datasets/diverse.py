@@ -1,4 +1,4 @@
-"""A sample that covers the differences between traces: status, latency, order of tools and, on request, meaning."""
+"""Diverse sampling of traces by status, latency, order of tools and, optionally, meaning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trace that may be drawn: its status, duration, the names of its tools in order, and its inputs as text."""
+    """A trace that may be drawn: its status, duration, tool names in order, and inputs as text."""
 
     trace_id: str
     status: str
@@ -30,12 +30,12 @@ class Candidate:
 
     @property
     def stratum(self) -> Stratum:
-        """Status, latency bucket and tools: traces that agree in all three form a stratum."""
+        """Status, latency bucket and tools, which together define a stratum."""
         return self.status, latency_bucket(self.duration_ms), self.tools
 
 
 def latency_bucket(duration_ms: float | None) -> str:
-    """fast (under 1 s), medium (under 5 s), slow, or unknown."""
+    """Return fast (under 1 s), medium (under 5 s), slow, or unknown."""
     if duration_ms is None:
         return "unknown"
     return "fast" if duration_ms < FAST_MS else "medium" if duration_ms < MEDIUM_MS else "slow"
@@ -44,12 +44,12 @@ def latency_bucket(duration_ms: float | None) -> str:
 def diverse_sample(
     candidates: Iterable[Candidate], sample_size: int, seed: int, embed: Embed | None = None
 ) -> list[str]:
-    """The ids of at most `sample_size` of the candidates, no two with the same inputs, in the order of drawing.
+    """Return the ids of at most `sample_size` candidates with distinct inputs, in the order of drawing.
 
-    Strata take turns, one trace each, so that a large enough sample has all of them, and larger strata make up for
+    Strata take turns, one trace each, so that a large enough sample covers every stratum, and larger strata make up for
     exhausted ones. Statuses take turns before latencies, and latencies before tools, so that even a sample with fewer
-    traces than strata is spread. Within a stratum the order is random; with `embed`, which returns a vector for each
-    text of inputs, the next trace is the one farthest from those already drawn (Gonzalez's greedy k-centre, 1985,
+    traces than strata is spread. Within a stratum the order is random; with `embed`, which returns a vector per text of
+    inputs, the next trace is the one farthest from the traces already drawn (Gonzalez's greedy k-centre, 1985,
     Euclidean distance).
 
     The sample depends on the candidates and the seed, not on the order of the candidates.
@@ -71,7 +71,7 @@ def _lot(seed: int, *what: str) -> str:
 
 
 def _spread(strata: dict[Stratum, list[Candidate]], seed: int) -> list[Stratum]:
-    """All strata, ordered so that the first few differ as much as possible; larger ones come first."""
+    """All strata, ordered so that the first ones differ as much as possible; larger strata come first."""
 
     def order(some: list[Stratum], level: int) -> list[Stratum]:
         if level == len(some[0]):
@@ -118,8 +118,8 @@ def _vectors(embed: Embed, members: list[Candidate]) -> np.ndarray:
         vectors = np.empty(0)
     if vectors.ndim != 2 or len(vectors) != len(members) or not np.isfinite(vectors).all():
         raise MonitoringError(
-            f"the embedding function must return a vector of finite numbers for each of {len(members)} texts, all of "
-            f"one length; it returned {given!r:.80}"
+            f"the embedding function must return one vector of finite numbers for each of {len(members)} texts, all of "
+            f"the same length; it returned {given!r:.80}"
         )
     return vectors
 

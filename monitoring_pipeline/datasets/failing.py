@@ -15,12 +15,12 @@ PERSON, RESULT, PROGRAM = 2, 1, 0  # the highest rank decides
 
 
 def failing(traces: DataFrame, assessments: DataFrame | None, query: Query) -> DataFrame:
-    """The rows of `traces` that fail, with the columns `score`, `rationale` and `digest` of the deciding assessment.
+    """Return the rows of `traces` that fail, with the `score`, `rationale` and `digest` of the deciding assessment.
 
-    One assessment decides for each trace: the latest by a person under the scorer's name, else the scorer's own result
-    for the digest in `query`, else, if no scorer of that name is configured, the latest by a program. With `run_id`
-    only feedback counts that the run gave or that is on traces logged in it. Kind `regression` takes scores below
-    `threshold`; `failures` takes what does not pass: results by `pass_if`, feedback below 0.5, as in the table
+    One assessment per trace decides: the latest by a person under the scorer's name, else the scorer's result for the
+    digest in `query`, else, if no scorer with that name is configured, the latest by a program. With `run_id`, only
+    feedback that the run logged, or on traces that the run logged, counts. Kind `regression` selects scores below
+    `threshold`; `failures` selects results that do not pass `pass_if` and feedback below 0.5, as in the table
     scorer_agreement. An assessment without a score, such as an error, is not a failure. `digest` is null for feedback.
     """
     from pyspark.sql import functions as F
@@ -66,7 +66,7 @@ def _feedback(traces: DataFrame, query: Query) -> DataFrame:
     if query.run_id:
         given_in = F.coalesce(F.col("entry_metadata")[SOURCE_RUN], F.col("run_id"))
         is_meant &= given_in == query.run_id
-    elif query.scorer_digest:  # the scorer's results may be written back as feedback, also for earlier digests
+    elif query.scorer_digest:  # results, including those of earlier digests, may have been written back as feedback
         is_meant &= by_person
     return (
         traces.select("trace_id", "run_id", F.explode("assessments").alias("entry"))

@@ -1,6 +1,6 @@
-"""Datasets in files: records as JSONL and Parquet, and a manifest with their origin.
+"""Dataset files: records as JSONL and Parquet, and a manifest with their origin.
 
-The manifest is written last: files without one, or with records that do not match it, come from an interrupted write.
+The manifest is written last: files without a manifest, or that do not match it, come from an interrupted write.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class Written:
 def write_dataset(
     records: Iterable[Record], folder: str | Path, formats: Sequence[Format] = ("jsonl",), name: str | None = None
 ) -> Written:
-    """Write the records to records.jsonl, records.parquet or both in `folder`, replacing those there.
+    """Write the records to records.jsonl, records.parquet or both in `folder`, replacing existing files.
 
     The Parquet file has the columns inputs, outputs, expectations and metadata as JSON text; missing parts are null.
-    The manifest has name, files, record_count, digest (SHA-256 of the JSONL lines), created_at, and the origin of the
-    records, if known.
+    The manifest has name, files, record_count, digest (SHA-256 of the JSONL lines), created_at, and origin (null if
+    unknown).
 
     Raises:
         MonitoringError: a format is unknown, a record cannot be written as JSON, or the folder cannot be written.
     """
     dataset = records if isinstance(records, Dataset) else Dataset(records)
     if unknown := sorted(set(formats) - set(get_args(Format))):
-        raise MonitoringError(f"format {', '.join(unknown)} is unknown; write {' or '.join(get_args(Format))}")
+        raise MonitoringError(f"format {', '.join(unknown)} is unknown; use {' or '.join(get_args(Format))}")
     folder = Path(folder)
     try:
         manifest = {
@@ -65,7 +65,7 @@ def write_dataset(
             _replace(folder / _file_of(format), _WRITERS[format], dataset)
         path = folder / MANIFEST
         _replace(path, _write_json, manifest)
-        for format in set(get_args(Format)) - set(formats):  # an earlier dataset's
+        for format in set(get_args(Format)) - set(formats):  # left from an earlier dataset
             (folder / _file_of(format)).unlink(missing_ok=True)
     except OSError as error:
         raise MonitoringError(f"cannot write the dataset in {folder}: {error}") from error
@@ -75,7 +75,7 @@ def write_dataset(
 
 
 def read_dataset(path: str | Path) -> Dataset:
-    """The dataset at `path`, a folder or its manifest.
+    """Return the dataset at `path`, a folder or its manifest.
 
     Raises:
         MonitoringError: there is no dataset, or its records do not match the manifest.
@@ -93,13 +93,13 @@ def read_dataset(path: str | Path) -> Dataset:
 
 
 def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) -> Dataset:
-    """Build the dataset again from the versions of the tables in its manifest, and write its files again.
+    """Rebuild the dataset from the table versions in its manifest, and write its files again.
 
     `path` is the manifest or its folder; `embed` is required if the sample was drawn by meaning. If the records differ,
     nothing is written.
 
     Raises:
-        MonitoringError: the dataset does not come from the archive, a version can no longer be read, or the records
+        MonitoringError: the dataset was not built from the archive, a version can no longer be read, or the records
             differ.
     """
     from pydantic import ValidationError
@@ -130,7 +130,7 @@ def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) ->
     if digest_of(dataset) != manifest["digest"]:
         raise MonitoringError(
             f"{path}: the {len(dataset)} rebuilt records differ from the {manifest['record_count']} of the manifest; "
-            "is [lake] location the lake that they came from?"
+            "check that [lake] location is the lake of the original records"
         )
     for format in _formats(manifest):
         _replace(path.parent / _file_of(format), _WRITERS[format], dataset)
@@ -138,7 +138,7 @@ def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) ->
 
 
 def forget(folder: str | Path, digests: Collection[str]) -> list[Path]:
-    """Rewrite the datasets below `folder` without the records of deleted traces; returns the folders that changed.
+    """Rewrite the datasets below `folder` without the records of deleted traces; returns the changed folders.
 
     `digests` are digests of trace ids, as in the table deleted_traces.
 
@@ -171,10 +171,10 @@ def _manifest(path: str | Path) -> tuple[dict[str, Any], Path]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         _ = manifest["files"][0], *(manifest[key] for key in ("name", "digest", "record_count", "origin"))
     except OSError as error:
-        raise MonitoringError(f"no dataset at {path}: {error.strerror}; give a manifest or its folder") from error
+        raise MonitoringError(f"no dataset at {path}: {error.strerror}; pass a manifest or its folder") from error
     except (ValueError, LookupError, TypeError) as error:
         raise MonitoringError(
-            f"{path} is not the manifest of a dataset; give the {MANIFEST} beside its records"
+            f"{path} is not the manifest of a dataset; pass the {MANIFEST} next to its records"
         ) from error
     return manifest, path
 
@@ -184,15 +184,15 @@ def _file_of(format: str) -> str:
 
 
 def _replace(target: Path, write: Callable[[Path, Any], None], content: Any) -> None:
-    """Write to a temporary file, and move it to `target`."""
-    beside = target.with_name(f".{target.name}.{uuid4().hex}")
+    """Write to a temporary file, then move it to `target`."""
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
-        write(beside, content)
-        with beside.open("rb") as file:
+        write(temporary, content)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        beside.replace(target)
+        temporary.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _write_jsonl(path: Path, records: Iterable[Record]) -> None:

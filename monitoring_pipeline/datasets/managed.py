@@ -1,4 +1,4 @@
-"""Adds records to datasets in MLflow, which it finds by name or creates."""
+"""Adds records to MLflow datasets, found by name or created."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from monitoring_pipeline.resources.tracking import TrackingResource
 
-TAG_CHARACTERS = 500  # metadata become tags, which an evaluation sets on its traces
-SOURCE_ID_CHARACTERS = 36  # width of MLflow's column
+TAG_CHARACTERS = 500  # metadata becomes tags, which an evaluation sets on its traces
+SOURCE_ID_CHARACTERS = 36  # the width of MLflow's column
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The outcome: how many records were added to the MLflow dataset, and how many it has now."""
+    """The number of records added to the MLflow dataset, and its new total."""
 
     dataset_id: str
     name: str
@@ -35,22 +35,23 @@ class Merged:
 
 
 def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[Record]) -> Merged:
-    """Add the records whose inputs the MLflow dataset of that name does not have; creates it if missing.
+    """Add the records with new inputs to the MLflow dataset with that name; creates it if missing.
 
     MLflow identifies records by their inputs alone. Existing records stay unchanged, because people correct their
-    outputs and expectations there. Metadata become tags, as text, and source_trace becomes the source. On Databricks
-    the name is that of a Unity Catalog table, catalog.schema.table, and records have no outputs.
+    outputs and expectations there. Metadata becomes tags, as text, and source_trace becomes the source. On Databricks
+    the name is a Unity Catalog table, catalog.schema.table, and records have no outputs.
 
     Raises:
-        TrackingError: the store cannot be used, or refuses a record.
-        MonitoringError: several datasets have the name, the name has a quotation mark, or Databricks refuses.
+        TrackingError: the store cannot be used or rejects a record.
+        MonitoringError: several datasets have the name, it contains quotation marks or a backslash, on Databricks it is
+            not a table, or a Databricks request failed.
     """
     if set(name) & set("'\"\\"):
         raise MonitoringError(f"dataset name {name!r}: a name must not contain quotation marks; choose another")
     is_databricks = is_databricks_uri(tracking.tracking_uri)
     if is_databricks and not (in_catalog(name) and name.count(".") == 2):
         raise MonitoringError(
-            f"dataset name {name!r}: on Databricks the name must be that of a table, such as catalog.schema.{name}"
+            f"dataset name {name!r}: on Databricks the name must be a table, such as catalog.schema.{name}"
         )
     experiment_ids = list(tracking.experiment_names())
     with _at(tracking):
@@ -67,7 +68,7 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
         for record in records:
             identity = _identity(record["inputs"])
             if identity not in existing:
-                new.setdefault(identity, _as_mlflow_has_it(record, is_databricks))
+                new.setdefault(identity, _mlflow_record(record, is_databricks))
         if new:
             dataset.merge_records(list(new.values()))
         return Merged(dataset.dataset_id, name, len(new), len(existing) + len(new))
@@ -75,7 +76,7 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
 
 @contextmanager
 def _at(tracking: TrackingResource) -> Iterator[None]:
-    """Within the block, MLflow's dataset functions, which take no client, use the store of `tracking`."""
+    """Make MLflow's dataset functions, which take no client, use the store of `tracking` within the block."""
     from monitoring_pipeline.databricks.agents import at_databricks
     from monitoring_pipeline.resources.tracking import global_tracking_uri
 
@@ -88,14 +89,14 @@ def _at(tracking: TrackingResource) -> Iterator[None]:
 
 
 def _named(name: str) -> list[EvaluationDataset]:
-    """The datasets of that name; MLflow allows several, and then its get_dataset fails."""
+    """The datasets with that name; MLflow allows several, but then its get_dataset fails."""
     from mlflow.genai.datasets import search_datasets
 
     return search_datasets(filter_string=f"name = '{name}'")
 
 
 def _at_databricks(name: str) -> list[EvaluationDataset]:
-    """The dataset in the table of that name, if it exists."""
+    """The dataset in the table with that name, if it exists."""
     from databricks.sdk.errors import NotFound
     from mlflow.genai.datasets import get_dataset
 
@@ -110,7 +111,7 @@ def _identity(inputs: Any) -> str:
     return json.dumps(inputs, sort_keys=True)
 
 
-def _as_mlflow_has_it(record: Record, is_databricks: bool) -> Record:
+def _mlflow_record(record: Record, is_databricks: bool) -> Record:
     metadata = record.get("metadata") or {}
     left_out = ("metadata", "outputs") if is_databricks else ("metadata",)
     kept = {part: value for part, value in ready_for_evaluate(record).items() if part not in left_out}

@@ -1,4 +1,4 @@
-"""The full description of a dataset, from which it can be built again."""
+"""The full description of a dataset, sufficient to rebuild it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {"regression": {"threshold": 0.5}, "divers
 
 
 class Query(Choice):
-    """A choice of traces in [start, end) (UTC; None: the whole archive), with the scorer as configured at that time.
+    """A choice of traces in [start, end) (UTC; None: the whole archive), with the scorer's configuration at that time.
 
-    With `run_id` only the feedback of that MLflow run counts. `scorer_digest` and `pass_if` come from the configured
-    scorer, and are None if no scorer has the name. `embedded` says whether the sample is drawn by meaning.
+    With `run_id`, only the feedback of that MLflow run counts. `scorer_digest` and `pass_if` come from the configured
+    scorer and are None if no scorer has the name. `embedded`: the sample is drawn by meaning.
     """
 
     start: datetime | None = None
@@ -47,10 +47,10 @@ class Query(Choice):
 
 
 def query_of(window: Window | None, scorers: Sequence[ConfiguredScorer], **choice: Any) -> Query:
-    """The query for traces in `window`, with the digest and `pass_if` of the scorer it names, if configured.
+    """Return the query for traces in `window`, with the digest and `pass_if` of its scorer, if configured.
 
     Raises:
-        MonitoringError: with a line for each wrong parameter.
+        MonitoringError: with one line per invalid parameter.
     """
     scorer = next((scorer for scorer in scorers if scorer.name == choice.get("scorer")), None)
     configured = {"scorer_digest": scorer.digest, "pass_if": scorer.pass_if} if scorer else {}

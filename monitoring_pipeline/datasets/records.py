@@ -16,11 +16,11 @@ Record: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of a dataset, from which it can be built again.
+    """The origin of a dataset, sufficient to rebuild it.
 
-    `query` holds all parameters; `versions` the version of each table read, empty if the traces were passed in;
-    `scorer_digests` the digests of the scorers whose results were used. `without_inputs` counts the traces that were
-    left out because their inputs are unknown.
+    `query` has all parameters, `versions` the version of each table read (empty if the traces were passed in), and
+    `scorer_digests` the digests of the scorers whose results were used. `without_inputs` is the number of traces that
+    were left out because their inputs are unknown.
     """
 
     query: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Dataset(list[Record]):
 
 
 def canonical(value: Any) -> str:
-    """JSON that is identical for equal values and can be encoded as UTF-8."""
+    """Return JSON that is identical for equal values and can be encoded as UTF-8."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text if _is_unicode(text) else json.dumps(value, sort_keys=True, separators=(",", ":"))
 
@@ -53,7 +53,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def digest_of(records: Iterable[Record]) -> str:
-    """The SHA-256 (hexadecimal) of the records in order, which equals that of their JSONL file."""
+    """Return the SHA-256 (hexadecimal) of the records in order, which equals the SHA-256 of their JSONL file."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(f"{canonical(record)}\n".encode())
@@ -63,9 +63,9 @@ def digest_of(records: Iterable[Record]) -> str:
 def with_guidelines(
     records: Iterable[Record], guidelines: Sequence[str] | Callable[[Record], Sequence[str]]
 ) -> list[Record]:
-    """The records, each with `guidelines` added to its expectation of that name, for ExpectationsGuidelines.
+    """Return copies of the records with `guidelines` added to the expectation of that name, for ExpectationsGuidelines.
 
-    They are the same for every record, or a function returns them for each. The records passed in do not change.
+    `guidelines` applies to every record, or is a function that returns the guidelines of a record.
     """
     return [_guided(record, guidelines(record) if callable(guidelines) else guidelines) for record in records]
 

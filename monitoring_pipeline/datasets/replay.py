@@ -1,4 +1,4 @@
-"""Records with the traces they came from, so that an evaluation scores what happened."""
+"""Adds the source traces to records, so that an evaluation scores the original execution."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 def with_traces(lake: LakeResource, records: Iterable[Record] | EvaluationDataset) -> list[Record]:
-    """The records, or those of an MLflow dataset, as inputs, expectations and `trace`: the archived trace of each.
+    """Return the records, or the records of an MLflow dataset, with inputs, expectations and their archived `trace`.
 
-    For a record with outputs, `mlflow.genai.evaluate` makes a bare trace without tool calls; for these records it uses
-    the trace itself and its outputs.
+    For a record with outputs, `mlflow.genai.evaluate` creates a bare trace without tool calls; for records with a
+    trace, it uses that trace and its outputs.
 
     Raises:
-        MonitoringError: a record does not name its trace, or the archive does not have it.
+        MonitoringError: a record does not name its trace, or the trace is not in the archive.
     """
     found = [_with_lineage(record) for record in _records_of(records)]
     hours = []
     for number, (_, lineage) in enumerate(found):
         if not lineage.get("source_trace") or not lineage.get("trace_hour"):
             raise MonitoringError(
-                f"record {number} does not name its trace: its metadata lack source_trace or trace_hour; "
+                f"record {number} does not name its trace: its metadata lacks source_trace or trace_hour; "
                 "pass a predict_fn to evaluate instead"
             )
         hours.append(parse_utc(lineage["trace_hour"]))
@@ -48,7 +48,7 @@ def _records_of(records: Any) -> list[dict[str, Any]]:
 
 
 def _with_lineage(record: Record) -> tuple[Record, dict[str, Any]]:
-    """Inputs and expectations, and the metadata, which MLflow's datasets hold as tags."""
+    """A record of inputs and expectations, and its metadata, which MLflow datasets store as tags."""
     expectations = record.get("expectations")
     kept = {"inputs": record["inputs"], "expectations": expectations if isinstance(expectations, dict) else {}}
     return ready_for_evaluate(kept), record.get("metadata") or record.get("tags") or {}

@@ -12,12 +12,12 @@ from monitoring_pipeline.datasets.records import Record
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.settings.problems import wrong_value
 
-LIKENESS = 0.9  # ratio of difflib: `expected_tool` to `expected_tools` .96, `expected_topics` .83
+LIKENESS = 0.9  # difflib ratio: `expected_tools` has .96 with `expected_tool`, .83 with `expected_topics`
 NO_QUERY_TYPE = "none"
 
 
 class _Open(BaseModel):
-    """A part of a record that may have further keys, for your own scorers."""
+    """A part of a record that allows additional keys, for custom scorers."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -59,12 +59,12 @@ class _Whole(BaseModel):
 
 
 def validate_dataset(records: Iterable[Record]) -> list[Record]:
-    """Check the records, and return them as `mlflow.genai.evaluate` takes them (see `ready_for_evaluate`).
+    """Check the records, and return them in the form that `mlflow.genai.evaluate` accepts (see `ready_for_evaluate`).
 
-    Expectations and metadata may have further keys, but none that is nearly a known one, which would be a typing error.
+    Expectations and metadata may have additional keys, except keys that look like a misspelt known key.
 
     Raises:
-        MonitoringError: with a line for each problem, which names record and field.
+        MonitoringError: with one line per problem, which names the record and the field.
     """
     checked = [dict(record) if isinstance(record, Mapping) else record for record in records]
     problems = [
@@ -79,10 +79,10 @@ def validate_dataset(records: Iterable[Record]) -> list[Record]:
 
 
 def ready_for_evaluate(record: Record) -> Record:
-    """The record without expectations that are None, which MLflow 3.17.2's evaluate refuses.
+    """Return the record without expectations that are None, which MLflow 3.17.2's evaluate rejects.
 
-    An `expected_query_type` of None means that no query type is expected; it becomes "none", which
-    `classifier_accuracy` treats the same.
+    An `expected_query_type` of None means that no query type is expected; it becomes "none", which has the same meaning
+    for `classifier_accuracy`.
     """
     if not record.get("expectations"):
         return record
@@ -128,7 +128,7 @@ def _line(detail: Any) -> str:
 
 
 def _nearly(key: object, model: type[BaseModel]) -> str | None:
-    """The known key that an unknown key resembles; None if the key is known or resembles none."""
+    """The known key that resembles an unknown key; None if there is none or the key is known."""
     known = list(model.model_fields)
     if key in known:
         return None

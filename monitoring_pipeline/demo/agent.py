@@ -1,8 +1,8 @@
 """A small support agent of an online shop: it reads the help text, calls the shop's tools and fills in templates.
 
-It needs no model and no network. Every answer is computed from the conversation, help.md, the order book and the state
-of the services, so that it is right, unhelpful or wrong for real reasons. It is instrumented like any other agent: each
-step runs in a span of the tracer it is given.
+It needs no model and no network. It computes every answer from the conversation, help.md, the order book and the state
+of the services, so that answers are right, unhelpful or wrong for real reasons. It is instrumented like any other
+agent: each step runs in a span of its tracer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Span(Protocol):
 
 
 class Tracer(Protocol):
-    """Records the steps of an agent; a span that an exception leaves is marked as failed."""
+    """Records the steps of an agent; a span is marked as failed if an exception leaves it."""
 
     def span(self, name: str, span_type: str, inputs: Any) -> AbstractContextManager[Span]: ...
 
@@ -58,7 +58,7 @@ SUFFIXES = ("ments", "ment", "ings", "ing", "ed", "es", "s", "e", "y")
 
 
 def terms(text: str) -> list[str]:
-    """The words of `text` that carry meaning, in order, cut to a rough stem ("shipping" and "ships" are "ship")."""
+    """The content words of `text` in order, roughly stemmed ("shipping" and "ships" are "ship")."""
     words = re.findall(r"[a-z0-9]+", text.lower())
     return [_stem(word) for word in words if word not in STOP_WORDS]
 
@@ -108,7 +108,7 @@ class HelpIndex:
         return math.log(1 + (len(self.sections) - frequency + 0.5) / (frequency + 0.5))
 
     def search(self, question: str, limit: int) -> list[tuple[Section, float]]:
-        """At most `limit` sections that have something to do with the question and their scores, best first."""
+        """At most `limit` sections relevant to the question, with their scores, best first."""
         query = dict.fromkeys(terms(question))
         scored = [(section, self._score(query, n)) for n, section in enumerate(self.sections)]
         found = [(section, score) for section, score in scored if score >= self.MIN_SCORE]
@@ -123,7 +123,7 @@ class HelpIndex:
         )
 
     def passage(self, question: str, sections: Sequence[Section], limit: int = 2) -> str:
-        """The `limit` sentences of the sections that share most with the question, in the order of the text."""
+        """The `limit` sentences of the sections that match the question best, in the order of the text."""
         query = dict.fromkeys(terms(question))
         sentences = [(section, sentence) for section in sections for sentence in re.split(r"(?<=[.!?]) ", section.text)]
 
@@ -141,7 +141,7 @@ class HelpIndex:
 
 
 class ToolError(Exception):
-    """A tool could not fulfil its request."""
+    """A tool could not process its request."""
 
 
 class UnknownOrder(ToolError):
@@ -169,7 +169,7 @@ class Order:
 
 @dataclass
 class Shop:
-    """What the agent's tools reach: the order book, the time, and the services that are down.
+    """The backend of the agent's tools: the order book, the time, and the services that are down.
 
     `outages` maps a service ("orders", "carrier" or "payments") to the message it fails with.
     """
@@ -199,7 +199,7 @@ class Shop:
         }
 
     def track_parcel(self, order_id: str) -> dict[str, Any]:
-        """Where the carrier has the parcel of an order.
+        """The place of an order's parcel, according to the carrier.
 
         Raises:
             UnknownOrder: no order has this number.
@@ -256,10 +256,10 @@ def find_order_id(text: str) -> str | None:
 
 
 def decide_intent(questions: Sequence[str]) -> str:
-    """What the last of a customer's questions is about: "refund", "parcel", "order" or "help".
+    """The intent of a customer's last question: "refund", "parcel", "order" or "help".
 
-    A matter of the customer's own has an order number or says "my order"; all else is a question for the help text. A
-    message that gives nothing but a number continues the question before it.
+    A question about the customer's own order has an order number or says "my order"; all other questions are for the
+    help text. A message with nothing but a number continues the question before it.
     """
     question = questions[-1]
     has_order_id = find_order_id(question) is not None
@@ -306,12 +306,12 @@ class Reply:
 
 
 def count_tokens(text: str) -> int:
-    """Words and punctuation marks, which is what the template writer is billed for."""
+    """The number of words and punctuation marks, for which the template writer is billed."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 class SupportAgent:
-    """Answers the customers of `shop`, with at most `sections` sections of the help text for each question."""
+    """Answers the customers of `shop`, with at most `sections` sections of the help text per question."""
 
     def __init__(self, shop: Shop, index: HelpIndex, sections: int, tracer: Tracer) -> None:
         self.shop = shop
@@ -349,7 +349,7 @@ class SupportAgent:
         return [section for section, _ in found]
 
     def _handle(self, intent: str, questions: Sequence[str], sections: Sequence[Section]) -> tuple[str, dict[str, Any]]:
-        """The template that fits and the facts for it, from the tools where the intent needs them."""
+        """The matching template and its values, from tools if the intent needs them."""
         if intent == "help":
             if not sections:
                 return "not_found", {}
@@ -397,7 +397,7 @@ class SupportAgent:
 
 
 def _billing(input_tokens: int, output_tokens: int) -> dict[str, Any]:
-    """The model, token usage and cost (USD) of a call, under the names that MLflow reads them by."""
+    """The model, token usage and cost (USD) of a call, as span attributes that MLflow reads."""
     input_cost = input_tokens * INPUT_USD_PER_TOKEN
     output_cost = output_tokens * OUTPUT_USD_PER_TOKEN
     return {

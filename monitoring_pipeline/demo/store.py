@@ -34,7 +34,7 @@ def filled_store(tracking_uri: str, echo: Callable[[str], None]) -> Window:
 
 
 def covered(tracking_uri: str) -> Window | None:
-    """The whole hours from the first to the last trace of the store; None without any."""
+    """The whole hours from the first to the last trace of the store; None if it has no traces."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri)

@@ -1,9 +1,9 @@
-"""Days of customers for the support agent, logged as MLflow traces.
+"""Simulated customer traffic for the support agent, logged as MLflow traces.
 
-The agent really runs; only the clock is simulated, to save waiting for days. Each stage of the agent takes a time drawn
-from a log-normal distribution (STAGES: median in milliseconds and sigma, by span name), seeded by the
-trace's id. Services fail at random at everyday rates, and in one incident hour the order service is slow and mostly
-down. Ids are hashes of the arguments, so the same arguments give the same traces.
+The agent really runs; only the clock is simulated. The duration of each stage of the agent is drawn from a log-normal
+distribution (STAGES: median in milliseconds and sigma, by span name), seeded by the trace's id. Services fail at random
+at everyday rates, and in one incident hour the order service is slow and mostly down. Ids are hashes of the arguments,
+so the same arguments produce the same traces.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ INCIDENT_OUTAGE_RATE = 0.75
 INCIDENT_SLOWDOWN = {"lookup_order": 45.0}
 INCIDENT_HOURS_BEFORE_END = 10
 
-RELEASES = {"1.4.0": 1, "1.5.0": 3}  # the sections of the help text that a release reads; the second comes halfway
+RELEASES = {"1.4.0": 1, "1.5.0": 3}  # release -> sections of the help text that it reads; 1.5.0 starts halfway
 STAGING_SHARE = 0.1
 EXPECTATION_SHARE = 1 / 8
 FEEDBACK_SHARE = 1 / 10
 MIN_SESSIONS_AN_HOUR = 4
-SESSION_LIMIT = timedelta(minutes=20)  # above what the longest session takes
-BATCH = 200  # traces for each call to the store: small enough for a lively progress bar
+SESSION_LIMIT = timedelta(minutes=20)  # longer than the longest session
+BATCH = 200  # traces per call to the store: small enough for frequent progress
 
 
 # --- recording ---
@@ -70,7 +70,7 @@ class SpanRecord:
 
 
 class SimulatedTracer:
-    """Records spans on a clock that only moves by the simulated time of stages."""
+    """Records spans on a clock that advances only by the simulated durations of stages."""
 
     def __init__(self, start: datetime, rng: random.Random, slowdown: Mapping[str, float]) -> None:
         self.spans: list[SpanRecord] = []
@@ -99,7 +99,7 @@ class SimulatedTracer:
 
 @dataclass
 class TraceRecord:
-    """A run of the agent: the content of an MLflow trace, and people's judgements of it (None: nobody judged)."""
+    """A run of the agent: the content of an MLflow trace, and people's judgements of it (None: not judged)."""
 
     trace_id: str
     session_id: str
@@ -154,7 +154,7 @@ OTHER_QUESTIONS = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a customer wants, ways to say it, and the tools, in order, that a right answer takes."""
+    """A customer's request, wordings for it, and the tools, in order, that a right answer needs."""
 
     wordings: tuple[str, ...]
     tools: tuple[str, ...]
@@ -167,7 +167,7 @@ ORDER_STATUS = Scenario(
         "What is the status of order {order_id}?",
         "Has my order {order_id} left yet?",
         "Please check my purchase {order_id}, is everything all right with it?",
-        "Where is the refund for order {order_id} that you promised?",  # sounds like a request for one
+        "Where is the refund for order {order_id} that you promised?",  # sounds like a request for a refund
     ),
     ("lookup_order",),
 )
@@ -191,7 +191,7 @@ REFUND = Scenario(
     ),
     ("lookup_order", "create_refund"),
 )
-NEXT_MESSAGES = {  # for customers who give the number of the order only when they are asked
+NEXT_MESSAGES = {  # of customers who give the order number only when the agent asks for it
     "Where is my parcel?": PARCEL,
     "Can you track my package, please?": PARCEL,
     "I would like a refund for my order.": REFUND,
@@ -204,14 +204,14 @@ MISTYPED_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Turn:
-    """A customer's message, and the tools that a right answer takes."""
+    """A customer's message, and the tools that a right answer needs."""
 
     question: str
     expected_tools: tuple[str, ...]
 
 
 def session_turns(rng: random.Random, order_ids: Sequence[str]) -> list[Turn]:
-    """What a customer with these orders says in one session: one to three wishes, each in one or two messages."""
+    """The turns of one session of a customer with these orders: one to three requests of one or two messages each."""
     turns: list[Turn] = []
     order_id = rng.choice(order_ids)
     for _ in range(rng.choices((1, 2, 3), weights=(50, 33, 17))[0]):
@@ -241,7 +241,7 @@ ITEMS = {
 
 
 def order_book(rng: random.Random, until: datetime, customers: int) -> dict[str, list[Order]]:
-    """One to four orders of each customer, by user id, placed in the 50 days up to `until`."""
+    """One to four orders per customer, by user id, placed in the 50 days up to `until`."""
     orders: dict[str, list[Order]] = {}
     number = 10_000
     for customer in range(customers):
@@ -260,11 +260,11 @@ def order_book(rng: random.Random, until: datetime, customers: int) -> dict[str,
 
 
 def simulate(end: datetime, hours: int, traces: int, seed: int) -> Iterator[TraceRecord]:
-    """The runs of the agent in the `hours` before `end`, session by session in the order of their starts.
+    """Yield the runs of the agent in the `hours` before `end`, session by session, ordered by session start.
 
     There are at least `traces` runs, and at least MIN_SESSIONS_AN_HOUR sessions start in each hour, more in the
     afternoon than at night (UTC). The incident hour starts INCIDENT_HOURS_BEFORE_END hours before the end, or halfway
-    through a window of less than twice that.
+    through the window if it is shorter than twice that.
 
     Raises:
         ValueError: `end` has no time zone, or `hours` or `traces` is not positive.
@@ -277,7 +277,7 @@ def simulate(end: datetime, hours: int, traces: int, seed: int) -> Iterator[Trac
     incident = Window(incident_start, incident_start + HOUR)
     run = f"{seed} {window} {traces}"
     rng = random.Random(run)
-    # at most 8,000 orders: their numbers have five digits and stay below the mistyped ones, which start with 9
+    # At most 8,000 orders: their numbers have five digits and stay below mistyped numbers, which start with 9.
     orders = order_book(rng, window.start, customers=min(20 + traces // 10, 2_000))
     shop = Shop({order.order_id: order for mine in orders.values() for order in mine}, window.start)
     index = HelpIndex(load_help())
@@ -314,7 +314,7 @@ def simulate(end: datetime, hours: int, traces: int, seed: int) -> Iterator[Trac
 def _sessions(
     rng: random.Random, window: Window, traces: int, orders: Mapping[str, list[Order]]
 ) -> Iterator[tuple[datetime, list[Turn], str]]:
-    """The start, the turns and the customer of each session, by start."""
+    """The start, turns and customer of each session, ordered by start."""
     weights = [1 + 0.7 * math.cos((hour.hour - 14) / 24 * math.tau) for hour in window.hours()]
     for hour, weight in zip(window.hours(), weights, strict=True):
         quota = math.ceil(traces * weight / sum(weights))
@@ -322,7 +322,7 @@ def _sessions(
         while sum(len(turns) for turns, _ in planned) < quota or len(planned) < MIN_SESSIONS_AN_HOUR:
             user_id = rng.choice(list(orders))
             planned.append((session_turns(rng, [order.order_id for order in orders[user_id]]), user_id))
-        # no trace may start at the end of the window or later
+        # No trace may start at the end of the window or later.
         room = HOUR - SESSION_LIMIT if hour + HOUR == window.end else HOUR
         starts = sorted(hour + room * rng.random() for _ in planned)
         yield from ((start, turns, user_id) for start, (turns, user_id) in zip(starts, planned, strict=True))
@@ -351,10 +351,10 @@ def _digest(*parts: object, length: int) -> str:
 
 
 def mlflow_spans(trace: TraceRecord) -> list[MlflowSpan]:
-    """The spans of a trace as MLflow's entities, root first.
+    """Return the spans of a trace as MLflow entities, root first.
 
-    Session, user, name and tags of the trace are attributes of the root span, where MLflow's store looks for them. The
-    store sums up the trace's token usage and cost from the spans.
+    Session, user, name and tags of the trace are attributes of the root span, where MLflow's store reads them. The
+    store computes the trace's token usage and cost from the spans.
     """
     from mlflow.entities.span import Span
     from opentelemetry.sdk.resources import Resource
@@ -368,9 +368,9 @@ def mlflow_spans(trace: TraceRecord) -> list[MlflowSpan]:
         )
         for n in range(len(trace.spans))
     ]
-    of_trace = {"session.id": trace.session_id, "user.id": trace.user_id}
-    of_trace |= {f"mlflow.traceTag.{key}": value for key, value in trace.tags.items()}
-    of_trace["mlflow.traceTag.mlflow.traceName"] = trace.spans[0].name
+    root_attributes = {"session.id": trace.session_id, "user.id": trace.user_id}
+    root_attributes |= {f"mlflow.traceTag.{key}": value for key, value in trace.tags.items()}
+    root_attributes["mlflow.traceTag.mlflow.traceName"] = trace.spans[0].name
 
     spans = []
     for record, context in zip(trace.spans, contexts, strict=True):
@@ -379,7 +379,7 @@ def mlflow_spans(trace: TraceRecord) -> list[MlflowSpan]:
             "mlflow.spanType": record.span_type,
             "mlflow.spanInputs": record.inputs,
             **record.attributes,
-            **(of_trace if record.parent is None else {}),
+            **(root_attributes if record.parent is None else {}),
         }
         if record.outputs is not None:
             attributes["mlflow.spanOutputs"] = record.outputs
@@ -408,7 +408,7 @@ def mlflow_spans(trace: TraceRecord) -> list[MlflowSpan]:
 
 
 def mlflow_assessments(trace: TraceRecord) -> list[Assessment]:
-    """People's judgements of a trace: the expectation `expected_tools` and the feedback `user_satisfied`, if any."""
+    """Return people's judgements of a trace: expectation `expected_tools` and feedback `user_satisfied`, if any."""
     from mlflow.entities import AssessmentSource, Expectation, Feedback
 
     given_ms = trace.spans[0].end_ns // 1_000_000
@@ -437,11 +437,11 @@ def fill(
 ) -> int:
     """Fill an empty experiment, created if missing, with traces; returns how many were written.
 
-    They start in the `hours` before `end`, which is floored to the hour; `simulate` describes them. After each batch
-    `on_progress` receives the number written so far. MLflow's global tracking URI does not change.
+    The traces are from `simulate` and start in the `hours` before `end`, which is floored to the hour. `on_progress`
+    receives the number written so far after each batch. MLflow's global tracking URI does not change.
 
     Raises:
-        ValueError: the experiment already holds traces, or an argument that `simulate` refuses.
+        ValueError: the experiment already has traces, or `simulate` rejects an argument.
     """
     from mlflow import MlflowClient
     from mlflow.tracing.client import TracingClient

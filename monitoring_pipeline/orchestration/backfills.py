@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.managers import SyncManager
 
 import dagster as dg
@@ -166,7 +166,7 @@ def run_side_by_side(
         return {step: reason for future in waiting for step, reason in future.result().items()}
 
 
-def _processes() -> BaseContext:
+def _processes() -> ForkServerContext | SpawnContext:
     """How processes start; Dagster cannot run two jobs in threads of one process.
 
     They are forks of one process that has imported this module, where the system can fork; importing takes seconds.

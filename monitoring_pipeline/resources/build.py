@@ -1,4 +1,4 @@
-"""Builds the resources that the settings describe."""
+"""Builds the Dagster resources from the settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monitoring_pipeline.settings import Settings
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
-    """The resources `tracking`, `spark` and `lake` that `settings` describe."""
+    """Return the resources `tracking`, `spark` and `lake` for `settings`."""
     spark = SparkResource(remote=settings.spark.remote)
     return {
         "tracking": TrackingResource(

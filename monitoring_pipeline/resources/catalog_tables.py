@@ -1,10 +1,9 @@
 """The lake as tables of a Spark catalog (Unity Catalog on Databricks, a metastore on a cluster), written by Spark.
 
-Delta's isolation keeps overlapping runs apart: of two commits that touch the same days it refuses the second, which
-then starts again.
+Delta isolates overlapping runs: if two commits touch the same days, the second fails and is retried.
 
-SQL text is used where Spark offers nothing else. The names in it are our own tables under a location of two plain
-identifiers, and the bounds are times.
+SQL text is used only if Spark has no other API. It contains only names of our tables, a location of two plain
+identifiers, and times.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 COMMIT_ATTEMPTS = 20
 RECENT_COMMITS = 100
-RETENTION_CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"  # refuses less than a week
+RETENTION_CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"  # rejects less than a week
 T = TypeVar("T")
 
 _opened: set[tuple[str | None, str]] = set()  # tables that this process has created or checked
@@ -86,7 +85,7 @@ class CatalogTables:
 
         self._retried(table, write)
         own = [entry for entry in self._history(table, RECENT_COMMITS) if entry["userMetadata"] == commit]
-        if not own:  # replacing nothing by nothing makes no commit
+        if not own:  # replacing no rows with no rows creates no commit
             return 0
         metrics = own[0]["operationMetrics"]
         return int(metrics.get("numOutputRows", 0)) - int(metrics.get("numCopiedRows", 0))
@@ -100,14 +99,14 @@ class CatalogTables:
                 return 0
             window = window or hours_of(table, arrow)
         if window is None:
-            raise ValueError("a DataFrame needs the window that holds its rows")
+            raise ValueError("a DataFrame needs a window that contains its rows")
         new = self._conformed(table, rows if arrow is None else arrow)
         columns = dict.fromkeys(("date", table.hour, *table.key))
         same = " AND ".join([within(table, window, "t."), *(f"t.{name} <=> n.{name}" for name in columns)])
         changed = " OR ".join(f"NOT (t.{name} <=> n.{name})" for name in table.content) if update else ""
-        if arrow is not None:  # a merge that changes nothing would be a commit too
-            beside = new.alias("n").join(self.read(table, None, None).alias("t"), F.expr(same), "left")
-            if beside.where(F.expr(f"t.date IS NULL OR {changed or 'false'}")).isEmpty():
+        if arrow is not None:  # skip a merge that changes nothing: it would still create a commit
+            joined = new.alias("n").join(self.read(table, None, None).alias("t"), F.expr(same), "left")
+            if joined.where(F.expr(f"t.date IS NULL OR {changed or 'false'}")).isEmpty():
                 return 0
         merge = (
             f"MERGE INTO {self._open(table)} AS t USING {{new}} AS n ON {same} "
@@ -131,10 +130,8 @@ class CatalogTables:
     def remove(self, table: Table, window: Window, column: str, values: Collection[str]) -> int:
         name, gone = self._open(table), pa.table({"value": pa.array(sorted(values), pa.string())})
         found = self.read_columns(table, window, column)[column]
-        if not pc.any(
-            pc.is_in(found, gone["value"].combine_chunks())
-        ).as_py():  # a merge without matches would be a commit too
-            return 0
+        if not pc.any(pc.is_in(found, gone["value"].combine_chunks())).as_py():
+            return 0  # a merge without matches would still create a commit
         merge = (
             f"MERGE INTO {name} AS t USING {{gone}} AS n ON {within(table, window, 't.')} AND t.{column} = n.value "
             "WHEN MATCHED THEN DELETE"
@@ -156,7 +153,7 @@ class CatalogTables:
     def purge(self, table: Table) -> None:
         name, session = self._open(table), self.spark.session
         (detail,) = session.sql(f"DESCRIBE DETAIL {name}").select("tableFeatures").collect()
-        if "deletionVectors" in detail["tableFeatures"]:  # deleted rows may still be in files that were not rewritten
+        if "deletionVectors" in detail["tableFeatures"]:  # deleted rows may remain in files that were not rewritten
             self._retried(table, lambda: session.sql(f"REORG TABLE {name} APPLY (PURGE)").collect())
         session.conf.set(RETENTION_CHECK, "false")
         try:
@@ -180,7 +177,7 @@ class CatalogTables:
         return rows.select(*(F.col(field.name).cast(field.dataType) for field in _schema(table)))
 
     def _open(self, table: Table) -> str:
-        """The table's full name; creates the table, or adds the columns that it lacks."""
+        """Create the table, or add its missing columns; returns its full name."""
         from pyspark.errors import PySparkException
 
         name = self.path(table)
@@ -211,7 +208,7 @@ class CatalogTables:
         )
 
     def _grow(self, table: Table, name: str) -> None:
-        """Add the columns that our schema has gained since the table was created; older rows have null in them."""
+        """Add the columns that are new in our schema; they are null in older rows."""
         from pyspark.errors import PySparkException
 
         session = self.spark.session
@@ -224,15 +221,15 @@ class CatalogTables:
             try:
                 session.sql(f"ALTER TABLE {name} ADD COLUMNS ({', '.join(map(_column, columns))})")
             except PySparkException:
-                if missing():  # if none is, another process has just added them
+                if missing():  # otherwise another process has just added them
                     raise
 
     def _retried(self, table: Table, write: Callable[[], T]) -> T:
-        """The result of `write`, retried when another commit comes first."""
+        """The result of `write`, retried if another commit comes first."""
         from pyspark.errors import PySparkException
 
         retrying = Retrying(
-            retry=retry_if_exception(_came_second),
+            retry=retry_if_exception(_is_conflict),
             stop=stop_after_attempt(COMMIT_ATTEMPTS),
             wait=wait_random_exponential(multiplier=0.5, max=30),
             reraise=True,
@@ -243,7 +240,7 @@ class CatalogTables:
             raise LakeError(f"cannot write {self.path(table)}: {first_line(error)}") from error
 
 
-def _came_second(error: BaseException) -> bool:
+def _is_conflict(error: BaseException) -> bool:
     from pyspark.errors import PySparkException
 
     return isinstance(error, PySparkException) and (error.getCondition() or "").startswith("DELTA_CONCURRENT")

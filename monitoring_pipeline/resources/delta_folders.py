@@ -1,4 +1,4 @@
-"""The lake as folders of Delta tables, under a path or an object store's address; delta-rs writes, Spark reads."""
+"""The lake as folders of Delta tables under a path or an object store address; delta-rs writes, Spark reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 COMMIT_ATTEMPTS = 20
 SAIL_PATH = r"[\w!$&'()+,.:;=@/-]*"  # Sail 0.7.2 does not find tables under a path with any other character
-DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # with one of these in a path, delta-rs 1.6.6 writes elsewhere or panics
+DELTA_REFUSES = r"[%\\|^\[\]\x00-\x1f\x7f]"  # delta-rs 1.6.6 panics or writes elsewhere if a path contains one of these
 T = TypeVar("T")
 _opened: set[str] = set()  # paths of tables that this process has opened
 
@@ -138,8 +138,8 @@ class DeltaFolders:
     def remove_before(self, table: Table, day: date) -> int:
         def remove(delta: DeltaTable) -> int:
             if not any(partition["date"] < day.isoformat() for partition in delta.partitions()):
-                return 0  # a delete without rows would be a commit too
-            # A condition on days alone removes whole files and rewrites none.
+                return 0  # a delete without rows would still create a commit
+            # A condition on days alone removes whole files without rewriting any.
             return delta.delete(f"date < '{day.isoformat()}'")["num_deleted_rows"]
 
         return self._retried(table, remove)
@@ -161,13 +161,13 @@ class DeltaFolders:
         return path in _opened and ("://" in path or Path(path, "_delta_log").is_dir())
 
     def _open(self, table: Table) -> DeltaTable:
-        """The Delta table, created if it does not exist."""
+        """Open the Delta table; creates it if it does not exist."""
         from deltalake import CommitProperties, DeltaTable
         from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
         path = self.path(table)
         if "://" not in path and (refused := re.search(DELTA_REFUSES, path)):
-            raise LakeError(f"cannot open {path!r}: a path must not hold {refused[0]!r}; change [lake] location")
+            raise LakeError(f"cannot open {path!r}: a path must not contain {refused[0]!r}; change [lake] location")
         try:
             try:
                 delta = _grown(DeltaTable(path), table)
@@ -180,8 +180,8 @@ class DeltaFolders:
                         name=table.name,
                         description=table.description,
                         partition_by=["date"],
-                        # Statistics for the hour alone: from them Sail reads columns that are constant in a file, and
-                        # loses the last digits of floating-point numbers.
+                        # Statistics only for the hour: Sail reads columns that are constant in a file from statistics,
+                        # and so loses the last digits of floating-point numbers.
                         configuration={"delta.dataSkippingStatsColumns": table.hour, **table.properties},
                         commit_properties=CommitProperties(max_commit_retries=0),
                     )
@@ -192,7 +192,7 @@ class DeltaFolders:
         return delta
 
     def _commit(self, table: Table, make: Callable[[DeltaTable], _Write | None]) -> None:
-        """Write what `make` returns for the latest version; start again if another commit comes first."""
+        """Write the result of `make` for the latest version; retried if another commit comes first."""
         from deltalake import write_deltalake
 
         def attempt(delta: DeltaTable) -> None:
@@ -210,7 +210,7 @@ class DeltaFolders:
         self._retried(table, attempt)
 
     def _retried(self, table: Table, attempt: Callable[[DeltaTable], T]) -> T:
-        """The result of `attempt` on the table's latest version, retried when another commit comes first."""
+        """The result of `attempt` on the table's latest version, retried if another commit comes first."""
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         retrying = Retrying(
@@ -228,10 +228,10 @@ class DeltaFolders:
 def _vacuum(delta: DeltaTable, retention_hours: int, is_checked: bool = True) -> int:
     """Delete the files that no version younger than `retention_hours` needs; returns how many.
 
-    With `is_checked`, delta-rs refuses less than a week, because others may be reading or writing.
+    With `is_checked`, delta-rs rejects less than a week, because other processes may be reading or writing.
     """
-    # The first call deletes the files that the log still names. The second finds those it does not name: files of the
-    # change data feed and of killed writes.
+    # The first call deletes files that the log still lists. The second deletes unlisted files: those of the change data
+    # feed and of killed writes.
     options = {"retention_hours": retention_hours, "dry_run": False, "enforce_retention_duration": is_checked}
     named, other = delta.vacuum(**options), delta.vacuum(**options, full=True)
     return len(named) + sum("://" not in path and not path.startswith("/") for path in other)
@@ -245,7 +245,7 @@ class _Write:
 
 
 def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
-    """The table, after adding the columns that our schema has gained since; older rows have null in them."""
+    """The table after adding the columns that are new in our schema; they are null in older rows."""
     from deltalake import DeltaTable, Schema
     from deltalake.exceptions import CommitFailedError
 
@@ -259,8 +259,8 @@ def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
 
 
 def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitProperties:
-    # Delta's application transactions serve as a lock: of two commits from the same version that name the same day, the
-    # second fails. Plain appends never conflict otherwise, and could add a row twice.
+    # Delta's application transactions serve as a lock: if two commits from the same version name the same day, the
+    # second fails. Plain appends would never conflict, and could add a row twice.
     from deltalake import CommitProperties, Transaction
 
     names = [f"{table.name}/{day}" for day in days]
@@ -270,7 +270,7 @@ def _guarded(delta: DeltaTable, table: Table, days: list[date]) -> CommitPropert
 
 @functools.cache
 def for_sail(location: str) -> str:
-    """The location under a name that Sail can read: a link to the folder if its own path has a space or the like."""
+    """Return the location in a form that Sail can read: a symbolic link if its path has e.g. a space."""
     if "://" in location or re.fullmatch(SAIL_PATH, location, re.ASCII):
         return location
     folder = tempfile.mkdtemp(prefix="monitoring-lake-")
@@ -281,12 +281,12 @@ def for_sail(location: str) -> str:
 
 
 def _filesystem(path: str) -> SubTreeFileSystem | None:
-    """Arrow's own file system: with that of delta-rs, written in Python, threads can abort an exiting process."""
+    """Arrow's file system: with delta-rs's, which is written in Python, threads can abort an exiting process."""
     return None if "://" in path else SubTreeFileSystem(path, LocalFileSystem())
 
 
 def _pin(delta: DeltaTable, path: str, version: int) -> None:
-    """Make `version` readable for Sail 0.7.2, which reads versions before the last checkpoint only at checkpoints."""
+    """Create a checkpoint at `version`: Sail 0.7.2 reads versions before the last checkpoint only at checkpoints."""
     from deltalake.exceptions import DeltaError
 
     checkpoint = Path(path) / "_delta_log" / f"{version:020}.checkpoint.parquet"

@@ -1,8 +1,7 @@
 """The lake: Delta tables, in folders or in a catalog.
 
 All writes go through this module. Each write has exactly the table's schema and is one atomic commit. If another
-process commits to the same days first, the write starts again, so that overlapping runs neither lose nor duplicate a
-row.
+process commits to the same days first, the write is retried, so that overlapping runs neither lose nor duplicate rows.
 """
 
 from __future__ import annotations
@@ -28,15 +27,13 @@ if TYPE_CHECKING:
 
 
 class LakeResource(dg.ConfigurableResource):
-    """The Delta tables at one location. First use creates a table, or adds the columns that it lacks.
+    """The Delta tables at one location. First use creates a table or adds its missing columns.
 
     All methods raise:
-        LakeError: the table cannot be opened or written, or rows have other columns than the table.
+        LakeError: the table cannot be opened or written, or the columns of rows differ from the table's.
     """
 
-    location: str = Field(
-        description="folder or object store address that holds a folder for each table, or catalog.schema"
-    )
+    location: str = Field(description="folder or object store address with one folder per table, or catalog.schema")
     spark: SparkResource
     keep_archive_days: int | None = Field(
         default=None, description="[upkeep] keep_archive_days, after which traces are removed"
@@ -44,7 +41,7 @@ class LakeResource(dg.ConfigurableResource):
 
     @property
     def kept_since(self) -> datetime | None:
-        """The start of what the archive keeps; None if it keeps everything."""
+        """The earliest time that the archive keeps; None if it keeps everything."""
         return oldest_kept(self.keep_archive_days)
 
     @property
@@ -53,78 +50,78 @@ class LakeResource(dg.ConfigurableResource):
 
     @property
     def is_in_catalog(self) -> bool:
-        """Whether the tables are in a catalog, where Spark writes them and rows need not pass through this process."""
+        """Whether the tables are in a catalog: Spark then writes them, without passing rows through this process."""
         return in_catalog(self.location)
 
     @property
     def commit_rows(self) -> int:
-        """How many rows make a commit worth its cost."""
+        """The number of rows per commit that amortizes its cost."""
         return self._tables.commit_rows
 
     def path(self, table: Table) -> str:
-        """The table's folder, address or full name."""
+        """Return the table's folder, address or full name."""
         return self._tables.path(table)
 
     def version(self, table: Table) -> int:
-        """The number of the table's latest commit; two reads at the same version see the same rows."""
+        """Return the version of the table's latest commit; two reads at the same version see the same rows."""
         return self._tables.version(table)
 
     def read(self, table: Table, window: Window | None = None, version: int | None = None) -> DataFrame:
-        """The table's rows in `window` (default: all) as a Spark DataFrame, at `version` (default: the latest).
+        """Return the table's rows in `window` (default: all) as a Spark DataFrame, at `version` (default: the latest).
 
         Opens only the files of the window's days.
         """
         return self._tables.read(table, window, version)
 
     def read_columns(self, table: Table, window: Window, *columns: str) -> pa.Table:
-        """These columns of the rows in `window`."""
+        """Return these columns of the rows in `window`."""
         return self._tables.read_columns(table, window, *columns)
 
     def read_written_since(self, table: Table, moment: datetime, *columns: str) -> pa.Table:
-        """These columns of all rows in files written at or after `moment`, which may include older rows."""
+        """Return these columns of all rows in files written at or after `moment`, which may include older rows."""
         return self._tables.read_written_since(table, moment, *columns)
 
     def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
-        """Replace the table's rows in `window` by `rows`; returns how many those are."""
+        """Replace the table's rows in `window` with `rows`; returns the number of `rows`."""
         return self._tables.replace(table, window, rows)
 
     def insert(self, table: Table, rows: DataFrame | pa.Table, window: Window | None = None) -> int:
-        """Add the rows whose key the table does not have; returns how many were added.
+        """Add the rows whose key is not in the table; returns how many were added.
 
-        If rows of an Arrow table share a key, the last counts. Rows of a DataFrame must have distinct keys, and need
-        the `window` that holds them.
+        If rows of an Arrow table share a key, the last one counts. Rows of a DataFrame must have distinct keys and
+        require `window`, which must contain them.
         """
         return self._tables.merge(table, rows, window, update=False)
 
     def upsert(self, table: Table, rows: DataFrame | pa.Table, window: Window | None = None) -> int:
-        """Add the rows whose key the table does not have, and replace those whose content differs.
+        """Add the rows whose key is not in the table, and update rows whose content differs.
 
-        Returns how many were added or replaced; if an Arrow table changes nothing, there is no commit. It never removes
-        a row. Keys and `window` are as for `insert`.
+        Returns how many were added or updated; an Arrow table that changes nothing creates no commit. Never removes
+        rows. Keys and `window` are as for `insert`.
         """
         return self._tables.merge(table, rows, window, update=True)
 
     def maintain(self, table: Table, retention_hours: int = 168) -> dict[str, int]:
         """Compact small files, and delete files that no version younger than `retention_hours` needs.
 
-        Returns the counts `files_added` and `files_removed` by compaction, and `files_deleted` by vacuuming.
+        Returns the counts `files_added` and `files_removed` of the compaction, and `files_deleted` of the vacuum.
         """
         return self._tables.maintain(table, retention_hours)
 
     def remove(self, table: Table, window: Window, column: str, values: Collection[str]) -> int:
         """Remove the rows in `window` whose text `column` is one of `values`; returns how many.
 
-        If there are none, there is no commit. Older versions of the table still have the rows: see `purge`.
+        Creates no commit if there are none. Older versions of the table still have the rows: see `purge`.
         """
         return self._tables.remove(table, window, column, values)
 
     def remove_before(self, table: Table, day: date) -> int:
-        """Remove all rows of days before `day`; returns how many. If there are none, there is no commit."""
+        """Remove all rows of days before `day`; returns how many. Creates no commit if there are none."""
         return self._tables.remove_before(table, day)
 
     def purge(self, table: Table) -> None:
-        """Delete all files that are not part of the table's latest version, including those of killed writes.
+        """Delete all files that are not part of the table's latest version, including files of killed writes.
 
-        Readers of older versions and concurrent writers fail, so nothing else may run.
+        Readers of older versions and concurrent writers fail, so nothing else may use the table meanwhile.
         """
         self._tables.purge(table)

@@ -1,4 +1,4 @@
-"""Whether a server is there, told at once: the clients of MLflow and Spark retry a dead one for minutes."""
+"""A quick check that a server is reachable: the clients of MLflow and Spark retry a dead server for minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CONNECT_TIMEOUT_S = 5
 
 
 def why_unreachable(host: str, port: int) -> str | None:
-    """Why nothing can be said to `host` at `port`; None when something listens there."""
+    """Return why no connection to `host`:`port` is possible, or None if a server listens there."""
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:

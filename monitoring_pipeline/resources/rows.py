@@ -1,4 +1,4 @@
-"""Rows of a table: their exact shape, their identity, and the predicates that find them in Delta."""
+"""Rows of a table: schema, identity, and predicates to find them in Delta."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from monitoring_pipeline.windows import EPOCH, Window
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-CLOCK_SKEW = timedelta(hours=1)  # between the machine that writes a file and the one that reads it
+CLOCK_SKEW = timedelta(hours=1)  # between the machines that write and read a file
 
 
 def conform(table: Table, rows: DataFrame | pa.Table) -> pa.Table:
-    """`rows` with exactly the table's columns, order and types; the column `date` may be missing.
+    """Return `rows` with exactly the table's columns, order and types, adding the column `date` if missing.
 
     Raises:
-        LakeError: a column is missing, or not in the table.
+        LakeError: a column is missing, is not in the table, or cannot be cast.
     """
     arrow: Any = rows if isinstance(rows, pa.Table) else rows.toArrow()
     if "date" not in arrow.column_names:
@@ -45,19 +45,19 @@ def check_columns(table: Table, columns: list[str]) -> None:
 
 
 def from_dicts(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
-    """`rows` in the table's types, without the column `date`, which `conform` adds."""
+    """Return `rows` with the table's types, without the column `date`, which `conform` adds."""
     return pa.Table.from_pylist(rows, schema=table.schema.remove(table.schema.get_field_index("date")))
 
 
 def identity_columns(table: Table) -> list[str]:
-    """The columns of stored rows that `differences` needs."""
+    """Return the columns of stored rows that `differences` needs."""
     return sorted({table.hour, *table.key, *table.content})
 
 
 def differences(table: Table, present: pa.Table, new: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The rows of `new` whose key is not in `present`, and those whose content differs there.
+    """Return the rows of `new` whose key is not in `present`, and the rows whose content differs from `present`.
 
-    If rows of `new` share a key, the last counts.
+    If rows of `new` share a key, the last one counts.
     """
     known = dict(zip(_keys(present, table), _tuples(present, table.content), strict=True))
     last = dict(zip(_keys(new, table), enumerate(_tuples(new, table.content)), strict=True))
@@ -67,24 +67,24 @@ def differences(table: Table, present: pa.Table, new: pa.Table) -> tuple[pa.Tabl
 
 
 def hours_of(table: Table, rows: pa.Table) -> Window:
-    """The smallest window of whole hours that holds the rows (at least one)."""
+    """Return the smallest window of whole hours that contains the rows (at least one)."""
     return Window.covering(pc.unique(rows[table.hour]).to_pylist())
 
 
 def last_of_each_key(table: Table, rows: pa.Table) -> pa.Table:
-    """The rows, of each key only the last."""
+    """Return the last row of each key."""
     return differences(table, table.schema.empty_table(), rows)[0]
 
 
 def within(table: Table, window: Window, of: str = "") -> str:
-    """A predicate for the stored rows whose hour is in `window`; `of` is a prefix for the names of columns."""
+    """Return an SQL predicate for rows whose hour is in `window`; `of` is a prefix for column names."""
     days, start, end = window.days(), _utc_text(window.start), _utc_text(window.end)
     date, hour = f"{of}date", f"{of}{table.hour}"
     return f"{date} >= '{days[0]}' AND {date} <= '{days[-1]}' AND {hour} >= '{start}' AND {hour} < '{end}'"
 
 
 def in_window(table: Table, window: Window) -> Column:
-    """`within` as a Spark condition."""
+    """Return `within` as a Spark condition."""
     from pyspark.sql import functions as F
 
     days, hour = window.days(), F.col(table.hour)
@@ -92,18 +92,18 @@ def in_window(table: Table, window: Window) -> Column:
 
 
 def timestamp(moment: datetime) -> Column:
-    """The time as a Spark value."""
-    # Not from the datetime itself: pyspark would ask the server each time which kind of timestamp it prefers.
+    """Return the time as a Spark literal."""
+    # F.lit(moment) would request the server's preferred timestamp type each time.
     from pyspark.sql import functions as F
 
     return F.timestamp_micros(F.lit((moment - EPOCH) // timedelta(microseconds=1)))
 
 
 def having_keys_of(table: Table, rows: pa.Table) -> str:
-    """A predicate for the stored rows with the hours and keys of `rows`.
+    """Return an SQL predicate for stored rows with the hours and keys of `rows`.
 
-    Keys are trace content, so the SQL holds their hashes. delta-rs rewrites only the files with such a row; were rows
-    passed to it as a stream instead, it would keep all of them in memory.
+    Keys are trace content, so the SQL contains their hashes. With a predicate, delta-rs rewrites only the files with
+    such a row; a merge from a stream of rows would hold all of them in memory.
     """
     columns = [column for column in table.key if column != table.hour]
     hashes = "".join(f", coalesce(encode(sha256({column}), 'hex'), '-')" for column in columns)
@@ -116,17 +116,17 @@ def having_keys_of(table: Table, rows: pa.Table) -> str:
 
 
 def having(table: Table, window: Window, column: str, values: Iterable[str]) -> str:
-    """A predicate for the stored rows in `window` whose `column` has one of `values`; the SQL holds hashes of them."""
+    """Return an SQL predicate for stored rows in `window` whose `column` is one of `values`; it contains hashes."""
     return f"{within(table, window)} AND encode(sha256({column}), 'hex') IN ({_quoted(map(_hash, values))})"
 
 
 def dates(rows: pa.Table) -> list[date]:
-    """The dates of the rows, in order."""
+    """Return the distinct dates of the rows, in order."""
     return sorted(pc.unique(rows["date"]).to_pylist())
 
 
 def _utc_text(moment: datetime) -> str:
-    """A time as text, as delta-rs writes and reads it."""
+    """A time as delta-rs writes and reads it."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
@@ -145,8 +145,8 @@ def _only(rows: pa.Table, indices: list[int]) -> pa.Table:
 
 
 def _keys(rows: pa.Table | pa.RecordBatch, table: Table) -> list[tuple[Any, ...]]:
-    """The hour (in microseconds) and key of each row, which identify it."""
-    hours = rows.column(table.hour).cast(pa.int64()).to_pylist()  # 20 times faster than as datetimes
+    """The identity of each row: its hour (in microseconds) and key."""
+    hours = rows.column(table.hour).cast(pa.int64()).to_pylist()  # 20 times faster than datetimes
     return list(zip(hours, _tuples(rows, table.key), strict=True))
 
 

@@ -21,40 +21,40 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 15002
 YEAR_SECONDS = 365 * 24 * 3600
-# Larger rows are sent separately, and the server keeps them until the session ends: archiving would fill its memory.
+# Larger data is sent separately and stays on the server until the session ends: archiving would fill its memory.
 SENT_WITH_THE_PLAN_BYTES = 100 * 2**20  # a server accepts messages up to 128 MiB
 
 
 class SparkResource(dg.ConfigurableResource):
     """A Spark Connect session, created at first use and shared by the process; its time zone is UTC.
 
-    A process has one session, for the first address used: pyspark returns it to later callers too.
+    A process has one session, for the first address used: pyspark returns it to later callers.
     """
 
     remote: str | None = Field(
-        default=None, description="sc://host:port of a Spark Connect server; none starts Sail inside the process"
+        default=None, description="sc://host:port of a Spark Connect server; if unset, Sail runs inside the process"
     )
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the engine is inside this process; then it does not write and has no catalog."""
+        """Whether the engine runs inside this process; it then only reads and has no catalog."""
         return self.remote is None and not _on_databricks()
 
     @property
     def is_databricks(self) -> bool:
-        """Whether the engine is Databricks, whose SQL has extensions."""
+        """Whether the engine is Databricks, which extends SQL."""
         host = urlsplit(self.remote).hostname if self.remote else None
         return _on_databricks() or "databricks" in (host or "")
 
     @property
     def session(self) -> SparkSession:
-        """The session; a new one if the server has restarted and lost the previous one.
+        """The session; a new one if the server lost the previous one in a restart.
 
         Raises:
             EngineError: the server at `remote` does not answer.
         """
         session = _sessions.get(self.remote)
-        if session is None or getattr(session, "is_stopped", False):  # only sessions of Spark Connect have it
+        if session is None or getattr(session, "is_stopped", False):  # an attribute of Spark Connect sessions
             session = _sessions[self.remote] = _new_session(self.remote)
         return session
 
@@ -67,7 +67,7 @@ def _new_session(remote: str | None) -> SparkSession:
         session = _connected(remote)
         # By default pyspark retries for ten minutes when a server is gone.
         session.client.set_retry_policies([_unavailable()])
-        if not SparkResource(remote=remote).is_databricks:  # which may refuse settings
+        if not SparkResource(remote=remote).is_databricks:  # Databricks may reject settings
             session.conf.set("spark.sql.session.localRelationCacheThreshold", str(SENT_WITH_THE_PLAN_BYTES))
     elif _on_databricks():
         from pyspark.sql import SparkSession
@@ -78,7 +78,7 @@ def _new_session(remote: str | None) -> SparkSession:
         # Otherwise pyspark looks for IPython in all of sys.path at each column expression, to say where an error arose.
         session.conf.set("spark.python.sql.dataFrameDebugging.enabled", "false")
         session.client.set_retry_policies([*session.client.get_retry_policies(), _garbled_replies()])
-        # Otherwise pyspark cleans up in the engine at exit, and waits ten minutes for it if Ctrl-C has ended it.
+        # Otherwise pyspark cleans up the engine at exit, and waits ten minutes for it if Ctrl-C has ended it.
         atexit.register(session.client.close)
     session.conf.set("spark.sql.session.timeZone", "UTC")
     return session
@@ -123,9 +123,7 @@ def _garbled_replies() -> RetryPolicy:
 
 def _check_reachable(remote: str) -> None:
     parts = urlsplit(remote)
-    address = (
-        f"{parts.hostname}:{parts.port or DEFAULT_PORT}"  # a token may follow in the address, and must not be shown
-    )
+    address = f"{parts.hostname}:{parts.port or DEFAULT_PORT}"  # without the token that may follow
     reason = why_unreachable(parts.hostname or "", parts.port or DEFAULT_PORT)
     if reason:
         raise EngineError(
@@ -135,8 +133,8 @@ def _check_reachable(remote: str) -> None:
 
 @functools.cache
 def _embedded_server() -> str:
-    # Sail reads these as it starts. By default it logs every session to stderr, and ends sessions that are idle for
-    # minutes, as in an idle notebook or a run that waits for judges.
+    # Sail reads these when it starts. By default it logs every session to stderr and ends sessions that are idle for
+    # minutes, such as in an idle notebook or a run that waits for judges.
     os.environ.setdefault("RUST_LOG", "error")
     os.environ.setdefault("SAIL_SPARK__SESSION_TIMEOUT_SECS", str(YEAR_SECONDS))
     from pysail.spark import SparkConnectServer

@@ -1,4 +1,4 @@
-"""The MLflow store or server that is monitored: its clients, its experiments, and its errors in a line."""
+"""The monitored MLflow store or server: its clients, experiments, and one-line errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrackingResource(dg.ConfigurableResource):
     """The MLflow store or server and its monitored experiments."""
 
     tracking_uri: str = Field(description="sqlite:///…, postgresql://…, http(s)://… or databricks")
-    experiments: list[str] = Field(default=[], description="names of the experiments; empty: all of them")
+    experiments: list[str] = Field(default=[], description="names of the experiments; empty: all")
 
     @property
     def client(self) -> TracingClient:
@@ -44,20 +44,20 @@ class TrackingResource(dg.ConfigurableResource):
 
     @contextmanager
     def calls(self) -> Iterator[MlflowClient]:
-        """MLflow's client for the store, to call within a `with` block.
+        """Yield MLflow's client for the store.
 
         Raises:
-            TrackingError: as `client`; any error within the block becomes one, too.
+            TrackingError: see `client`; also for any error within the `with` block.
         """
         from mlflow import MlflowClient
 
         _ = self.client
         with _errors_of(self.tracking_uri):
-            # Without a registry_uri MLflow would look for one in the Spark session of this process.
+            # Without a registry_uri, MLflow looks for one in this process's Spark session.
             yield MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
 
     def experiment_names(self) -> dict[str, str]:
-        """The monitored experiments, id -> name.
+        """Return the monitored experiments, id -> name.
 
         Raises:
             TrackingError: the store cannot be read, or no experiment has one of the names.
@@ -75,10 +75,10 @@ class TrackingResource(dg.ConfigurableResource):
         return {experiment.experiment_id: name for name, experiment in found.items() if experiment}
 
     def experiment_id(self, name: str) -> str:
-        """The id of the experiment of that name, which is created if it does not exist.
+        """Return the id of the experiment with that name; creates it if it does not exist.
 
         Raises:
-            TrackingError: as `calls`, or the experiment is deleted.
+            TrackingError: see `calls`; or the experiment is deleted.
         """
         with self.calls() as client:
             experiment = client.get_experiment_by_name(name)
@@ -86,7 +86,7 @@ class TrackingResource(dg.ConfigurableResource):
         if experiment and experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"experiment {name!r} is deleted; restore it (mlflow experiments restore -x {experiment_id}), or name "
-                "another"
+                "another one"
             )
         return experiment_id
 
@@ -124,9 +124,9 @@ def _errors_of(tracking_uri: str) -> Iterator[None]:
 
 
 def without_request_logs() -> None:
-    """Keep requests, which hold a token, out of all further warnings of MLflow in this process.
+    """Remove requests, which contain a token, from all further MLflow warnings in this process.
 
-    Databricks' SDK quotes a request in the error for a response that it cannot parse, and MLflow logs that error.
+    If Databricks' SDK cannot parse a response, its error quotes the request, and MLflow logs that error.
     """
     logging.getLogger("mlflow.utils.rest_utils").addFilter(_cut_request_log)  # a logger adds the same filter only once
 
@@ -137,20 +137,20 @@ def _cut_request_log(record: logging.LogRecord) -> bool:
 
 
 def in_a_line(error: Exception) -> str:
-    """The error on one line, without a password."""
+    """Return the error on one line, without a password."""
     return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:REASON_CHARACTERS]}"
 
 
 @contextmanager
 def impatience() -> Iterator[None]:
-    """Within the block, MLflow's requests of this process fail within seconds; by default it retries for minutes."""
+    """Limit MLflow's requests within the block to seconds; by default it retries for minutes."""
     from mlflow.environment_variables import (
         MLFLOW_HTTP_REQUEST_MAX_RETRIES,
         MLFLOW_HTTP_REQUEST_TIMEOUT,
         MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER,
     )
 
-    # One retry, which happens at once, for a connection that the server closed while it was idle.
+    # One immediate retry, in case the server closed an idle connection.
     limits = {MLFLOW_HTTP_REQUEST_MAX_RETRIES: 1, MLFLOW_HTTP_REQUEST_TIMEOUT: 10}
     limits = {variable: min(variable.get(), limit) for variable, limit in limits.items()}
     limits[MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER] = False
@@ -166,7 +166,7 @@ def impatience() -> Iterator[None]:
 
 @contextmanager
 def global_tracking_uri(uri: str) -> Iterator[None]:
-    """Within the block MLflow's global tracking URI is `uri`. MLflow's own way would not restore the environment."""
+    """Set MLflow's global tracking URI within the block. MLflow's own function does not restore the environment."""
     from mlflow.environment_variables import MLFLOW_TRACKING_URI
 
     variable = MLFLOW_TRACKING_URI.name
@@ -181,7 +181,7 @@ def global_tracking_uri(uri: str) -> Iterator[None]:
 
 
 def _check_reachable(tracking_uri: str) -> None:
-    """Raise TrackingError at once: MLflow would create a mistyped SQLite file, and retry a dead server for minutes."""
+    """Raise TrackingError early: MLflow would create a mistyped SQLite file, and retry a dead server for minutes."""
     shown = without_password(tracking_uri)
     try:
         parts = urlsplit(tracking_uri)

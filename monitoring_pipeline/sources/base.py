@@ -1,7 +1,7 @@
-"""What the archive needs of a source of traces.
+"""The protocol of a source of traces.
 
-A source hands traces over in one of two forms. `mlflow` and `mlflow-sql` read them into this process, batch by batch;
-`delta` and `otel` describe a query, which the engine runs on its workers.
+A source delivers traces in one of two forms: `mlflow` and `mlflow-sql` read them into this process in batches; `delta`
+and `otel` return a query that the engine runs on its workers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Batch: TypeAlias = "Sequence[Trace | FlatTrace | UnreadableTrace]"
 
 @dataclass(frozen=True)
 class HourCounts:
-    """What a source has of an hour: traces, how many of them are in progress, assessments, and a `mark`.
+    """A source's counts for one hour: traces, traces in progress, assessments; and a `mark`.
 
-    The mark is a text that differs after a change that may leave the three counts the same, such as the time of the
-    latest change of an assessment. It is empty where the source has no cheap one.
+    The mark is a text that also changes when the three counts may not, such as the time of the latest change of an
+    assessment. It is empty if the source has no cheap one.
     """
 
     traces: int = 0
@@ -42,15 +42,15 @@ NOTHING = HourCounts()
 
 
 class UncountableError(TrackingError):
-    """The store cannot count its traces: its MLflow is too old, or leaves that out."""
+    """The store cannot count its traces: its MLflow is too old or lacks the metrics."""
 
 
 @dataclass(frozen=True)
 class TraceFrames:
-    """The traces of a window as queries of the engine.
+    """The traces of a window as engine queries.
 
-    `frame_of` returns those of a part of the window, a row each, with the columns of `sources.tables.FLATTENED`. The
-    engine computes the rows when they are used.
+    `frame_of` returns the traces of a part of the window, one row each, with the columns of `sources.tables.FLATTENED`.
+    The query is lazy.
     """
 
     window: Window
@@ -58,7 +58,7 @@ class TraceFrames:
 
 
 class Source(Protocol):
-    """A source of traces, as `sources.opening.open_source` opens it. All windows are by the start of a trace."""
+    """A source of traces, opened by `sources.opening.open_source`. A trace belongs to a window by its start."""
 
     @property
     def experiment_names(self) -> dict[str, str]:
@@ -66,10 +66,10 @@ class Source(Protocol):
         ...
 
     def counts(self, window: Window) -> dict[datetime, HourCounts]:
-        """What the source has of each hour that begins in `window` (whole hours), without reading a trace.
+        """Return the counts of each hour that begins in `window` (whole hours), without reading a trace.
 
-        Hours without a trace are left out. A source counts as it reads: the same experiments, and the same choice
-        among several rows of one trace. The cost grows with the window, not with the history.
+        Hours without a trace are left out. Counts match `read`: the same experiments, and the same choice among several
+        rows of one trace. The cost grows with the window, not with the history.
 
         Raises:
             UncountableError: the MLflow server cannot count.
@@ -78,13 +78,13 @@ class Source(Protocol):
         ...
 
     def read(self, window: Window) -> Iterator[Batch] | TraceFrames:
-        """All traces that start in `window`, each once, also those in progress.
+        """Return all traces that start in `window`, each once, including those in progress.
 
         Raises:
-            TrackingError: the store or table cannot be used; batches may raise the client's own errors as well.
+            TrackingError: the store or table cannot be used; iterating may also raise errors of the client.
         """
         ...
 
     def moved(self, hours: Mapping[str, datetime]) -> Iterator[Batch]:
-        """Those of the archived traces (id -> hour in the archive) that the source has in another hour."""
+        """Return the archived traces (id -> hour in the archive) that the source has in another hour."""
         ...

@@ -1,10 +1,10 @@
-"""The source `delta`: the table that Databricks archives an experiment's traces in. `delta_trace` reads its rows.
+"""The source `delta`: the table to which Databricks archives an experiment's traces. `delta_trace` reads its rows.
 
-The archive differs from one of the same traces read from MLflow where such a table lacks something:
+Compared with the same traces read from MLflow, the archive lacks what the table does not store:
 
-- the nanoseconds of spans, where their times are of type TIMESTAMP (microseconds);
+- the nanoseconds of spans, if their times are of type TIMESTAMP (microseconds);
 - the links of spans and, in the schema of MLflow 3.2, `overrides` and `valid` of assessments: all count as valid;
-- rows without a time of their request, which belong to no hour and are not read.
+- rows without a request time: they belong to no hour and are skipped.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 class DeltaSource:
     """The table at `location` (catalog.schema.name, a folder or an address); a `Source`.
 
-    `experiment_names` are id -> name. With `limited`, only rows of these experiments count and rows that name none; the
-    latter belong to the one experiment where there is only one.
+    `experiment_names` are id -> name. With `limited`, only rows of these experiments and rows without an experiment are
+    read; the latter belong to the experiment if there is exactly one.
     """
 
     spark: SparkResource
@@ -49,10 +49,10 @@ class DeltaSource:
     limited: bool
 
     def counts(self, window: Window) -> dict[datetime, HourCounts]:
-        """As `Source.counts`; the mark is the number of rows, as the table is appended to with every change.
+        """As `Source.counts`; the mark is the number of rows, since every change appends to the table.
 
-        A trace with several rows counts once: in progress if all its rows are, with the assessments of the row that has
-        most.
+        A trace with several rows counts once: in progress if all its rows are, with the largest number of assessments
+        in a row.
 
         Raises:
             TrackingError: the table does not exist, or lacks a column.
@@ -81,7 +81,7 @@ class DeltaSource:
         return TraceFrames(window, self.traces)
 
     def moved(self, hours: Mapping[str, datetime]) -> Iterator[Batch]:
-        """None: a table is not searched for single traces. One that has moved is followed from its new hour."""
+        """Return nothing: tables are not searched by trace id. Archiving a moved trace's new hour finds it."""
         return iter(())
 
     def traces(self, window: Window) -> DataFrame:
@@ -120,7 +120,7 @@ def _within(table: DataFrame, requested: str, window: Window) -> Column:
 
 
 def _microseconds(rows: DataFrame, requested: str) -> Column:
-    """The time of the request, a timestamp or a number in ms, us or ns (see `entities.nanoseconds`), as us."""
+    """The request time in us, from a timestamp or a number in ms, us or ns (see `entities.nanoseconds`)."""
     from pyspark.sql import functions as F
     from pyspark.sql.types import LongType
 
@@ -146,7 +146,7 @@ def _number_of_assessments(rows: DataFrame) -> Column:
 
 
 def _without_variants(rows: DataFrame) -> DataFrame:
-    """The rows with JSON in place of columns of type VARIANT, which Arrow does not have."""
+    """The rows with VARIANT columns converted to JSON, since Arrow has no such type."""
     from pyspark.sql import functions as F
     from pyspark.sql.types import VariantType
 
@@ -155,10 +155,10 @@ def _without_variants(rows: DataFrame) -> DataFrame:
 
 
 def _latest(rows: DataFrame, trace_id: str, requested: str, state: str) -> DataFrame:
-    """One row a trace. A trace that changed after it was archived is in the table several times.
+    """The latest row of each trace. A trace that changed after it was archived has several.
 
-    Rows hold no time of their writing, so their content decides: a finished trace is later than one in progress, then
-    the latest change of an assessment counts, then the number of assessments, of spans and of tags.
+    Rows do not store when they were written, so their content decides: a finished trace is later than one in progress,
+    then the latest change of an assessment counts, then the number of assessments, of spans and of tags.
     """
     from pyspark.sql import Window as Rows
     from pyspark.sql import functions as F

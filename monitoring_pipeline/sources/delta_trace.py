@@ -1,8 +1,8 @@
-"""A row of the table that Databricks archives an experiment's traces in, as MLflow's trace.
+"""Converts a row of the table to which Databricks archives an experiment's traces into an MLflow trace.
 
 Databricks publishes no schema for the table, and tables in use differ: `TRACE`, `SPAN`, `EVENT` and `ASSESSMENT` list
-the columns that are understood. Values of attributes and assessments may be JSON or plain text; a text that is valid
-JSON counts as JSON.
+the supported columns. Values of attributes and assessments may be JSON or plain text; a text that is valid JSON is
+parsed as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Assessment, Span, Trace
     from mlflow.entities.trace_location import TraceLocation
 
-# What MLflow calls a value -> the columns of tables for it; the first that has a value counts.
+# MLflow's name of a value -> the columns that may hold it; the first one with a value counts.
 Spellings = dict[str, tuple[str, ...]]
 
 TRACE: Spellings = {
@@ -75,10 +75,10 @@ ASSESSMENT: Spellings = {
 
 
 def build_trace(row: dict[str, Any], experiment_id: str | None) -> Trace:
-    """The trace of a row, of the experiment `experiment_id` where the row names none.
+    """Return the trace of a row; `experiment_id` applies if the row has no experiment.
 
     Raises:
-        Exception: any error that a malformed row causes; the caller puts the row into the quarantine.
+        Exception: any error of a malformed row; the caller puts the row into quarantine.
     """
     from mlflow.entities import Trace, TraceData, TraceInfo, TraceState
 
@@ -175,7 +175,7 @@ def _assessment(row: dict[str, Any], trace_id: str) -> Assessment:
 
 
 def _as_json(value: Any) -> str:
-    """The value as MLflow keeps it in a span's attributes: a text that is JSON stays as it is."""
+    """The value as MLflow stores it in a span's attributes: text that is valid JSON stays unchanged."""
     from mlflow.tracing.utils import dump_span_attribute_value
 
     if isinstance(value, str) and json_or_text(value) is not value:
@@ -184,7 +184,7 @@ def _as_json(value: Any) -> str:
 
 
 def _by_mlflows_names(row: dict[str, Any], spellings: Spellings) -> dict[str, Any]:
-    """The values of the row by the names of `spellings`; None for those that it lacks."""
+    """The values of the row by the names of `spellings`; None if missing."""
     return {
         name: next((value for path in paths if (value := _at(row, path)) is not None), None)
         for name, paths in spellings.items()
@@ -198,7 +198,7 @@ def _at(row: Any, path: str) -> Any:
 
 
 def _from_json(value: Any) -> Any:
-    """The value of a nested column, which a table may keep as JSON in a column of text or VARIANT instead."""
+    """The value of a nested column, which some tables store as JSON in a text or VARIANT column."""
     return json.loads(value) if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""Spans and assessments as Databricks' tables hold them, and MLflow's entities from them."""
+"""Spans and assessments of Databricks tables, and their conversion to MLflow entities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TableSpan:
-    """A span of a table. Ids are hexadecimal, but for `trace_id`; `attributes` are JSON, by name."""
+    """A span of a table. Ids are hexadecimal except `trace_id`; `attributes` are JSON by name."""
 
     trace_id: str
     span_id: str
@@ -30,10 +30,10 @@ class TableSpan:
     links: list[dict[str, Any]] = field(default_factory=list)
 
     def to_mlflow(self) -> Span:
-        """MLflow's span.
+        """Return the MLflow span.
 
         Raises:
-            MlflowException: the values do not make a span.
+            MlflowException: the values are not a valid span.
         """
         from mlflow.entities import Span
         from mlflow.tracing.utils import parse_trace_id_v4
@@ -58,7 +58,7 @@ class TableSpan:
 
 @dataclass
 class TableAssessment:
-    """An expectation or feedback of a table. Feedback has an error if it has its code or its message."""
+    """An expectation or feedback of a table. Feedback has an error if it has an error code or message."""
 
     trace_id: str
     assessment_id: str | None
@@ -79,7 +79,7 @@ class TableAssessment:
     is_valid: bool = True
 
     def to_mlflow(self) -> Assessment:
-        """MLflow's expectation or feedback."""
+        """Return the MLflow expectation or feedback."""
         from mlflow.entities import AssessmentError, AssessmentSource, Expectation, Feedback
 
         common: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The source `mlflow`: traces of an MLflow store or server, through MLflow's own client."""
+"""The source `mlflow`: traces of an MLflow store or server, read with MLflow's client."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracing.client import TracingClient
 
-PAGE = 500  # the largest page of a server
+PAGE = 500  # the largest page that servers accept
 BATCH = 100
-METRIC_POINTS = 1000  # MLflow returns at most so many, without saying that there are more
-METRIC_SLICE = 240 * HOUR  # 960 points: an hour has one for each of four states
+METRIC_POINTS = 1000  # MLflow returns at most this many and does not report truncation
+METRIC_SLICE = 240 * HOUR  # 960 points: one per hour and each of four states
 NO_ENDPOINT = {"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class MlflowSource:
     experiment_names: dict[str, str]
 
     def counts(self, window: Window) -> dict[datetime, HourCounts]:
-        """As `Source.counts`, from MLflow's own metrics; the mark is the mean value of the hour's assessments."""
+        """As `Source.counts`, from MLflow's trace metrics; the mark is the mean value of the hour's assessments."""
         return hour_counts(self.tracking, list(self.experiment_names), window) if self.experiment_names else {}
 
     def read(self, window: Window) -> Iterator[list[Trace | UnreadableTrace]]:
@@ -63,7 +63,7 @@ class MlflowSource:
 def read_traces(
     client: TracingClient, experiment_ids: list[str], window: Window
 ) -> Iterator[list[Trace | UnreadableTrace]]:
-    """All traces of the experiments that start in `window`, each once, oldest first, also those in progress.
+    """All traces of the experiments that start in `window`, each once, oldest first, including those in progress.
 
     Raises:
         MlflowException: the source does not answer.
@@ -74,7 +74,7 @@ def read_traces(
 
 
 def read_moved(client: TracingClient, hours: Mapping[str, datetime]) -> Iterator[list[Trace | UnreadableTrace]]:
-    """Those of the traces (id -> hour in the archive) that the source has in another hour.
+    """The traces (id -> hour in the archive) that the source has in another hour.
 
     Raises:
         MlflowException: the source does not answer.
@@ -97,17 +97,17 @@ def _infos(client: TracingClient, trace_ids: list[str]) -> list[TraceInfo]:
             return _infos(client, trace_ids[:middle]) + _infos(client, trace_ids[middle:])
         client.store.search_experiments(max_results=1)  # raises if the source fails, not the trace
         if not (isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"):
-            log.warning("trace %s stays in its hour, as it cannot be read: %s", trace_ids[0], error)
+            log.warning("trace %s cannot be read and stays in its hour: %s", trace_ids[0], error)
         return []
 
 
 def _pages(
     client: TracingClient, experiment_ids: list[str], window: Window
 ) -> Iterator[list[TraceInfo | UnreadableTrace]]:
-    """The infos of the traces of the window, oldest first, a page at a time.
+    """The infos of the window's traces, oldest first, one page at a time.
 
-    MLflow's page tokens are offsets: when a trace is deleted between two pages, a later one is skipped. Therefore each
-    page starts at the time of the last trace seen, and a token is used only among traces of one millisecond.
+    MLflow's page tokens are offsets: if a trace is deleted between two pages, a later one is skipped. Therefore each
+    page starts at the time of the last trace seen, and tokens are used only among traces of the same millisecond.
     """
     since_ms, end_ms = to_milliseconds(window.start), to_milliseconds(window.end)
     seen: set[str] = set()
@@ -142,7 +142,7 @@ def _page(
     except MlflowException as error:
         if not isinstance(client.store, SqlAlchemyStore):
             raise
-        log.warning("MLflow cannot list a page of traces, so they are listed one by one: %s", error)
+        log.warning("MLflow cannot list a page of traces; listing them one by one: %s", error)
         return _page_one_by_one(client, client.store, experiment_ids, since_ms, end_ms, token)
 
 
@@ -187,7 +187,7 @@ def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTr
     try:
         complete = {trace.info.trace_id: trace for trace in client.store.batch_get_traces(trace_ids)}
     except Exception as error:  # noqa: BLE001 - a malformed trace fails its batch with any error
-        log.warning("a batch of %d traces failed, so they are read one by one: %s", len(infos), error)
+        log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(infos), error)
         complete = {}
     traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in infos]
     unlisted = [trace for trace in listed if isinstance(trace, UnreadableTrace)]
@@ -195,7 +195,7 @@ def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTr
 
 
 def _with_spans_alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | None:
-    """A trace that batches leave out: in progress, with its spans in an artifact, malformed, or deleted (None)."""
+    """A trace missing from its batch: in progress, with its spans in an artifact, malformed, or deleted (None)."""
     from mlflow.entities import Trace, TraceData
     from mlflow.exceptions import MlflowException
 
@@ -221,10 +221,10 @@ def _with_spans_alone(client: TracingClient, info: TraceInfo) -> Trace | Unreada
 
 
 def hour_counts(tracking: TrackingResource, experiment_ids: list[str], window: Window) -> dict[datetime, HourCounts]:
-    """The counts by MLflow's own metrics: from the indexes of a database, over HTTP without sending a trace.
+    """Hour counts from MLflow's trace metrics: a database uses its indexes, a server sends no traces.
 
     Raises:
-        UncountableError: the server has no such metrics.
+        UncountableError: the server has no trace metrics.
         TrackingError: the store cannot be used.
     """
     from mlflow.exceptions import MlflowException
@@ -244,8 +244,8 @@ def hour_counts(tracking: TrackingResource, experiment_ids: list[str], window: W
             start = part.end
     if uncountable:
         raise UncountableError(
-            f"the MLflow server at {without_password(tracking.tracking_uri)} cannot count its traces by the hour; "
-            "install the version of MLflow there that is installed here, or use another [archive] source"
+            f"the MLflow server at {without_password(tracking.tracking_uri)} cannot count traces by hour; "
+            "install the same version of MLflow there as here, or use another [archive] source"
         )
     return counts
 
@@ -264,7 +264,7 @@ def _counts_of_slice(tracking: TrackingResource, experiment_ids: list[str], part
         _hour_of(point): round(point.values["COUNT"])
         for point in _metric(tracking, experiment_ids, part, view, "assessment_count")
     }
-    # MLflow leaves out assessments that others override. Nine digits: a database may sum in any order.
+    # MLflow excludes overridden assessments. Nine digits, because databases may sum in any order.
     marks = {
         _hour_of(point): f"mean {point.values['AVG']:.9g}"
         for point in _metric(tracking, experiment_ids, part, view, "assessment_value", aggregation=AggregationType.AVG)

@@ -1,4 +1,4 @@
-"""The database of a self-hosted MLflow, opened to read only, and its experiments."""
+"""Read-only access to the database of a self-hosted MLflow, and its experiments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from monitoring_pipeline.settings import without_password
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
 
-BUSY_TIMEOUT_S = 20  # how long a read of SQLite waits for another's commit; as long as MLflow's own
+BUSY_TIMEOUT_S = 20  # how long a read of SQLite waits for another process's commit; the same as in MLflow
 CONNECT_TIMEOUT_S = 5
 
 
@@ -32,8 +32,8 @@ def opened(address: str) -> Iterator[Engine]:
     """The MLflow database at `address` (sqlite:///… or postgresql://…), read-only; each transaction is a snapshot.
 
     Raises:
-        TrackingError: the address is not that of such a database, it cannot be reached, or it belongs to another
-            version of MLflow; any error of the database within the block becomes one, too.
+        TrackingError: the address is not an MLflow database, it cannot be reached, or it belongs to another version of
+            MLflow. Database errors within the block are also raised as TrackingError.
     """
     shown = without_password(address)
     try:
@@ -47,12 +47,12 @@ def opened(address: str) -> Iterator[Engine]:
         reason = error.orig if isinstance(error, DBAPIError) and isinstance(error.orig, Exception) else error
         raise TrackingError(
             f"cannot read the MLflow database at {shown}: {in_a_line(reason)}; check [archive] location, "
-            "or [mlflow] tracking_uri where that is not set"
+            "or [mlflow] tracking_uri if it is not set"
         ) from None  # the cause may hold the password
 
 
 def experiment_names(engine: Engine, names: list[str]) -> dict[str, str]:
-    """The experiments with these names, id -> name; without names all that are not deleted.
+    """The experiments with these names, id -> name; all active experiments if `names` is empty.
 
     Raises:
         TrackingError: no experiment has one of the names.
@@ -76,7 +76,7 @@ def _engine(address: str, shown: str) -> Engine:
         case "sqlite":
             return _sqlite(url)
         case "postgresql":
-            if url.drivername == "postgresql":  # SQLAlchemy 2.1 would choose another driver than the installed one
+            if url.drivername == "postgresql":  # SQLAlchemy 2.1 would choose a driver that is not installed
                 url = url.set(drivername="postgresql+psycopg2")
             options = f"{url.query.get('options', '')} -c default_transaction_read_only=on"
             timeout = {"connect_timeout": CONNECT_TIMEOUT_S}
@@ -88,7 +88,7 @@ def _engine(address: str, shown: str) -> Engine:
                 raise TrackingError(f"{error}: to read {shown}, install monitoring-pipeline[postgresql]") from None
         case other:
             raise TrackingError(
-                f'source = "mlflow-sql" reads a database of SQLite or PostgreSQL, not of {other} '
+                f'source = "mlflow-sql" reads SQLite and PostgreSQL databases, not {other} '
                 f"({shown}); set [archive] location"
             )
 
@@ -96,7 +96,7 @@ def _engine(address: str, shown: str) -> Engine:
 def _sqlite(url: URL) -> Engine:
     file = Path(url.database or "").absolute().as_uri()
     read_only = sa.URL.create("sqlite", database=file, query={"mode": "ro", "uri": "true"})
-    # Python's driver opens no transaction for a SELECT. Without an isolation level it leaves transactions to us.
+    # Python's driver opens no transaction for a SELECT. Without an isolation level, we can open our own.
     engine = sa.create_engine(read_only, connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None})
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
@@ -107,8 +107,8 @@ def _check_revision(engine: Engine, shown: str) -> None:
         found = MigrationContext.configure(connection).get_current_revision()
     if found != (expected := _head_revision()):
         raise TrackingError(
-            f"the MLflow database at {shown} has the schema revision {found}, not {expected} of MLflow "
-            f'{mlflow.__version__} here: set [archive] source = "mlflow", or bring both to one version of MLflow'
+            f"the MLflow database at {shown} has schema revision {found}; the installed MLflow {mlflow.__version__} "
+            f'needs {expected}: set [archive] source = "mlflow", or use the same version of MLflow on both sides'
         )
 
 

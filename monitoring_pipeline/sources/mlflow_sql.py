@@ -1,4 +1,4 @@
-"""The source `mlflow-sql`: traces of a self-hosted MLflow, straight from its database, read-only."""
+"""The source `mlflow-sql`: traces of a self-hosted MLflow, read directly and read-only from its database."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 SqlBatch: TypeAlias = "list[FlatTrace | Trace | UnreadableTrace]"
 
 PAGE = 500
-# A page's JSON is in memory several times: as text, parsed, and as rows.
+# Bounds memory: the JSON of a batch exists several times, as text, parsed and as rows.
 PAGE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
 class MlflowSqlSource:
-    """The experiments `experiment_names` (id -> name) of an opened database; a `Source`.
+    """The experiments `experiment_names` (id -> name) of an open database; a `Source`.
 
-    MLflow's client fetches spans that are kept outside the database, for which `tracking_uri` names the server.
+    MLflow's client fetches spans that are stored outside the database from the server at `tracking_uri`.
     """
 
     database: Engine
@@ -42,7 +42,7 @@ class MlflowSqlSource:
     tracking_uri: str
 
     def counts(self, window: Window) -> dict[datetime, HourCounts]:
-        """As `Source.counts`, by the index on the time of traces; the mark is the latest change of an assessment."""
+        """As `Source.counts`, using the index on trace times; the mark is the latest change of an assessment."""
         return hour_counts(self.database, list(self.experiment_names), window)
 
     def read(self, window: Window) -> Iterator[SqlBatch]:
@@ -55,10 +55,10 @@ class MlflowSqlSource:
 
 
 def read_traces(engine: Engine, experiment_ids: list[str], window: Window, tracking_uri: str) -> Iterator[SqlBatch]:
-    """All traces of the experiments that start in `window`, each once, oldest first, also those in progress.
+    """All traces of the experiments that start in `window`, each once, oldest first, including those in progress.
 
-    A batch is one snapshot of the database. It holds at most `PAGE` traces of about `PAGE_BYTES` together, or a single
-    larger one.
+    Each batch is one snapshot of the database. It holds at most `PAGE` traces and about `PAGE_BYTES` of spans, or one
+    larger trace.
 
     Raises:
         SQLAlchemyError: the database does not answer.
@@ -68,7 +68,7 @@ def read_traces(engine: Engine, experiment_ids: list[str], window: Window, track
 
 
 def read_moved(engine: Engine, hours: Mapping[str, datetime], tracking_uri: str) -> Iterator[SqlBatch]:
-    """Those of the traces (id -> hour in the archive) that the database has in another hour.
+    """The traces (id -> hour in the archive) that the database has in another hour.
 
     Raises:
         SQLAlchemyError: the database does not answer.
@@ -84,7 +84,7 @@ def read_moved(engine: Engine, hours: Mapping[str, datetime], tracking_uri: str)
 
 
 def _pages(engine: Engine, experiment_ids: list[str], window: Window) -> Iterator[list[Row[Any]]]:
-    """The id, time and status of the window's traces, oldest first, as many at a time as make a batch."""
+    """The id, time and status of the window's traces, oldest first, one batch at a time."""
     since_ms, end_ms = to_milliseconds(window.start), to_milliseconds(window.end)
     last_id = ""
     while True:
@@ -131,7 +131,7 @@ def _listed(engine: Engine, experiment_ids: list[str], since_ms: int, end_ms: in
 
 
 def _read(engine: Engine, heads: Sequence[Any], tracking_uri: str) -> SqlBatch:
-    """The traces as they are now. One whose text is not UTF-8 fails the queries for all; halving the batch finds it."""
+    """The traces as they are now. A trace whose text is not UTF-8 fails the query; halving the batch isolates it."""
     try:
         with engine.begin() as connection:
             stored, contents = _query(connection, [head.request_id for head in heads])
@@ -152,7 +152,7 @@ def _read(engine: Engine, heads: Sequence[Any], tracking_uri: str) -> SqlBatch:
 
 
 def _query(connection: Connection, trace_ids: list[str]) -> tuple[dict[str, StoredTrace], dict[str, list[str]]]:
-    """What is stored of each trace, and the JSON of its spans, by trace id."""
+    """The stored rows of each trace and the JSON of its spans, by trace id."""
     # No ORDER BY on purpose: ties (assessments, spans that start together) must come out in the order that MLflow's own
     # queries give.
     infos = sa.select(SqlTraceInfo.__table__).where(SqlTraceInfo.request_id.in_(trace_ids))
@@ -169,7 +169,7 @@ def _query(connection: Connection, trace_ids: list[str]) -> tuple[dict[str, Stor
     columns = sa.select(SqlSpan.trace_id, SqlSpan.content, SqlSpan.parent_span_id, SqlSpan.start_time_unix_nano)
     spans = connection.execute(columns.where(SqlSpan.trace_id.in_(trace_ids))).all()
     contents: dict[str, list[str]] = defaultdict(list)
-    # Roots first, then by start. MLflow empties the content of spans that it has moved out of the database.
+    # Roots first, then by start. MLflow sets the content to "" when it moves spans out of the database.
     for trace_id, content, _, _ in sorted(spans, key=lambda span: (span[2] is not None, span[3])):
         if content != "":
             contents[trace_id].append(content)
@@ -177,7 +177,7 @@ def _query(connection: Connection, trace_ids: list[str]) -> tuple[dict[str, Stor
 
 
 def hour_counts(engine: Engine, experiment_ids: list[str], window: Window) -> dict[datetime, HourCounts]:
-    """What the database has of each hour in `window`, from one snapshot; the mark is an assessment's latest change.
+    """The counts of each hour in `window`, from one snapshot; the mark is the latest change of an assessment.
 
     Raises:
         SQLAlchemyError: the database does not answer.
@@ -188,19 +188,19 @@ def hour_counts(engine: Engine, experiment_ids: list[str], window: Window) -> di
         assessed = {row.number: row for row in connection.execute(assessments).all()}
     counts: dict[datetime, HourCounts] = {}
     for row in counted:
-        of_assessments = assessed.get(row.number)
+        assessed_hour = assessed.get(row.number)
         counts[EPOCH + row.number * HOUR] = HourCounts(
             row.traces,
             row.in_progress,
-            of_assessments.assessments if of_assessments else 0,
-            f"changed {of_assessments.changed_ms}" if of_assessments else "",
+            assessed_hour.assessments if assessed_hour else 0,
+            f"changed {assessed_hour.changed_ms}" if assessed_hour else "",
         )
     return counts
 
 
 def _counting_queries(experiment_ids: list[str], window: Window) -> tuple[Any, Any]:
-    """Two queries by the number of the hour since 1970: traces and those in progress; assessments and latest change."""
-    # A constant: with a parameter in SELECT and another in GROUP BY, PostgreSQL takes them for different expressions.
+    """Two queries per hour number since 1970: traces and traces in progress; assessments and their latest change."""
+    # A literal: with parameters in SELECT and GROUP BY, PostgreSQL treats the two expressions as different.
     hour_ms: ColumnElement[int] = sa.literal_column(str(HOUR // timedelta(milliseconds=1)), sa.BigInteger)
     number = (SqlTraceInfo.timestamp_ms // hour_ms).label("number")
     within = (

@@ -1,8 +1,8 @@
-"""A trace of MLflow's database as a row of `agent_traces`.
+"""Converts a trace of MLflow's database into a row of `agent_traces`.
 
-MLflow's own store decides what a trace is (`batch_get_traces` in mlflow/store/tracking/sqlalchemy_store.py). Most
-traces are flattened here from the database's rows, without MLflow's entities, which take most of the time. All others,
-such as malformed ones or those with spans outside the database, are built by MLflow's entities.
+The reference is MLflow's store (`batch_get_traces` in mlflow/store/tracking/sqlalchemy_store.py). Most traces are
+flattened directly from database rows, because building MLflow's entities takes most of the time. Other traces, such as
+malformed ones or ones with spans outside the database, go through MLflow's entities.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LONGEST_MS = 315_576_000_000_000  # the longest Duration of protocol buffers
 SPANS_LOCATION_TAG = "mlflow.trace.spansLocation"
 TRACE_NAME_TAG = "mlflow.traceName"
 DECODER = json.JSONDecoder()
-# The types of spans as their JSON spells them, except for UNKNOWN, behind which MLflow looks for a better one.
+# Span types as JSON. Not UNKNOWN: for it, MLflow looks for a better type in other attributes.
 NAMED_TYPES = {json.dumps(value) for name, value in vars(SpanType).items() if name.isupper()} - {'"UNKNOWN"'}
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class StoredTrace:
-    """What the database has of a trace except for its spans: columns of `trace_info`, tags, metadata, assessments."""
+    """The stored rows of a trace without its spans: columns of `trace_info`, tags, metadata, assessments."""
 
     info: dict[str, Any]
     tags: dict[str, str | None] = field(default_factory=dict)
@@ -59,17 +59,17 @@ class StoredTrace:
 
 
 def trace_of(stored: StoredTrace, contents: list[str], tracking_uri: str) -> FlatTrace | Trace | UnreadableTrace:
-    """The trace, flattened where that is possible without MLflow's entities, or the reason why it cannot be read.
+    """Return the trace, flattened if possible without MLflow's entities, or the reason why it cannot be read.
 
-    `contents` is the JSON of its spans in the database. MLflow's client fetches spans that are kept elsewhere;
-    `tracking_uri` names its server.
+    `contents` is the JSON of its spans in the database. MLflow's client fetches spans that are stored elsewhere from
+    the server at `tracking_uri`.
     """
     in_database = contents and stored.tags.get(SPANS_LOCATION_TAG) == "TRACKING_STORE"
     if in_database and abs(stored.info["execution_time_ms"] or 0) <= LONGEST_MS:
         try:
             return FlatTrace(_row(stored, contents), functools.partial(_info, stored))
         except Exception as error:  # noqa: BLE001 - malformed content raises any error, and again below
-            log.debug("trace %s goes through MLflow's entities: %s", stored.info["request_id"], error)
+            log.debug("building trace %s with MLflow's entities: %s", stored.info["request_id"], error)
     return _built_by_mlflow(stored, contents, tracking_uri)
 
 
@@ -78,7 +78,7 @@ def _row(stored: StoredTrace, contents: list[str]) -> dict[str, Any]:
 
 
 def _span(content: str) -> dict[str, Any]:
-    span, end = DECODER.raw_decode(content)  # for a span of 1 kB it takes a third less time than json.loads
+    span, end = DECODER.raw_decode(content)  # a third faster than json.loads for a span of 1 kB
     if end != len(content):
         span = json.loads(content)
     if span["attributes"].get("mlflow.spanType") not in NAMED_TYPES:
@@ -87,7 +87,7 @@ def _span(content: str) -> dict[str, Any]:
 
 
 def _info_json(stored: StoredTrace) -> dict[str, Any]:
-    """The result of MLflow's `TraceInfo.to_dict`, made without its detour through protocol buffers."""
+    """Equal to MLflow's `TraceInfo.to_dict`, but without the detour through protocol buffers."""
     info, tags = stored.info, stored.tags
     if info["trace_name"] is not None or TRACE_NAME_TAG in tags:
         tags = {key: value for key, value in tags.items() if key != TRACE_NAME_TAG} | _without_none(
@@ -118,7 +118,7 @@ def _info_json(stored: StoredTrace) -> dict[str, Any]:
 
 
 def _metadata(stored: StoredTrace) -> dict[str, str | None]:
-    """All metadata of the trace, also what the database has in columns (`compatibility_metadata_from_columns`)."""
+    """All metadata of the trace, including values in columns (`compatibility_metadata_from_columns`)."""
     info = stored.info
     metadata = {key: value for key, value in stored.metadata.items() if key not in PROMOTED_TRACE_METADATA_KEYS}
     if info["session_id"] is not None:
@@ -144,7 +144,7 @@ def _shortened(texts: dict[str, str | None], key_characters: int, value_characte
 
 
 def _built_by_mlflow(stored: StoredTrace, contents: list[str], tracking_uri: str) -> Trace | UnreadableTrace:
-    """The trace as MLflow's client returns it, or the reason why that fails."""
+    """The trace as MLflow's client returns it, or the reason why it cannot be built."""
     try:
         info = _info(stored)
     except Exception as error:  # noqa: BLE001 - malformed content raises any error
@@ -187,6 +187,6 @@ def _spans(info: TraceInfo, contents: list[str], tracking_uri: str) -> list[Span
 
 
 def unreadable(trace_id: str, started_ms: int, status: str, reason: str) -> UnreadableTrace:
-    """The trace, of which only the columns of the list are known, as one that cannot be read for that reason."""
+    """Return an unreadable trace with its `reason`, when only its id, time and status are known."""
     raw = json.dumps({"trace_id": trace_id, "timestamp_ms": started_ms, "status": status})
     return UnreadableTrace(trace_id, from_milliseconds(started_ms), reason, raw)

@@ -1,4 +1,4 @@
-"""The one place where the name of a source in the settings becomes a source."""
+"""Opens the source that the settings name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from monitoring_pipeline.sources.base import Source
 
 @contextmanager
 def open_source(settings: ArchiveSettings, tracking: TrackingResource, spark: SparkResource) -> Iterator[Source]:
-    """The source that [archive] names, of the experiments of `tracking`; it can be used within the `with` block.
+    """Open the source that [archive] names for the experiments of `tracking`, for the duration of the `with` block.
 
     Raises:
-        TrackingError: the store cannot be used, or has no experiment of a name.
+        TrackingError: the store cannot be used, or lacks a named experiment.
     """
-    location = settings.location or tracking.tracking_uri  # the settings require a location of delta and otel
+    location = settings.location or tracking.tracking_uri  # the settings require a location for delta and otel
     match settings.source:
         case "mlflow":
             from monitoring_pipeline.sources.mlflow import MlflowSource

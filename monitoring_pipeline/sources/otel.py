@@ -1,15 +1,16 @@
-"""The source `otel`: Databricks' OpenTelemetry tables in Unity Catalog, of spans and of annotations of traces.
+"""The source `otel`: Databricks' OpenTelemetry tables of spans and annotations in Unity Catalog.
 
-`otel_trace` makes traces of their rows. Tables of version 2 hold attributes as VARIANT, those of version 1 as text; a
-text that is valid JSON counts as JSON. Version 1 has no table of annotations: its traces are what their spans say.
+`otel_trace` converts their rows to traces. Tables of version 2 store attributes as VARIANT, tables of version 1 as
+text; a text that is valid JSON is parsed as JSON. Version 1 has no table of annotations: traces come from spans alone.
 
-The archive differs from one of the same traces read from MLflow where such tables lack something:
+Compared with the same traces read from MLflow, the archive lacks what the tables do not store:
 
-- the experiment: the tables are a trace's place; `experiment_id` is that of the one experiment in [mlflow] experiments;
-- in VARIANT, the order of an object's keys and whether a whole number was 1 or 1.0;
-- in version 1, whether a text that is JSON was a text;
-- a trace's own start, duration and state: they are those of its spans, the earliest, the latest and the root's;
-- which run a trace was logged in: a run link only says that a run and a trace belong together, and the first counts.
+- the experiment: a trace's location is its tables; `experiment_id` is set only if [mlflow] experiments names a single
+  experiment;
+- in VARIANT, the order of an object's keys and the difference between 1 and 1.0;
+- in version 1, the difference between JSON and a text that is valid JSON;
+- a trace's start, duration and state: they are derived from the earliest span, the latest end and the root span;
+- the run that logged a trace: a run link only connects a run and a trace, and the first one counts.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ from monitoring_pipeline.windows import EPOCH, Window, to_microseconds
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-# How long a trace may last. Within this distance of the window, three narrow columns of all spans are read to see
-# whether a trace began in the window or earlier. Spans farther from a trace's first one are not found.
+# The longest supported trace. Within this distance of the window, three narrow columns of all spans are read to find
+# when each trace began. Spans farther from a trace's first span are not found.
 LONGEST_TRACE = timedelta(days=1)
-CLOCK_SKEW = timedelta(hours=1)  # between the machine that stamps spans and the one that stamps annotations
+CLOCK_SKEW = timedelta(hours=1)  # between the machines that stamp spans and annotations
 
 SPAN_COLUMNS = (
     "trace_id",
@@ -71,14 +72,14 @@ ANNOTATION_COLUMNS = (
     "deleted_at",
 )
 
-V1_PREFIX = ".mlflow_experiment_trace"  # the prefix of version 1, which MLflow leaves out of trace ids
+V1_PREFIX = ".mlflow_experiment_trace"  # the table prefix of version 1; MLflow omits it from trace ids
 
 
 @dataclass(frozen=True)
 class OtelSource:
     """The tables <location>_otel_spans and <location>_otel_annotations; a `Source`.
 
-    `experiment_names` are id -> name. With `limited` and a single one, all traces belong to that experiment.
+    `experiment_names` are id -> name. With `limited` and a single experiment, all traces belong to it.
     """
 
     spark: SparkResource
@@ -87,9 +88,9 @@ class OtelSource:
     limited: bool
 
     def counts(self, window: Window) -> dict[datetime, HourCounts]:
-        """As `Source.counts`; a trace is in progress until its root is there.
+        """As `Source.counts`; a trace is in progress until its root span exists.
 
-        The mark is the number of rows of spans and annotations, as the tables are appended to with every change.
+        The mark is the number of rows of spans and annotations, since every change appends to the tables.
 
         Raises:
             TrackingError: a table does not exist, or lacks a column.
@@ -105,7 +106,7 @@ class OtelSource:
         )
         near = near.withColumn("first_us", ns_to_us(F.min("start_ns").over(Rows.partitionBy("trace_id"))))
         number = hour_number(F.col("first_us"))
-        # Only the spans that reading the trace's own hour would find, so that the counts are the same in any window.
+        # Only the spans that `read` of the trace's hour would find, so that counts do not depend on the window.
         reach_us = (number + 1) * HOUR_US + LONGEST_TRACE // timedelta(microseconds=1)
         in_window = F.col("first_us").between(to_microseconds(window.start), to_microseconds(window.end) - 1)
         traces = (
@@ -117,25 +118,25 @@ class OtelSource:
         if annotations is None:
             return by_hour(traces.withColumn("assessments", F.lit(0)))
         latest = _current_rows(annotations, traces, window)
-        of_trace = latest.groupBy("trace_id").agg(
+        annotated = latest.groupBy("trace_id").agg(
             F.sum(F.col("latest.annotation_type").isin("FEEDBACK", "EXPECTATION").cast("int")).alias("assessments"),
             F.sum("rows").alias("annotation_rows"),
         )
-        beside = traces.join(of_trace, "trace_id", "left").select(
+        joined = traces.join(annotated, "trace_id", "left").select(
             "trace_id",
             "number",
             "in_progress",
             F.coalesce("assessments", F.lit(0)).alias("assessments"),
             (F.col("rows") + F.coalesce("annotation_rows", F.lit(0))).alias("rows"),
         )
-        return by_hour(beside)
+        return by_hour(joined)
 
     def read(self, window: Window) -> TraceFrames:
         """As `Source.read`."""
         return TraceFrames(window, self.traces)
 
     def moved(self, hours: Mapping[str, datetime]) -> Iterator[Batch]:
-        """None: a table is not searched for single traces. One that has moved is followed from its new hour."""
+        """Return nothing: tables are not searched by trace id. Archiving a moved trace's new hour finds it."""
         return iter(())
 
     def traces(self, window: Window) -> DataFrame:
@@ -151,7 +152,7 @@ class OtelSource:
         return flattened(_traces(spans, annotations, window, place), build, self.experiment_names, only)
 
     def _tables(self) -> tuple[DataFrame, DataFrame | None]:
-        """The tables of spans and of annotations; None for the latter where tables of version 1 have none."""
+        """The tables of spans and of annotations; the latter is None if missing, which only version 1 allows."""
         name = f"{self.location}_otel_spans"
         spans = open_table(self.spark, name)
         for column in SPAN_COLUMNS:
@@ -160,14 +161,14 @@ class OtelSource:
 
 
 def _traces(spans: DataFrame, annotations: DataFrame | None, window: Window, place: str | None) -> DataFrame:
-    """A row for each trace that starts in `window`: `trace_id`, `started`, and `spans` and `annotations` as JSON."""
+    """One row per trace that starts in `window`: `trace_id`, `started`, and `spans` and `annotations` as JSON."""
     from pyspark.sql import functions as F
 
     near = spans.where(_started(spans, window.start - LONGEST_TRACE, window.end + LONGEST_TRACE))
     start_ns = F.col("start_time_unix_nano")
     began = near.groupBy("trace_id").agg(F.min(start_ns).alias("started"), F.max(start_ns).alias("latest_ns"))
     began = began.where(F.col("started").between(_nanoseconds(window.start), _nanoseconds(window.end) - 1))
-    # All columns are read only up to the latest span of the window's traces, which is far less than LONGEST_TRACE.
+    # Read all columns only up to the latest span of the window's traces: usually far less than LONGEST_TRACE.
     latest_ns = began.agg(F.max("latest_ns")).collect()[0][0]
     reach = window.end if latest_ns is None else EPOCH + timedelta(microseconds=latest_ns // 1000 + 1)
     whole = spans.where(_started(spans, window.start, reach)).select(
@@ -186,7 +187,7 @@ def _traces(spans: DataFrame, annotations: DataFrame | None, window: Window, pla
 
 
 def _started(spans: DataFrame, start: datetime, end: datetime) -> Column:
-    """Whether a span started in [start, end), as a condition on each column of its time: any may order the table."""
+    """Whether a span started in [start, end), as a condition on all time columns: any may cluster the table."""
     ns = spans["start_time_unix_nano"]
     within = (ns >= _nanoseconds(start)) & (ns < _nanoseconds(end))
     if "time" in spans.columns:
@@ -218,10 +219,9 @@ def _current_json(annotations: DataFrame, began: DataFrame, window: Window) -> D
 
 
 def _current_rows(annotations: DataFrame, began: DataFrame, window: Window, *columns: Column) -> DataFrame:
-    """A row for each current annotation of the traces `began`: `latest`, and the number of its `rows`.
+    """One row per current annotation of the traces `began`: `latest`, and `rows`, the number of its rows.
 
-    `latest` has the annotation's type and `columns`. An annotation whose latest row says that it was deleted is left
-    out.
+    `latest` has the annotation's type and `columns`. Deleted annotations, according to their latest row, are left out.
     """
     from pyspark.sql import functions as F
 
@@ -234,7 +234,7 @@ def _current_rows(annotations: DataFrame, began: DataFrame, window: Window, *col
 
 
 def _json(table: DataFrame, columns: tuple[str, ...]) -> Column:
-    """Those of the columns that the table has, as one JSON object: times in microseconds, VARIANT as JSON in a text."""
+    """The columns that exist in the table, as one JSON object: times in microseconds, VARIANT as a text of JSON."""
     from pyspark.sql import functions as F
 
     return F.to_json(F.struct(*[_jsonable(table, name).alias(name) for name in columns if name in table.columns]))

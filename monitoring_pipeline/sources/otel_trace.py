@@ -1,8 +1,8 @@
-"""Rows of the OpenTelemetry tables in Unity Catalog as MLflow's traces.
+"""Converts rows of the OpenTelemetry tables in Unity Catalog into MLflow traces.
 
-The result is what MLflow 3.17.2 makes of spans that arrive by OTLP (`Span.from_otel_proto`,
-`translate_span_when_storing`, `SqlAlchemyStore.log_spans`), from what databricks-agents 1.13.0 writes into such tables
-(`databricks.migrations`).
+The rows are those that databricks-agents 1.13.0 writes (`databricks.migrations`). The result equals the trace that
+MLflow 3.17.2 builds from spans received by OTLP (`Span.from_otel_proto`, `translate_span_when_storing`,
+`SqlAlchemyStore.log_spans`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow.entities.trace_location import TraceLocation
     from mlflow.tracing.utils import SpanAggregationNode
 
-# Keys of an annotation's metadata that hold fields of the assessment, not its metadata.
+# Keys of an annotation's metadata that hold fields of the assessment.
 SOURCE_TYPE, SOURCE_ID = "mlflow.source.source_type", "mlflow.source.source_id"
 ERROR_CODE, ERROR_MESSAGE = "mlflow.error.error_code", "mlflow.error.error_message"
 STACK_TRACE = "mlflow.error.stack_trace"
@@ -28,15 +28,15 @@ FIELDS = {SOURCE_TYPE, SOURCE_ID, ERROR_CODE, ERROR_MESSAGE, STACK_TRACE, SPAN_I
 
 
 def trace_id_prefix(place: str | None) -> str:
-    """What comes before the OpenTelemetry id in MLflow's id of a trace; `place` as of `build_trace`."""
+    """Return the part of MLflow's trace id before the OpenTelemetry id; `place` is as in `build_trace`."""
     return "tr-" if place is None else f"trace:/{place}/"
 
 
 def build_trace(row: dict[str, Any], place: str | None, experiment_id: str | None) -> Trace:
-    """The trace of a row; `place` is the part of trace ids that names the tables, None for tables in a folder.
+    """Return the trace of a row; `place` is the part of trace ids that names the tables, None for tables in a folder.
 
     Raises:
-        Exception: any error that malformed rows cause; the caller puts the trace into the quarantine.
+        Exception: any error of a malformed row; the caller puts the trace into quarantine.
     """
     from mlflow.entities import Trace, TraceData, TraceInfo
 
@@ -67,7 +67,7 @@ def build_trace(row: dict[str, Any], place: str | None, experiment_id: str | Non
 
 
 def _spans(trace_id: str, rows: list[dict[str, Any]]) -> list[Span]:
-    """The spans, each once: of several rows the one with the latest end."""
+    """The spans, each once: the row with the latest end wins."""
     latest = {row["span_id"]: row for row in sorted(rows, key=lambda row: row.get("end_time_unix_nano") or 0)}
     return in_order([_span(trace_id, row) for row in latest.values()])
 
@@ -140,7 +140,7 @@ def _first(spans: list[Span], *attributes: str) -> Any:
 
 
 def _tags_of(spans: list[Span]) -> dict[str, str]:
-    """The tags that MLflow's OTLP exporter puts among the attributes of the root."""
+    """The tags that MLflow's OTLP exporter writes into the root span's attributes."""
     from mlflow.tracing.constant import SpanAttributeKey
 
     prefix = SpanAttributeKey.TRACE_TAG_PREFIX
@@ -151,7 +151,7 @@ def _tags_of(spans: list[Span]) -> dict[str, str]:
 
 
 def _trace_fields(annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """The client's own fields of the trace: client_request_id, previews and trace_metadata."""
+    """The trace fields that the client set: client_request_id, previews and trace_metadata."""
     values = [_value(annotation) for annotation in annotations if annotation["annotation_type"] == "METADATA"]
     return values[-1] if values else {}
 
@@ -210,7 +210,7 @@ def _text(annotation: dict[str, Any]) -> str:
 
 
 def _values(attributes: str | dict[str, str] | None) -> dict[str, Any]:
-    """The attributes of a column of VARIANT, which arrives as JSON, or of a map of texts."""
+    """The attributes of a VARIANT column, read as JSON, or of a map of texts."""
     if isinstance(attributes, str):
         return json.loads(attributes)
     return {key: json_or_text(text) for key, text in (attributes or {}).items()}

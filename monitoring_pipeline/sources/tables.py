@@ -1,4 +1,4 @@
-"""Tables of traces: opened, their rows flattened on the engine's workers, and counted by the hour."""
+"""Functions to open tables of traces, flatten their rows on the engine's workers, and count them by hour."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import StructType
 
-WORKER_ROWS = 50  # traces that a worker has as Python objects at a time
+WORKER_ROWS = 50  # traces that a worker holds as Python objects at a time
 HOUR_US = to_microseconds(EPOCH + HOUR)
 
-# A flattened trace goes into the archive or, where `reason` is set, into the quarantine.
+# A flattened trace goes into the archive or, if `reason` is set, into quarantine.
 ARCHIVED = pa.schema([column for column in AGENT_TRACES.schema if column.name != "date"])
 QUARANTINE = [QUARANTINED_TRACES.schema.field(name) for name in ("reason", "raw")]
 FLATTENED = pa.schema([*ARCHIVED, *QUARANTINE])
 
 
 def open_table(spark: SparkResource, location: str) -> DataFrame:
-    """The table (catalog.schema.name, a folder or an address) as a DataFrame.
+    """Return the table (catalog.schema.name, a folder or an address) as a DataFrame.
 
     Raises:
-        TrackingError: it does not exist, or cannot be read.
+        TrackingError: the table does not exist or cannot be read.
     """
     from pyspark.errors import PySparkException
 
     if in_catalog(location) and spark.is_embedded:
         raise TrackingError(
-            f"the table {location} is in a catalog, and the embedded engine has none; "
+            f"the table {location} is in a catalog, which the embedded engine does not support; "
             "set [spark] remote, or [archive] location to a folder"
         )
     try:
@@ -52,7 +52,7 @@ def open_table(spark: SparkResource, location: str) -> DataFrame:
             table = spark.session.read.table(location)
         else:
             table = spark.session.read.format("delta").load(for_sail(location) if spark.is_embedded else location)
-        _ = table.schema  # the engine looks for the table only when its schema is needed
+        _ = table.schema  # the engine resolves the table only when its schema is read
     except PySparkException as error:
         raise TrackingError(
             f"cannot read the table {without_password(location)}: {first_line(error)}; check [archive] location"
@@ -61,7 +61,7 @@ def open_table(spark: SparkResource, location: str) -> DataFrame:
 
 
 def needed(schema: StructType, paths: tuple[str, ...], location: str) -> str:
-    """The first of `paths` that the table at `location` has; a path is a column, with dots a field within one.
+    """Return the first of `paths` that exists in the table at `location`; a path is a column or a dotted field.
 
     Raises:
         TrackingError: the table has none of them.
@@ -76,12 +76,12 @@ def needed(schema: StructType, paths: tuple[str, ...], location: str) -> str:
 
 
 def present(schema: StructType, paths: tuple[str, ...]) -> str | None:
-    """The first of `paths` in the schema, which may lead into arrays; None where there is none."""
+    """Return the first of `paths` that exists in the schema, or None; paths may lead into arrays."""
     return next((path for path in paths if type_of(schema, path) is not None), None)
 
 
 def type_of(schema: StructType, path: str) -> Any:
-    """The Spark type at the path; None where the schema does not have it."""
+    """Return the Spark type at the path, or None if the schema lacks it."""
     from pyspark.sql.types import ArrayType, StructType
 
     found: Any = schema
@@ -99,11 +99,11 @@ def flattened(
     experiment_names: dict[str, str],
     experiment_id: str | None,
 ) -> DataFrame:
-    """The traces with the columns of `FLATTENED`; `reason` and `raw` are set where `build` or `flatten` failed.
+    """Return the traces with the columns of `FLATTENED`; `reason` and `raw` are set if `build` or `flatten` failed.
 
-    `traces` has a row for each trace: `trace_id`, `started` (a timestamp or a number, see `entities.nanoseconds`) and
-    what `build` needs. `build` runs on the engine's workers, where this package is installed too; times reach it as
-    whole numbers in the unit of the column's type. Traces that name no experiment get `experiment_id`.
+    `traces` has one row per trace: `trace_id`, `started` (a timestamp or a number, see `entities.nanoseconds`) and the
+    columns that `build` needs. `build` runs on the engine's workers, which need this package too; it receives times as
+    whole numbers in the unit of the column's type. Traces without an experiment get `experiment_id`.
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -132,7 +132,7 @@ def _flatten_batches(
             rows = [_flat_row(source, build, experiment_names, experiment_id, archived_at) for source in sources]
             try:
                 table = pa.Table.from_pylist(rows, schema=FLATTENED)
-            except Exception:  # noqa: BLE001 - Arrow refuses a lone surrogate and the like; each row is tried by itself
+            except Exception:  # noqa: BLE001 - Arrow rejects e.g. lone surrogates; each row is tried by itself
                 table = pa.concat_tables(
                     [_single_row(source, row, archived_at) for source, row in zip(sources, rows, strict=True)]
                 )
@@ -148,7 +148,7 @@ def _flat_row(
 ) -> dict[str, Any]:
     try:
         row = flatten(build(source), archived_at)
-    except Exception as error:  # noqa: BLE001 - malformed content raises any error; the quarantine keeps it with that
+    except Exception as error:  # noqa: BLE001 - malformed content raises any error; the quarantine stores it
         return _quarantined(source, error, archived_at)
     row["experiment_id"] = row["experiment_id"] or experiment_id
     row["experiment_name"] = experiment_names.get(row["experiment_id"] or "")
@@ -163,7 +163,7 @@ def _single_row(source: dict[str, Any], row: dict[str, Any], archived_at: dateti
 
 
 def _quarantined(source: dict[str, Any], error: Exception, archived_at: datetime) -> dict[str, Any]:
-    cause = error.__cause__ or error  # MLflow's own error only says that there is a cause
+    cause = error.__cause__ or error  # MLflow's error message omits its cause
     return {
         "trace_id": source["trace_id"],
         "created_at": archived_at,
@@ -174,7 +174,7 @@ def _quarantined(source: dict[str, Any], error: Exception, archived_at: datetime
 
 
 def _with_whole_numbers(kind: pa.DataType) -> pa.DataType:
-    """The type with whole numbers in place of times: content may hold times outside the range of Python's datetime."""
+    """The type with integers in place of timestamps: content may hold times outside the range of Python's datetime."""
     if pa.types.is_timestamp(kind):
         return pa.int64()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -185,9 +185,9 @@ def _with_whole_numbers(kind: pa.DataType) -> pa.DataType:
 
 
 def by_hour(traces: DataFrame) -> dict[datetime, HourCounts]:
-    """The counts of each hour; the mark is the number of rows.
+    """Return the counts of each hour; the mark is the number of rows.
 
-    `traces` has a row for each trace: `number` (see `hour_number`), `in_progress` (0 or 1), `assessments` and `rows`.
+    `traces` has one row per trace: `number` (see `hour_number`), `in_progress` (0 or 1), `assessments` and `rows`.
     """
     from pyspark.sql import functions as F
 
@@ -206,10 +206,10 @@ def by_hour(traces: DataFrame) -> dict[datetime, HourCounts]:
 
 
 def hour_number(us: Column) -> Column:
-    """The number of the hour since 1970 of a time in microseconds."""
+    """Return the number of hours since 1970 of a time in microseconds."""
     return ((us - us % HOUR_US) / HOUR_US).cast("long")
 
 
 def ns_to_us(ns: Column) -> Column:
-    """Nanoseconds as whole microseconds: exact, while a division of the large number would be rounded."""
+    """Convert nanoseconds to whole microseconds exactly; dividing the large number directly would round."""
     return ((ns - ns % 1000) / 1000).cast("long")

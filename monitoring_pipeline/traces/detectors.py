@@ -1,7 +1,7 @@
-"""Finds personal data that has a recognisable form in a text.
+"""Detects personal data with a recognisable form in a text.
 
-Each detector is a pattern that finds candidates, most with a rule that rejects what only looks alike: a checksum, a
-known prefix, a length. docs/privacy.md lists what they find by mistake and what they miss.
+Each detector is a pattern that finds candidates; most add a rule that rejects false positives: a checksum, a known
+prefix, a length. docs/privacy.md lists the remaining false positives and negatives.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 Place = tuple[int, int]
 Finder = Callable[[str], Iterator[Place]]
 
-# The n of an escape such as \n must not count as an address's first letter. The standard allows 64 characters.
+# The n of an escape such as \n must not become an address's first letter. The standard allows 64 characters.
 _EMAIL = re.compile(
     r"(?<!\\)\w[\w.+%'-]{0,63}(?:@|%40)(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24}(?![^\W_])",
 )
@@ -41,7 +41,7 @@ _CARD_LENGTHS = range(13, 20)
 _CARD_GROUPS = 9  # of two digits or more
 
 _IBAN_START = re.compile(r"(?<![0-9A-Za-z])[A-Za-z]{2}[0-9]{2}")
-# Countries of the IBAN registry, by the length of their numbers.
+# Length of an IBAN -> countries of the IBAN registry that use it.
 _IBAN_COUNTRIES = {
     15: "NO",
     16: "BE",
@@ -71,13 +71,13 @@ _IPV6 = re.compile(
 
 
 def emails(text: str) -> Iterator[Place]:
-    """E-mail addresses, also with %40 in place of @."""
+    """Find e-mail addresses, also with %40 in place of @."""
     if "@" in text or "%40" in text:
         yield from (found.span() for found in _EMAIL.finditer(text))
 
 
 def phones(text: str) -> Iterator[Place]:
-    """Telephone numbers: international ones, and national ones in groups of digits."""
+    """Find telephone numbers: international ones, and national ones in groups of digits."""
     for pattern in _PHONES:
         for found in pattern.finditer(text):
             digits = sum(character in "0123456789" for character in found[0])
@@ -87,9 +87,9 @@ def phones(text: str) -> Iterator[Place]:
 
 
 def cards(text: str) -> Iterator[Place]:
-    """Payment card numbers: 13 to 19 digits, possibly in groups, with a known prefix and Luhn's checksum."""
+    """Find payment card numbers: 13 to 19 digits, possibly in groups, with a known prefix and a valid Luhn checksum."""
     for run in _GROUPS.finditer(text):
-        # A run may hold more than the number, such as the card's expiry date; a group of digits is never divided.
+        # A run may hold more than the number, such as the card's expiry date; groups of digits are never split.
         groups = [(group.start(), group[0]) for group in re.finditer("[0-9]+", run[0])]
         first = 0
         while first < len(groups):
@@ -101,7 +101,7 @@ def cards(text: str) -> Iterator[Place]:
 
 
 def ibans(text: str) -> Iterator[Place]:
-    """International bank account numbers: the length of their country, and the checksum modulo 97 of ISO 13616."""
+    """Find IBANs: numbers with the length of their country and a valid checksum modulo 97 (ISO 13616)."""
     for start in _IBAN_START.finditer(text):
         length = _IBAN_LENGTH.get(start[0][:2].upper())
         rest = _characters(length - 4).match(text, start.end()) if length else None
@@ -112,7 +112,7 @@ def ibans(text: str) -> Iterator[Place]:
 
 
 def ips(text: str) -> Iterator[Place]:
-    """IP addresses of version 4, and of version 6 with at least two groups."""
+    """Find IPv4 addresses, and IPv6 addresses with at least two groups."""
     if "." in text:
         for found in _IPV4.finditer(text):
             if _is_address(found[0]):
@@ -127,7 +127,7 @@ DETECTORS: dict[str, Finder] = {"email": emails, "iban": ibans, "card": cards, "
 
 
 def _card_groups(groups: list[str]) -> int:
-    """How many of the groups of digits, from the first, form a card number; 0 if none do."""
+    """The number of leading groups of digits that form a card number, or 0."""
     for count in range(len(groups), 0, -1):
         digits = "".join(groups[:count])
         if len(digits) in _CARD_LENGTHS and _is_issued(digits) and _luhn(digits):
@@ -136,7 +136,7 @@ def _card_groups(groups: list[str]) -> int:
 
 
 def _is_issued(digits: str) -> bool:
-    """Whether cards have numbers of this length and prefix, by the ranges of ISO/IEC 7812 in use."""
+    """Whether cards with this length and prefix are issued, by the ranges of ISO/IEC 7812 in use."""
     length, six = len(digits), int(digits[:6])
     two, three, four = six // 10_000, six // 1000, six // 100
     return (
@@ -151,7 +151,7 @@ def _is_issued(digits: str) -> bool:
 
 
 def _luhn(digits: str) -> bool:
-    """Whether the last digit is the checksum of ISO/IEC 7812: every second digit from the right is doubled."""
+    """Whether the last digit is the checksum of ISO/IEC 7812, which doubles every second digit from the right."""
     total = 0
     for index, character in enumerate(reversed(digits)):
         digit = int(character) * (1 + index % 2)

@@ -1,24 +1,24 @@
 r"""MLflow's trace filters, evaluated on the rows of `agent_traces`.
 
-MLflow's own parser reads the filter. A condition means what it means to MLflow 3.17.2 on SQLite
-(`_get_filter_clauses_for_search_traces` in mlflow/store/tracking/sqlalchemy_store.py), oddities included: a `!=` on a
-missing tag does not match; all span conditions must hold for one and the same span, which must not start more than 10 s
-before a lower bound on `timestamp_ms`; LIKE is case-sensitive and has no escape character; ILIKE folds A-Z alone;
-`span.attributes.x` is a pattern over the span's JSON text, so that `=` never matches and `!=` always does; of several
-`run_id =` the last one counts.
+MLflow's parser reads the filter. Conditions behave as in MLflow 3.17.2 on SQLite
+(`_get_filter_clauses_for_search_traces` in mlflow/store/tracking/sqlalchemy_store.py), including its oddities: `!=` on
+a missing tag does not match; one single span must meet all span conditions and must not start more than 10 s before a
+lower bound on `timestamp_ms`; LIKE is case-sensitive and has no escape character; ILIKE folds only A-Z;
+`span.attributes.x` is a pattern over the span's JSON text, so that `=` never matches and `!=` always does; the last of
+several `run_id =` counts.
 
 Known differences from MLflow:
 
-- RLIKE uses the engine's regular expressions (Rust's or Java's), not Python's. Look-around, back-references and named
-  groups are refused; `$`, `.`, `\w` and `(?i)` can differ at line ends and outside ASCII; a `{` that Python takes
-  literally is an error in the engine.
-- Links that MLflow keeps apart from the trace are not archived: `run_id =` finds the run that a trace was logged in,
-  not a later `link_traces_to_run`; `prompt` reads the tag that MLflow writes together with its link.
+- RLIKE uses the engine's regular expressions (Rust or Java), not Python's. Look-around, back-references and named
+  groups raise an error; `$`, `.`, `\w` and `(?i)` can differ at line ends and outside ASCII; a `{` that is a literal in
+  Python is an error in the engine.
+- Links that MLflow stores apart from the trace are not archived: `run_id =` finds the run that logged a trace, not a
+  later `link_traces_to_run`; `prompt` reads the tag that MLflow writes together with its link.
 - A session's feedback counts for the trace that carries it. In MLflow it counts for every trace of the session.
 - MLflow writes each number of a feedback into a trace's JSON as a float: `= '5'` and `= '5.0'` find both, and LIKE and
   RLIKE see 5.0.
-- Spans that MLflow keeps outside its database are invisible to its filters, and visible here. A span logged without a
-  type is UNKNOWN here and has none there.
+- MLflow's filters do not see spans stored outside its database; these filters do. A span logged without a type is
+  UNKNOWN here and has no type there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Value = str | int | float | tuple[str, ...] | None
 TRACE_NAME_TAG = "mlflow.traceName"
 LINKED_PROMPTS_TAG = "mlflow.linkedPrompts"
 SOURCE_RUN_METADATA = "mlflow.sourceRun"
-# MLflow keeps these two as numeric columns and compares them as a whole only.
+# MLflow stores these two in numeric columns and compares them only as a whole.
 NUMERIC_METADATA = {"mlflow.trace.tokenUsage", "mlflow.trace.cost"}
 
 SPAN_COLUMNS = {"name": "name", "type": "span_type", "status": "status"}
@@ -60,7 +60,7 @@ PYTHON_ONLY_REGEX = re.compile(r"\(\?(?:[=!>(P]|<[=!])|(?<!\\)(?:\\\\)*\\[1-9Z]"
 SQLITE_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
 LOWER_ASCII = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
-# MLflow stores each span as the JSON object that trace_json lists, with keys in this order, but non-ASCII unescaped.
+# MLflow stores each span as the same JSON object as in trace_json, with keys in this order, but non-ASCII unescaped.
 SPANS_START = '"data": {"spans": ['
 NEXT_SPAN = r'\}, \{"trace_id": ("[^"]*", "span_id": "[^"]*", "parent_span_id": )'
 SEPARATOR = "\x1e"  # a raw control character cannot occur in JSON text
@@ -71,9 +71,9 @@ BACKSLASH = "\ue000"  # nor can a raw non-ASCII character in the JSON text that 
 class Condition:
     """One condition of a trace filter, as MLflow resolves it.
 
-    `kind` is attribute, tag, request_metadata, span, feedback, expectation or issue; `key` the name within that kind
-    (`name` has become the tag mlflow.traceName, `text` the span's content, and so on); `comparator` is upper-case;
-    `value` is a tuple for IN and NOT IN, None for IS NULL and IS NOT NULL.
+    `kind` is attribute, tag, request_metadata, span, feedback, expectation or issue; `key` is the name within that kind
+    (MLflow resolves `name` to the tag mlflow.traceName, `text` to the span's content, and so on); `comparator` is
+    upper-case; `value` is a tuple for IN and NOT IN, None for IS NULL and IS NOT NULL.
     """
 
     kind: str
@@ -83,10 +83,10 @@ class Condition:
 
 
 def parse_filter(filter_string: str) -> list[Condition]:
-    """The conditions of an MLflow trace filter, all of which a trace must meet; none for an empty filter.
+    """Return the conditions of an MLflow trace filter, combined with AND; empty for an empty filter.
 
     Raises:
-        ValueError: MLflow refuses the filter, or the archive cannot evaluate it; one line that says why.
+        ValueError: MLflow rejects the filter, or the archive cannot evaluate it; a one-line reason.
     """
     from mlflow.utils.search_utils import SearchTraceUtils
 
@@ -104,14 +104,14 @@ def parse_filter(filter_string: str) -> list[Condition]:
 
 
 def matches(filter_string: str | None) -> Column:
-    """Whether a row of `agent_traces` meets the MLflow trace filter: a boolean column, never null.
+    """Return a boolean column, never null: whether a row of `agent_traces` meets the MLflow trace filter.
 
-    None or an empty filter matches every row. Reads trace_id, client_request_id, trace_info, duration_ms, tags,
-    metadata, spans, assessments and trace_json, as far as the filter needs them. Spark considers conditions on spans or
-    assessments non-deterministic: use them in `where` or `withColumn`, not inside an aggregate.
+    None or an empty filter matches every row. The columns trace_id, client_request_id, trace_info, duration_ms, tags,
+    metadata, spans, assessments and trace_json are required only if the filter uses them. Spark considers conditions on
+    spans or assessments non-deterministic: use them in `where` or `withColumn`, not inside an aggregate.
 
     Raises:
-        ValueError: as `parse_filter`.
+        ValueError: see `parse_filter`.
     """
     from pyspark.sql import functions as F
 
@@ -128,13 +128,13 @@ def _any_element(elements: Column, meets: Callable[[Column], Column]) -> Column:
     from pyspark.sql import functions as F
 
     found = F.coalesce(F.exists(elements, meets), F.lit(False))
-    # Sail 0.7.2 fails on a lambda that is pushed down into a Delta scan, and it pushes down nothing non-deterministic.
-    # Unlike AND and OR, no optimizer splits this !=, not even under a NOT.
+    # Sail 0.7.2 fails on a lambda that is pushed down into a Delta scan; non-deterministic conditions are not pushed
+    # down. Optimizers split AND and OR, but not this !=, not even under a NOT.
     return found != (F.rand() < 0)
 
 
 def _check(condition: Condition) -> None:
-    """Raise the errors that MLflow's search raises after parsing, and ValueError where it would crash."""
+    """Raise the errors that MLflow's search raises after parsing, and ValueError for filters that crash it."""
     from mlflow.utils.search_utils import SearchTraceUtils
 
     kind, key, comparator, value = condition.kind, condition.key, condition.comparator, condition.value
@@ -156,11 +156,11 @@ def _check(condition: Condition) -> None:
     if kind == "tag" and key == LINKED_PROMPTS_TAG and (comparator != "=" or str(value).count("/") != 1):
         raise ValueError('the form of a prompt condition is prompt = "name/version"')
     if comparator == "RLIKE" and PYTHON_ONLY_REGEX.search(str(value)):
-        raise ValueError("RLIKE with look-around, named groups, back-references or \\Z is not possible on the archive")
+        raise ValueError("the archive does not support RLIKE with look-around, named groups, back-references or \\Z")
 
 
 def _last_run_only(conditions: list[Condition]) -> list[Condition]:
-    """The conditions without all `run_id = …` but the last, and without that too when it is empty, as MLflow does."""
+    """The conditions with only the last `run_id = …`, and without it if its value is empty, as in MLflow."""
     runs = [
         c for c in conditions if c.kind == "request_metadata" and c.key == SOURCE_RUN_METADATA and c.comparator == "="
     ]
@@ -205,7 +205,7 @@ def _attribute_clause(condition: Condition) -> Column:
 
 
 def _as_sqlite_number(value: Value) -> Value:
-    """The value as SQLite compares it with a column of numbers: it reads quoted text as a number if it can."""
+    """The value as SQLite compares it with a numeric column: quoted text becomes a number if possible."""
     return float(value) if isinstance(value, str) and SQLITE_NUMBER.fullmatch(value) else value
 
 
@@ -218,7 +218,7 @@ def _compare_number(column: Column, comparator: str, value: Value) -> Column:
 
 
 def _compare(column: Column, comparator: str, value: Value) -> Column:
-    """`column` compared with `value` as SQLite compares text; null where the column is null, except for IS NULL."""
+    """Compare `column` with `value` as SQLite compares text; null if the column is null, except for IS NULL."""
     from pyspark.sql import functions as F
 
     match comparator, value:
@@ -242,7 +242,7 @@ def _compare(column: Column, comparator: str, value: Value) -> Column:
 
 
 def _is_regex(pattern: str) -> bool:
-    """Whether the pattern is a regular expression; in MLflow any other matches nothing."""
+    """Whether the pattern is a valid regular expression; in MLflow an invalid one matches nothing."""
     try:
         re.compile(pattern)
     except re.error:
@@ -253,8 +253,8 @@ def _is_regex(pattern: str) -> bool:
 def _assessment_clause(condition: Condition) -> Column:
     from pyspark.sql import functions as F
 
-    # Only trace_json, which lists them in the same order, shows which assessments a later one overrides. Its spans are
-    # left out: a NaN in them would fail the parsing.
+    # Only trace_json, which lists assessments in the same order, shows which of them are overridden. Drop its spans
+    # first: a NaN in them fails the parser.
     info = F.concat(F.substring_index("trace_json", f", {SPANS_START}", 1), F.lit("}"))
     parsed = F.from_json(info, "info STRUCT<assessments: ARRAY<STRUCT<valid: BOOLEAN>>>")["info"]["assessments"]
     stored = F.coalesce(parsed, F.array().cast("array<struct<valid: boolean>>"))
@@ -275,7 +275,7 @@ def _assessment_clause(condition: Condition) -> Column:
 
 
 def _compare_json(column: Column, condition: Condition) -> Column:
-    """Compares the JSON text of an assessed value: numbers as numbers, `=` with or without quotes, patterns as text."""
+    """Compare the JSON of an assessment's value: numbers as numbers, `=` with or without quotes, patterns as text."""
     from pyspark.sql import functions as F
 
     comparator, value = condition.comparator, condition.value
@@ -301,7 +301,7 @@ def _one_span_meets(conditions: list[Condition]) -> Column:
 
     def meets(entry: Column) -> Column:
         span = entry["spans"]
-        clauses = [span["span_id"].isNotNull()]  # a trace without spans still has one, empty, content
+        clauses = [span["span_id"].isNotNull()]  # for a trace without spans, `split` still returns one empty content
         if earliest_ms is not None:
             clauses.append(F.unix_micros(span["start_time"]) >= F.lit(earliest_ms * 1000))
         clauses.extend(_span_clause(span, entry, condition) for condition in span_conditions)
@@ -333,7 +333,7 @@ def _span_clause(span: Column, entry: Column, condition: Condition) -> Column:
 
 
 def _span_start_ms(conditions: list[Condition]) -> float | None:
-    """The earliest start, in milliseconds since 1970, that MLflow admits for a span under these conditions."""
+    """The earliest start, in ms since 1970, of a span that MLflow accepts under these conditions; None: any."""
     bounds = [
         c.value for c in conditions if (c.kind, c.key) == ("attribute", "timestamp_ms") and c.comparator in (">", ">=")
     ]
@@ -346,15 +346,15 @@ def _span_start_ms(conditions: list[Condition]) -> float | None:
 
 
 def _span_contents() -> Column:
-    """The JSON text of each span, in the order of `spans`, with non-ASCII characters as themselves."""
+    """The JSON text of each span, in the order of `spans`, with non-ASCII characters unescaped."""
     from pyspark.sql import functions as F
 
     escaped = F.regexp_replace(F.substring_index("trace_json", SPANS_START, -1), r"\]\}\}$", "")
-    # Undo only the \uXXXX escapes: hide all other escapes, then read the whole as one JSON string.
+    # Undo only the \uXXXX escapes: hide all other escapes, then parse the text as one JSON string.
     text = F.replace(escaped, F.lit("\\\\"), F.lit(BACKSLASH * 2))
     text = F.regexp_replace(text, r'\\(["nrtbf]|u00[01])', f"{BACKSLASH}$1")
     text = F.replace(F.replace(text, F.lit('"'), F.lit('\\"')), F.lit(BACKSLASH), F.lit("\\\\"))
     text = F.get_json_object(F.concat(F.lit('{"text": "'), text, F.lit('"}')), "$.text")
-    # Most traces have no such escape and skip all of this. The cast: Sail has two kinds of strings, `split` takes one.
+    # Most traces have no such escape and skip this. The cast: Sail has two string types, and `split` accepts only one.
     text = F.when(F.contains("trace_json", F.lit("\\u")), text).otherwise(escaped.cast("string"))
     return F.split(F.regexp_replace(text, NEXT_SPAN, f'}}{SEPARATOR}{{"trace_id": $1'), SEPARATOR)

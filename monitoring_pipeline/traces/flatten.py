@@ -1,4 +1,4 @@
-"""A trace as a row of `agent_traces`."""
+"""Flattens a trace into a row of `agent_traces`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
 
 SORTED = json.JSONEncoder(sort_keys=True)
-# The attributes of a span with a column of their own (or in the trace's): left out of its metadata.
+# Span attributes that have a column, so that they are left out of the span's metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
 
 
@@ -30,7 +30,7 @@ UNREADABLE_VALUE, UNREADABLE_CODE = "monitoring.unreadable_value", "UNREADABLE_V
 
 @dataclass(frozen=True)
 class FlatTrace:
-    """A trace as a row of `agent_traces` (without `created_at`); `info` returns MLflow's entity of its info."""
+    """A trace as a row of `agent_traces` (without `created_at`); `info` returns its MLflow TraceInfo."""
 
     row: dict[str, Any]
     info: Callable[[], TraceInfo]
@@ -38,7 +38,7 @@ class FlatTrace:
 
 @dataclass(frozen=True)
 class UnreadableTrace:
-    """A trace that the source has but that cannot be read: `raw` is what is known of it, `reason` the error."""
+    """A trace of the source that cannot be read: `raw` is its known content, `reason` the error."""
 
     trace_id: str
     started: datetime
@@ -52,10 +52,10 @@ class UnreadableTrace:
 
 
 def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
-    """The trace as a row of `agent_traces` (without `date`), `created_at` being `archived_at`.
+    """Return the trace as a row of `agent_traces` (without `date`) with `created_at` = `archived_at`.
 
     Raises:
-        Exception: any error that a malformed trace causes; the caller puts it into the quarantine.
+        Exception: any error of a malformed trace; the caller puts it into quarantine.
     """
     from mlflow.tracing.utils import TraceJSONEncoder
 
@@ -70,23 +70,23 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
 
 
 def flatten_parts(info: dict[str, Any], spans: list[dict[str, Any]]) -> dict[str, Any]:
-    """The trace with these parts of its JSON as a row of `agent_traces` (without `date` and `created_at`).
+    """Return a row of `agent_traces` (without `date` and `created_at`) from the parts of a trace's JSON.
 
-    `info` has the form of MLflow's `TraceInfo.to_dict`, each span that of `Span.to_dict`.
+    `info` has the form of MLflow's `TraceInfo.to_dict`, each span the form of `Span.to_dict`.
 
     Raises:
-        Exception: any error that malformed parts cause.
+        Exception: any error of malformed parts.
     """
     return _row(info, spans, json.dumps({"spans": spans}))
 
 
 def encodable(text: str) -> str:
-    """The text with escapes in place of what UTF-8 cannot encode, such as lone surrogates."""
+    """Return the text with characters that UTF-8 cannot encode, such as lone surrogates, escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> dict[str, Any]:
-    # Protocol buffers order a map differently in every process; the same trace must give the same text.
+    # Protocol buffers order a map differently in every process; the same trace must result in the same text.
     info_json = SORTED.encode(info)
     info = json.loads(info_json)
     trace_json = f'{{"info": {info_json}, "data": {data_json}}}'
@@ -135,12 +135,16 @@ def _without_unreadable_values(info: TraceInfo) -> TraceInfo | None:
         try:
             assessment.to_dictionary()
         except Exception:  # noqa: BLE001 - NaN, a number that is too large, bytes and others raise different errors
-            value = plain(repr(assessment.value))
+            content = assessment.feedback or assessment.expectation
+            if content is None:
+                raise
+            value = plain(repr(content.value))
             changed = copy.copy(assessment)
             changed.metadata = {**(assessment.metadata or {}), UNREADABLE_VALUE: value}
             if assessment.feedback is not None:
                 reason = f"the value {value} cannot be written as JSON"
-                changed.feedback = FeedbackValue(None, AssessmentError(UNREADABLE_CODE, reason))
+                error = AssessmentError(UNREADABLE_CODE, reason)
+                changed.feedback = FeedbackValue(value=None, error=error)  # pyright: ignore[reportArgumentType]
             else:
                 changed.expectation = ExpectationValue(value)
             marked.append(changed)
@@ -232,7 +236,7 @@ def _texts(mapping: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _unquoted(text: str | None) -> str | None:
-    """The text within a JSON string; any other text as it is."""
+    """The content of a JSON string; any other text unchanged."""
     if text is None:
         return None
     if (within := text[1:-1]).isidentifier() and text == f'"{within}"':  # the usual case; parsing takes longer
@@ -246,7 +250,7 @@ def _iso_time(text: str | None) -> datetime | None:
 
 
 def _hex_id(encoded: str | None) -> str | None:
-    """A span id as MLflow shows it, 16 hexadecimal digits. Its JSON form is base64, except in MLflow 3.5.0."""
+    """A span id as 16 hexadecimal digits, as MLflow shows it. In JSON it is base64, except in MLflow 3.5.0."""
     if not encoded or len(encoded) == 16:
         return encoded or None
     return binascii.a2b_base64(encoded).hex()

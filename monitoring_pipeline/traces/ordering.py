@@ -1,8 +1,8 @@
-"""MLflow's `order_by` of a trace search, on the rows of `agent_traces`.
+"""MLflow's `order_by` of a trace search, applied to rows of `agent_traces`.
 
-MLflow's own parser reads the clauses. The order is that of MLflow 3.17.2 on SQLite
-(`_get_orderby_clauses_for_search_traces` in mlflow/store/tracking/sqlalchemy_store.py): missing values come last in
-both directions, text is ordered by its bytes, and among equals the newest come first, within a millisecond by id.
+MLflow's parser reads the clauses. The order equals that of MLflow 3.17.2 on SQLite
+(`_get_orderby_clauses_for_search_traces` in mlflow/store/tracking/sqlalchemy_store.py): missing values sort last in
+both directions, text sorts by its bytes, and ties are ordered newest first, within a millisecond by id.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NEWEST_FIRST = ("timestamp_ms DESC", "request_id ASC")
 
 
 def ordering(order_by: Sequence[str]) -> list[Column]:
-    """The columns by which to order rows of `agent_traces`; without `order_by` the newest come first.
+    """Return the sort columns for rows of `agent_traces`; newest first if `order_by` is empty.
 
     Raises:
-        ValueError: MLflow refuses a clause; one line that says why.
+        ValueError: MLflow rejects a clause; a one-line reason.
     """
     keys: dict[tuple[str, str], bool] = {}
     for clause in order_by:
@@ -31,7 +31,7 @@ def ordering(order_by: Sequence[str]) -> list[Column]:
         except Exception as error:  # MLflow's parser may raise any error on malformed text
             raise ValueError(f"order_by {clause!r}: {' '.join(str(error).split())}") from error
         if (kind, key) in keys:
-            raise ValueError(f"order_by {clause!r}: it names a key a second time")
+            raise ValueError(f"order_by {clause!r}: the key occurs twice")
         keys[kind, key] = ascending
     for clause in NEWEST_FIRST:
         kind, key, ascending = _parsed(clause)
@@ -47,7 +47,7 @@ def _parsed(clause: str) -> tuple[str, str, bool]:
     if kind not in ("attribute", "tag", "request_metadata"):
         raise ValueError(f"Invalid identifier type '{kind}'")
     if (kind == "request_metadata" and key in NUMERIC_METADATA) or (kind, key) == ("attribute", "end_time_ms"):
-        raise ValueError(f"MLflow does not order by '{key}'")
+        raise ValueError(f"MLflow cannot order by '{key}'")
     return kind, key, ascending
 
 

@@ -1,8 +1,8 @@
-"""Redacts a trace before it is written: personal data that detectors find, the user's own patterns, and the values at
-JSON paths. The result is as valid a trace as before.
+"""Redacts a trace before it is written: personal data that detectors find, matches of the user's patterns, and values
+at JSON paths. The result is still a valid trace.
 
-Texts, keys and whole numbers are searched. JSON within a text, as in MLflow's inputs and outputs, is parsed, redacted
-and written again. Ids, times, types and states of a trace and its spans are never changed.
+Redaction searches texts, keys and integers. It parses JSON within a text, as in MLflow's inputs and outputs, redacts it
+and serializes it again. It never changes ids, times, types and states of a trace and its spans.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ KEPT_ATTRIBUTES = {"mlflow.traceRequestId", "mlflow.spanType"}
 SESSION = "mlflow.trace.session"
 PREVIEWS = {"mlflow.traceInputs": "mlflow.spanInputs", "mlflow.traceOutputs": "mlflow.spanOutputs"}
 PREVIEW_CHARACTERS = 1000
-CUT = "..."  # how MLflow ends a preview that it has cut
-# The end of a cut preview, which may be part of something that is no longer recognised: digits in groups, or a word.
+CUT = "..."  # the end of a preview that MLflow truncated
+# The end of a truncated preview: a cut group of digits or word, which detectors may not recognise.
 _CUT_OFF = re.compile(r"(?:[0-9 ()+.\-]{1,40}|\S{1,320})\.\.\.$")
 _JSON_STARTS = ("{", "[", '"')
 _JSON_LIKE = re.compile(r'\s*(?:\{\s*"|\[\s*[\[{"])')
@@ -33,12 +33,12 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 
 @dataclass(frozen=True)
 class Redactor:
-    """Redacts what `settings` name. It is sent to the engine's workers."""
+    """Redacts traces according to `settings`. The engine sends it to its workers."""
 
     settings: RedactSettings
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row of `agent_traces` after redaction; `redactions` counts the replacements by detector (None: none)."""
+        """Return the redacted row of `agent_traces`; `redactions` counts replacements by detector (None if none)."""
         trace = json.loads(row["trace_json"])
         work = _Work(self.settings)
         info, spans = work.trace(trace["info"], trace["data"]["spans"])
@@ -48,16 +48,16 @@ class Redactor:
         return {**row, **flatten_parts(info, spans), **kept}
 
     def raw(self, text: str) -> str:
-        """The raw text of an unreadable trace. JSON paths cannot be followed in it: with any, nothing of it is kept."""
+        """Redact the raw text of an unreadable trace. JSON paths do not apply to it: with any, it is replaced."""
         return _replacement(JSON_PATH) if self.settings.json_paths else self.text(text)
 
     def text(self, text: str) -> str:
-        """A text of any kind, which may be JSON, after redaction."""
+        """Redact a text, which may be JSON."""
         return _Work(self.settings).text(text)
 
 
 def redactor(settings: RedactSettings) -> Redactor | None:
-    """The redactor for `settings`; None if they name nothing."""
+    """Return the redactor for `settings`; None if redaction is off."""
     return Redactor(settings) if settings.is_on else None
 
 
@@ -71,11 +71,11 @@ class _Work:
         self.paths = [path_steps(path) for path in settings.json_paths]
 
     def trace(self, info: dict[str, Any], spans: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The info and the spans of a trace (in the form of its JSON) after redaction."""
+        """Return the redacted info and spans of a trace (in the form of its JSON)."""
         spans = [self._span(span) for span in spans]
         metadata = self._texts(info.get("trace_metadata"))
         if SESSION in metadata and metadata[SESSION] != info["trace_metadata"][SESSION]:
-            # The replacement is the same for many sessions, which must not become one.
+            # Many sessions get the same replacement; the trace id keeps them apart.
             metadata[SESSION] = f"{metadata[SESSION]} {info['trace_id']}"
         redacted = {
             **info,
@@ -92,7 +92,7 @@ class _Work:
         return {name: value for name, value in redacted.items() if name in info}, spans
 
     def text(self, text: str) -> str:
-        """The text after redaction; in JSON, each text, key and whole number is redacted."""
+        """Return the redacted text; within JSON, each text, key and integer is redacted."""
         if not text.lstrip()[:1].startswith(_JSON_STARTS):
             return self._plain(text)
         before = self.counts.copy()
@@ -101,15 +101,15 @@ class _Work:
             redacted = self.document(document)
         except (ValueError, RecursionError):
             self.counts = before
-            if self.paths and _JSON_LIKE.match(text):  # a path cannot be followed in malformed JSON
+            if self.paths and _JSON_LIKE.match(text):  # paths do not apply to malformed JSON
                 self.counts[JSON_PATH] += 1
                 return _replacement(JSON_PATH)
             return self._plain(text)
-        # Without a replacement, the spelling stays too.
+        # Without a replacement, keep the original formatting.
         return text if self.counts == before else json.dumps(redacted, ensure_ascii=False)
 
     def document(self, document: Any) -> Any:
-        """A JSON value after redaction: first the values at paths, then all texts."""
+        """Return the redacted JSON value: first the values at paths, then all texts."""
         for steps in self.paths if isinstance(document, dict | list) else ():
             document = self._without(document, steps)
         return self._value(document)
@@ -127,7 +127,7 @@ class _Work:
         return {name: value for name, value in changed.items() if name in span}
 
     def _attributes(self, attributes: dict[str, Any]) -> dict[str, Any]:
-        """The attributes of a span, each of which is JSON. What replaces a number is therefore written as JSON."""
+        """The attributes of a span. Each is JSON, so the replacement of a number is a JSON string."""
         changed: dict[str, Any] = {}
         for key, value in attributes.items():
             if key in KEPT_ATTRIBUTES:
@@ -155,11 +155,11 @@ class _Work:
         if not text:
             return text
         redacted = self.text(text)
-        # A cut JSON text is not JSON, and detectors do not recognise what was cut in two.
+        # Truncated JSON is not JSON, and detectors do not recognise truncated data.
         return _CUT_OFF.sub(CUT, redacted) if text.endswith(CUT) else redacted
 
     def _texts(self, mapping: dict[str, Any] | None) -> dict[str, Any]:
-        """Attributes, tags or metadata: each value is a document of its own."""
+        """Attributes, tags or metadata: each value is a separate document."""
         changed: dict[str, Any] = {}
         for key, value in (mapping or {}).items():
             redacted = self._preview(value) if key in PREVIEWS and isinstance(value, str) else self.document(value)
@@ -189,7 +189,7 @@ class _Work:
         return text
 
     def _without(self, value: Any, steps: list[str]) -> Any:
-        """`value` with a replacement in place of what the steps of a JSON path lead to."""
+        """The value with a replacement at each place to which the steps of a JSON path lead."""
         if not steps:
             self.counts[JSON_PATH] += 1
             return _replacement(JSON_PATH)
@@ -206,14 +206,14 @@ class _Work:
         return value
 
     def _preview_of_redacted(self, info: dict[str, Any], spans: list[dict[str, Any]]) -> None:
-        """Make the previews of the redacted root where a path removed something, or there is nothing to look for it in.
+        """Rebuild previews from the redacted root span if a path removed something; replace those that the root lacks.
 
-        MLflow's own hold what the paths lead to, in a form in which they do not.
+        JSON paths do not apply to MLflow's previews, which may repeat the values at these paths.
         """
         root = next((span for span in spans if not span.get("parent_span_id")), {}).get("attributes") or {}
         metadata = info["trace_metadata"]
-        of_info = [(info, "request_preview", "mlflow.spanInputs"), (info, "response_preview", "mlflow.spanOutputs")]
-        for place, name, attribute in [*of_info, *((metadata, name, source) for name, source in PREVIEWS.items())]:
+        previews = [(info, "request_preview", "mlflow.spanInputs"), (info, "response_preview", "mlflow.spanOutputs")]
+        for place, name, attribute in [*previews, *((metadata, name, source) for name, source in PREVIEWS.items())]:
             if place.get(name) and attribute not in root:
                 self.counts[JSON_PATH] += 1
                 place[name] = _replacement(JSON_PATH)
@@ -229,7 +229,7 @@ def _leads_to(step: str, key: str | int) -> bool:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object. Raises ValueError for a repeated key: only the last of its values would be searched."""
+    """The object. Raises ValueError for a repeated key, because only its last value would be searched."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key is repeated")
@@ -241,7 +241,7 @@ def _replacement(name: str) -> str:
 
 
 def _free(key: str, taken: dict[str, Any]) -> str:
-    """The key, with a number if redaction has made it equal to another."""
+    """The key, numbered if redaction has made it equal to another key."""
     free, number = key, 2
     while free in taken:
         free, number = f"{key} {number}", number + 1
@@ -249,7 +249,7 @@ def _free(key: str, taken: dict[str, Any]) -> str:
 
 
 def _replaced(text: str, places: Iterator[Place], replacement: str) -> tuple[str, int]:
-    """The text with the replacement at each of the places, and their number; overlapping places count once."""
+    """The text with the replacement at each place, and the number of places; overlapping places count once."""
     parts: list[str] = []
     done = 0
     for start, end in sorted(places):

@@ -1,4 +1,4 @@
-"""Searches the archive as MLflow's server searches its own traces."""
+"""Trace search on the archive with MLflow's semantics."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def find_traces(
     order_by: Sequence[str] | None = None,
     max_results: int | None = None,
 ) -> DataFrame:
-    """The rows of `agent_traces` in `window` (None: in all hours) that pass the MLflow filter, in MLflow's order.
+    """Return the rows of `agent_traces` in `window` (None: all hours) that match the MLflow filter, in MLflow's order.
 
-    Without `order_by` the newest come first. Only the days are read that the window and the filter's conditions on
+    Without `order_by`, the newest come first. Reads only days that the window and the filter's conditions on
     timestamp_ms allow.
 
     Raises:
-        MonitoringError: MLflow refuses the filter, the order or the number of results; one line that says why.
+        MonitoringError: the filter, the order or the number of results is invalid; a one-line reason.
     """
     from pyspark.sql import functions as F
 
@@ -56,17 +56,17 @@ def find_traces(
 
 
 def find_trace(lake: LakeResource, trace_id: str) -> DataFrame:
-    """The one row of `agent_traces` of that trace.
+    """Return the row of `agent_traces` of that trace.
 
     Raises:
-        MonitoringError: it is not in the archive.
+        MonitoringError: the trace is not in the archive.
     """
     from pyspark.sql import functions as F
 
     def having_id(rows: DataFrame) -> DataFrame:
         return rows.where(F.col("trace_id") == F.lit(trace_id))
 
-    # Two narrow columns tell the hour, so that the wide ones are read only of its day.
+    # Find the hour in two narrow columns first, so that the wide columns are read only for its day.
     hours = having_id(lake.read(AGENT_TRACES)).select("trace_hour").toArrow()["trace_hour"].to_pylist()
     if not hours:
         raise MonitoringError(f"no trace {trace_id} in the archive; archive its hour first, or pass the trace itself")
@@ -74,19 +74,19 @@ def find_trace(lake: LakeResource, trace_id: str) -> DataFrame:
 
 
 def stored_trace(trace_json: str) -> Trace:
-    """MLflow's trace from `trace_json` of `agent_traces`."""
+    """Return the MLflow trace from `trace_json` of `agent_traces`."""
     from mlflow.entities import Trace
 
     body = json.loads(trace_json)
     trace = Trace.from_dict(body)
-    # MLflow writes `valid` of an expectation, but does not read it.
+    # MLflow writes `valid` of an expectation but does not read it back.
     for assessment, written in zip(trace.info.assessments, body["info"].get("assessments", []), strict=True):
         assessment.valid = written.get("valid")
     return trace
 
 
 def _days(conditions: Sequence[Condition]) -> tuple[date | None, date | None]:
-    """The first and the last day on which a matching trace can have started; None where the conditions set no limit."""
+    """The first and last day on which a matching trace can have started; None if the conditions set no limit."""
     first: date | None = None
     last: date | None = None
     for condition in conditions:
@@ -99,7 +99,7 @@ def _days(conditions: Sequence[Condition]) -> tuple[date | None, date | None]:
 
 
 def _day(milliseconds: object) -> date | None:
-    """The day of a number of milliseconds since 1970; None for anything else that a filter may hold."""
+    """The day of a number of milliseconds since 1970; None for any other value of a filter."""
     if not isinstance(milliseconds, int | float):
         return None
     try:

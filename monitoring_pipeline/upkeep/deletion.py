@@ -1,7 +1,7 @@
-"""Deletion on request: removes everything the lake has about given traces or users, verifies it, and keeps it out.
+"""Deletion on request: removes all data about given traces or users from the lake, verifies it, and keeps it out.
 
-The request is recorded first, in `deleted_traces`, and everything else follows from it: archiving skips these traces
-from then on, and the next deletion, or upkeep, completes one that was interrupted.
+The request is first recorded in `deleted_traces`. From then on archiving skips these traces, and the next deletion or
+upkeep completes an interrupted one.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from monitoring_pipeline.upkeep.others import wait_for_others
 from monitoring_pipeline.upkeep.recount import Recount, hour_window
 from monitoring_pipeline.windows import HOUR, Window
 
-# The archive goes last: an interrupted deletion finds the traces there again.
+# The archive comes last, so that an interrupted deletion can find the traces there again.
 OF_TRACES = sorted((t for t in TABLES if "trace_id" in t.schema.names), key=lambda table: table is AGENT_TRACES)
 Places = set[tuple[str, datetime]]
 
 
 @dataclass
 class Deletion:
-    """What a deletion did: traces, rows removed from each table, and the reports and datasets written again."""
+    """The result of a deletion: traces, rows removed by table, and the rewritten reports and datasets."""
 
     traces: int = 0
     rows: Counter[str] = field(default_factory=Counter)
@@ -44,21 +44,21 @@ class Deletion:
 
 
 def find(lake: LakeResource, trace_ids: Collection[str], user_ids: Collection[str]) -> Places:
-    """The traces with these ids and those of these users, each with the hours that the lake has it under.
+    """Return the traces with these ids and of these users, each with its hours in the lake.
 
-    A user's traces are those whose `user_id` it is, and those in quarantine whose text has it as a word.
+    A user's traces are those with that `user_id`, and those in quarantine whose text contains the id as a word.
 
     Raises:
-        MonitoringError: the lake has nothing of a trace or a user.
+        MonitoringError: the lake has no data about a trace or a user.
     """
     if not trace_ids and not user_ids:
-        raise MonitoringError("nothing to delete: give ids of traces or of users")
+        raise MonitoringError("nothing to delete: pass ids of traces or users")
     found_ids = set(trace_ids)
     for user_id in user_ids:
-        of_user = _of_user(lake, user_id)
-        if not of_user:
+        user_traces = _traces_of_user(lake, user_id)
+        if not user_traces:
             raise MonitoringError(f"user {user_id!r}: the lake has no trace of that user; check the id")
-        found_ids |= of_user
+        found_ids |= user_traces
     places = _places(lake, found_ids)
     known = {trace_id for trace_id, _ in places}
     if missing := sorted(set(trace_ids) - known):
@@ -67,7 +67,7 @@ def find(lake: LakeResource, trace_ids: Collection[str], user_ids: Collection[st
 
 
 def preview(lake: LakeResource, places: Places) -> Deletion:
-    """The rows that deleting the traces would remove, except results on sessions that they belong to."""
+    """Return the rows that deleting the traces would remove, except results on their sessions."""
     deletion = Deletion(len({trace_id for trace_id, _ in places}))
     by_hour: defaultdict[datetime, set[str]] = defaultdict(set)
     for trace_id, hour in places:
@@ -90,10 +90,10 @@ def delete(
     reference: str | None = None,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> Deletion:
-    """Delete the traces with these ids and the traces of these users, once no other run of ours is in progress.
+    """Delete the traces with these ids and of these users, after other runs of the pipeline have ended.
 
     Raises:
-        MonitoringError: the lake has nothing of one, other runs do not end, or something cannot be deleted.
+        MonitoringError: the lake has no data about a trace or user, other runs do not end, or a deletion failed.
     """
     places = find(lake, trace_ids, user_ids)
     wait_for_others(instance, recount.settings.dagster.names, own_run_id, on_progress)
@@ -102,12 +102,12 @@ def delete(
 
 
 def has_unfinished(lake: LakeResource) -> bool:
-    """Whether a requested deletion has not been completed."""
+    """Return whether a requested deletion is not complete."""
     return bool(_unfinished(lake))
 
 
 def request(lake: LakeResource, places: Places, reference: str | None) -> None:
-    """Record the request to delete the traces; `reference` is its name in the system that it came from."""
+    """Record the request to delete the traces; `reference` is its id in the system that it came from."""
     now = datetime.now(UTC)
     rows = [
         {
@@ -125,13 +125,13 @@ def request(lake: LakeResource, places: Places, reference: str | None) -> None:
 def carry_out(
     lake: LakeResource, recount: Recount, on_progress: Callable[[str], None] = lambda message: None
 ) -> Deletion:
-    """Delete the traces of all recorded requests; nothing else may read or write meanwhile.
+    """Delete the traces of all recorded requests; nothing else may use the lake meanwhile.
 
-    Removes their rows from every table, derives figures and reports of their hours and days again, removes their
+    Removes their rows from every table, recomputes the figures and reports of their hours and days, removes their
     records from the configured datasets, deletes files that still contain them, and then checks that no row is left.
 
     Raises:
-        LakeError: something cannot be deleted, or is still there; running it again continues.
+        LakeError: a deletion failed, or a deleted row is still there; a rerun resumes.
     """
     wanted = _unfinished(lake)
     deletion = Deletion(len({digest for _, digests in wanted.items() for digest in digests}))
@@ -143,7 +143,7 @@ def carry_out(
         for table in OF_TRACES:
             if removed := lake.remove(table, window, "trace_id", ids):
                 deletion.rows[table.name] += removed
-        if lake.kept_since is None or hour >= lake.kept_since:  # an older hour has nothing left to derive from
+        if lake.kept_since is None or hour >= lake.kept_since:  # an older hour has no traces left to derive from
             recount.hour(window)
         on_progress(f"{window}: {len(digests)} traces")
     if not wanted:
@@ -161,7 +161,7 @@ def carry_out(
     return deletion
 
 
-def _of_user(lake: LakeResource, user_id: str) -> set[str]:
+def _traces_of_user(lake: LakeResource, user_id: str) -> set[str]:
     from pyspark.sql import functions as F
 
     archived = lake.read(AGENT_TRACES).where(F.col("user_id") == F.lit(user_id)).select("trace_id")
@@ -187,7 +187,7 @@ def _places(lake: LakeResource, trace_ids: Collection[str]) -> Places:
 
 
 def _unfinished(lake: LakeResource) -> dict[datetime, frozenset[str]]:
-    """The digests of the traces that still have to be deleted, by hour."""
+    """The digests of the traces that are still to delete, by hour."""
     rows = lake.read(DELETED_TRACES).where("completed_at IS NULL").select("trace_hour", "trace_digest").toArrow()
     wanted: defaultdict[datetime, set[str]] = defaultdict(set)
     for hour, digest in zip(rows["trace_hour"].cast(TIME).to_pylist(), rows["trace_digest"].to_pylist(), strict=True):
@@ -196,7 +196,7 @@ def _unfinished(lake: LakeResource) -> dict[datetime, frozenset[str]]:
 
 
 def _ids(lake: LakeResource, window: Window, digests: frozenset[str]) -> set[str]:
-    """The ids of those traces that the lake has in the window."""
+    """The ids of the traces with these digests that the lake has in the window."""
     found: set[str] = set()
     for table in OF_TRACES:
         found |= set(pc.unique(lake.read_columns(table, window, "trace_id")["trace_id"]).to_pylist())
@@ -204,7 +204,7 @@ def _ids(lake: LakeResource, window: Window, digests: frozenset[str]) -> set[str
 
 
 def _remove_of_sessions(lake: LakeResource, window: Window, ids: set[str], rows: Counter[str]) -> set[datetime]:
-    """Remove the results on the sessions of the traces, which describe them too; returns the hours of these results."""
+    """Remove the results on the traces' sessions, which describe the traces too; returns the hours of these results."""
     traces = lake.read_columns(AGENT_TRACES, window, "trace_id", "experiment_id", "session_id")
     traces = traces.filter(pc.is_in(traces["trace_id"], pa.array(ids, pa.string())))
     sessions = {(row["experiment_id"], row["session_id"]) for row in traces.to_pylist() if row["session_id"]}

@@ -17,9 +17,9 @@ from monitoring_pipeline.upkeep.retention import expire, expires_before
 
 @dataclass
 class Upkept:
-    """What upkeep did: rows removed by retention, and for each table what `LakeResource.maintain` returns.
+    """The result of upkeep: rows removed by retention, and the result of `LakeResource.maintain`, by table.
 
-    `put_off` says why retention was postponed; empty if it was not.
+    `put_off` is the reason why retention was postponed, or empty.
     """
 
     expired: dict[str, int] = field(default_factory=dict)
@@ -35,10 +35,10 @@ def keep_up(
     own_run_id: str | None,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> Upkept:
-    """Remove expired rows, then compact every table and delete the files that it no longer uses.
+    """Remove expired rows, then compact every table and delete its unused files.
 
     Rows that a run in progress may read stay until the next upkeep. Unused files stay for [upkeep] keep_versions_hours,
-    so that a reader of an older version can finish.
+    so that readers of older versions can finish.
 
     Raises:
         LakeError: a table cannot be written; the next upkeep continues.

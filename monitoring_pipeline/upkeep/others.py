@@ -20,7 +20,7 @@ SHOWN = 5
 def readers(
     instance: dg.DagsterInstance, names: Names, own_run_id: str | None, before: datetime | None = None
 ) -> list[str]:
-    """The pipeline's runs and backfills that have not ended, other than the caller's own, in words.
+    """Return descriptions of the pipeline's runs and backfills in progress, without the caller's own run.
 
     With `before`, only those that may read older rows: runs without a partition or with an older one, and all
     backfills.
@@ -43,7 +43,7 @@ def wait_for_others(
     """Wait until no other run or backfill of the pipeline is in progress.
 
     Raises:
-        MonitoringError: one still is after `PATIENCE`.
+        MonitoringError: one is still in progress after `PATIENCE`.
     """
     deadline = time.monotonic() + PATIENCE.total_seconds()
     has_reported = False
@@ -59,7 +59,7 @@ def wait_for_others(
 
 
 def named(found: list[str]) -> str:
-    """The first of the runs that `readers` returned."""
+    """Return the first runs that `readers` returned, and the number of the others."""
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(found[:SHOWN]) + more
 
@@ -69,6 +69,6 @@ def _reads(run: dg.DagsterRun, before: datetime | None) -> bool:
     if before is None or key is None:
         return True
     try:
-        return datetime.fromisoformat(key[:10]).replace(tzinfo=UTC) < before  # of an hour or a day
-    except ValueError:  # a partition of another kind
+        return datetime.fromisoformat(key[:10]).replace(tzinfo=UTC) < before  # an hourly or daily partition
+    except ValueError:  # another kind of partition
         return True

@@ -1,4 +1,4 @@
-"""Derives the tables, reports and datasets of an hour, a day or a week again after some of its traces were deleted."""
+"""Recomputes tables, reports and datasets of an hour, a day or a week after some of its traces were deleted."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ from monitoring_pipeline.tables import (
 )
 from monitoring_pipeline.windows import Window
 
-# Where a trace was that had no result: in this order, as none says which it was of a digest that is no longer in use.
+# Columns of traces without a result. They are reduced in this order, since a deleted trace's column is unknown for a
+# digest that is no longer in use.
 WITHOUT_RESULT = ("unsampled", "filtered_out", "pending", "over_budget")
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Recount:
-    """Derives the figures of an hour, a day or a week again, with the scorers as they are now."""
+    """Recomputes the figures of an hour, a day or a week with the current scorers."""
 
     lake: LakeResource
     scorers: list[ConfiguredScorer]
@@ -53,17 +54,17 @@ class Recount:
 
     @classmethod
     def of(cls, settings: Settings, lake: LakeResource, tracking: TrackingResource) -> Recount:
-        """For the scorers of `settings`, by their states in MLflow.
+        """Return a Recount for the scorers of `settings` with their current states in MLflow.
 
         Raises:
-            MonitoringError: a scorer cannot be loaded, or MLflow not be reached.
+            MonitoringError: a scorer cannot be loaded, or MLflow cannot be reached.
         """
         scorers, log = load_scorers(settings.scorers), ScorerLog(tracking, settings.scoring.experiment)
         changes = log.read().changes if any(map(is_managed, scorers)) else {}
         return cls(lake, effective(scorers, log), changes, settings, tracking)
 
     def hour(self, window: Window) -> None:
-        """Derive performance, ledger and quality of an hour again, each if the hour has rows in its table."""
+        """Recompute performance, ledger and quality of an hour, each only if its table has rows of the hour."""
         lake = self.lake
         for derivation in (PERFORMANCE_OF_HOURS, PROFILE_OF_SPANS):
             if _has_rows(lake, derivation.table, window):
@@ -74,15 +75,15 @@ class Recount:
             derive_quality(lake, window, self.scorers)
 
     def agreement(self, window: Window) -> None:
-        """Derive the agreement of a day again, if it has any."""
+        """Recompute the agreement of a day, if it has rows."""
         if _has_rows(self.lake, SCORER_AGREEMENT, window):
             derive_agreement(self.lake, window, self.scorers)
 
     def report(self, period: Period) -> list[Path]:
-        """The report of a day or week, and its copy in MLflow, where there is one; returns its folder.
+        """Rewrite the report of a day or week, if it exists, and its copy in MLflow; returns its folder.
 
         Raises:
-            TrackingError: MLflow still has the old one.
+            TrackingError: the copy in MLflow could not be replaced.
         """
         from monitoring_pipeline.reports.files import write_report
         from monitoring_pipeline.reports.in_mlflow import log_report
@@ -100,7 +101,7 @@ class Recount:
         return [folder]
 
     def datasets(self, digests: Collection[str]) -> list[Path]:
-        """The configured datasets in files, without the records of the deleted traces; returns the folders it changed.
+        """Rewrite the files of configured datasets without the deleted traces; returns the changed folders.
 
         Raises:
             MonitoringError: a dataset cannot be read or written.
@@ -141,10 +142,11 @@ class Recount:
 
 
 def settled(line: Line, archived: int, scored: int, failed: int, not_applicable: int) -> Line:
-    """A line of the ledger that adds up over the traces that are left.
+    """Return the row of the ledger with counts that add up for the remaining traces.
 
-    `archived` is how many there are now, `scored`, `failed` and `not_applicable` what the scorer has of them. Of those
-    without a result a digest no longer in use cannot say which went; they are taken from `WITHOUT_RESULT` in turn.
+    `archived` is the number of remaining traces; `scored`, `failed` and `not_applicable` are the scorer's counts for
+    them. It is unknown to which columns the deleted traces without a result belonged, so the columns of
+    `WITHOUT_RESULT` are reduced in turn.
     """
     new = {**line, "archived": min(line["archived"], archived), "scored": scored, "failed": failed}
     new["not_applicable"] = not_applicable
@@ -164,5 +166,5 @@ def _has_rows(lake: LakeResource, table: Table, window: Window) -> bool:
 
 
 def hour_window(hour: datetime) -> Window:
-    """The hour that starts then."""
+    """Return the one-hour window that starts at `hour`."""
     return next(Window.covering([hour]).by_hour())

@@ -1,4 +1,4 @@
-"""Retention: removes whole days that are older than [upkeep] keeps them, from the tables of traces and of results."""
+"""Retention: removes whole days past the limits of [upkeep] from the tables of traces and of results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from monitoring_pipeline.tables import TABLES
 
 
 def expires_before(upkeep: UpkeepSettings) -> datetime | None:
-    """The moment before which some rows expire; None if everything is kept forever."""
+    """Return the time before which some rows expire; None if everything is kept forever."""
     cuts = [oldest_kept(days) for days in (upkeep.keep_archive_days, upkeep.keep_results_days)]
     return max((cut for cut in cuts if cut is not None), default=None)
 
 
 def expire(lake: LakeResource, upkeep: UpkeepSettings, now: datetime | None = None) -> dict[str, int]:
-    """Remove the days that are older than they are kept; returns the rows removed from each table that lost any.
+    """Remove expired days; returns the number of removed rows by table, without tables that lost none.
 
     Raises:
         LakeError: a table cannot be written; the next upkeep continues.

@@ -71,7 +71,7 @@ def test_what_cannot_be_done_is_reported(call: Call, file: Path, made: MadeProje
     assert call("build", "pord").error == "error: pord: no such dataset; configured are prod, varied"
     nowhere = call("rebuild", "nowhere")
     assert nowhere.code == 1
-    assert nowhere.error.startswith("error: no dataset at nowhere: No such file or directory; give a manifest")
+    assert nowhere.error.startswith("error: no dataset at nowhere: No such file or directory; pass a manifest")
     assert call("build", "prod", "--from", TO, "--to", FROM).code == 2
     file.write_text(file.read_text(encoding="utf-8").replace(DATASETS, ""), encoding="utf-8")
     assert call("list").error == "error: no datasets; add [[datasets]] to monitoring.toml"

@@ -131,7 +131,7 @@ def test_at_databricks_it_also_sets_up_archival_and_scorers(
     ("path", "line"),
     [
         ("trace-archival", "error: Databricks request failed: HTTPError: 403 Client Error"),
-        ("scheduled-scorers", "refuses: no,"),
+        ("scheduled-scorers", "denies access: no,"),
         ("monitoring-configuration", "error: Databricks request failed: HTTPError: 403 Client Error"),
     ],
 )

@@ -82,8 +82,8 @@ def test_another_table_is_named_with_the_one_that_was_asked_for(
     with pytest.raises(MonitoringError) as refused:
         enable_trace_archival("dev", "monitoring", "agent_traces", name, settings)
     assert str(refused.value) == (
-        f"experiment {experiment_id} is archived in {TABLE}, not in dev.monitoring.agent_traces; use that, or end it "
-        f"by mlflow.tracing.archival.disable_databricks_trace_archival(experiment_id='{experiment_id}')"
+        f"experiment {experiment_id} is archived to {TABLE}, not to dev.monitoring.agent_traces; use that table, or "
+        f"disable it with mlflow.tracing.archival.disable_databricks_trace_archival(experiment_id='{experiment_id}')"
     )
     assert service.experiments[experiment_id].archive_table == TABLE
 
@@ -176,7 +176,7 @@ def test_at_a_server_of_ones_own_the_pipeline_archives() -> None:
     settings = Settings(mlflow=MlflowSettings(tracking_uri="http://me:secret@mlflow.here:5000"))
     said = (
         r"^trace archival is a service of Databricks \(\[mlflow\] tracking_uri = 'databricks'\); from "
-        r"http://\*\*\*@mlflow\.here:5000 this pipeline archives traces itself, by the asset archived_traces$"
+        r"http://\*\*\*@mlflow\.here:5000 this pipeline archives traces itself, with the asset archived_traces$"
     )
     with pytest.raises(MonitoringError, match=said):
         enable_trace_archival(*PARTS, settings=settings)

@@ -102,9 +102,7 @@ def test_records_are_added_once_to_the_table(service: DatasetsDouble, settings: 
 def test_what_databricks_refuses_is_told_in_a_line(
     service: DatasetsDouble, settings: Settings, workspace: WorkspaceDouble
 ) -> None:
-    with pytest.raises(
-        MonitoringError, match=r"the name must be that of a table, such as catalog\.schema\.regression$"
-    ):
+    with pytest.raises(MonitoringError, match=r"the name must be a table, such as catalog\.schema\.regression$"):
         merge_into_mlflow_dataset([RECORD], "regression", settings)
     assert not service.ids
     workspace.route("POST", f"{EVALS}/datasets", lambda request: error(403, "PERMISSION_DENIED", "no CREATE TABLE"))

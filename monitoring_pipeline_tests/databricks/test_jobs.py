@@ -365,7 +365,10 @@ def test_messages_that_cannot_be_removed_do_not_fail_a_job_that_has_succeeded(
     result = remote.run(ERRORS)
 
     assert failures(result) == {}
-    assert f"the job's messages stay in {VOLUME}/tmp: Databricks at {workspace.host} refuses: not yours" in remote.log()
+    assert (
+        f"the job's messages stay in {VOLUME}/tmp: Databricks at {workspace.host} denies access: not yours"
+        in remote.log()
+    )
     assert remote.metadata(ERRORS) == finished.metadata(ERRORS)
 
 
@@ -390,7 +393,7 @@ def test_refused_credentials_are_told(
 
     reason = failure(remote.run(ERRORS))
 
-    assert reason.startswith(f"Databricks at {workspace.host} refuses: Invalid access token")
+    assert reason.startswith(f"Databricks at {workspace.host} denies access: Invalid access token")
     assert "check DATABRICKS_HOST and DATABRICKS_TOKEN, or DATABRICKS_CLIENT_ID and" in reason
     assert "dapi-another" not in remote.log()
     assert not workspace.runs

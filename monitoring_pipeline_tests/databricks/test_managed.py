@@ -264,7 +264,9 @@ def test_the_twenty_first_scorer_of_an_experiment_is_refused(settings: Settings,
         {"name": f"theirs_{n}", "serialized_scorer": "{}", "sample_rate": 0.1, "scorer_version": 1} for n in range(20)
     ]
     service.page = 7
-    with pytest.raises(LifecycleError, match=r"has 20 scorers, and Databricks runs 20; delete one of theirs_0, "):
+    with pytest.raises(
+        LifecycleError, match=r"has 20 scorers, but Databricks runs at most 20; delete one of theirs_0, "
+    ):
         lifecycle.handle("safety", settings).register()
     assert lifecycle.handle("safety", settings).state is lifecycle.ScorerState.UNREGISTERED
 
@@ -275,7 +277,7 @@ def test_a_refusal_changes_nothing_here_and_says_what_it_is(
     handle = lifecycle.handle("safety", settings).register()
     path = f"{SCORERS}/{id_of(settings)}"
     workspace.answer_next(9, error(403, "PERMISSION_DENIED", f"No access to {path}"), path)
-    with pytest.raises(MonitoringError, match=r"refuses: No access to .*; check DATABRICKS_HOST") as refused:
+    with pytest.raises(MonitoringError, match=r"denies access: No access to .*; check DATABRICKS_HOST") as refused:
         handle.start()
     assert "\n" not in str(refused.value)
     workspace._faults.clear()
@@ -367,7 +369,7 @@ def inline(outputs: Any) -> bool: return bool(outputs)  # fmt: skip
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ({"scorer": f"{HERE}:inline"}, "its body is on the line of its def, where MLflow loses it; write it on lines"),
+        ({"scorer": f"{HERE}:inline"}, "MLflow loses a body on the same line as its def; write it on separate lines"),
         ({"scorer": "monitoring_pipeline_tests.odd_scorers:number"}, "it uses re from outside its function; import"),
         (
             {"scorer": "monitoring_pipeline_tests.scoring.sample_scorers:at_least_10"},
@@ -375,12 +377,12 @@ def inline(outputs: Any) -> bool: return bool(outputs)  # fmt: skip
         ),
         (
             {"scorer": "monitoring_pipeline_tests.scoring.sample_scorers:characters", "params": {"least": 1}},
-            "MLflow keeps a function's source and not its params",
+            "MLflow stores a function's source but not its params",
         ),
         ({"scorer": "monitoring_pipeline_tests.scoring.sample_scorers:flight"}, "it is a Keyword; write it as a func"),
-        ({"builtin": "Safety", "model": "openai:/gpt-4o-mini"}, "its model would be openai:/gpt-4o-mini, and must be"),
-        ({"builtin": "Safety"}, "its model would be openai:/gpt-4.1-mini, and must be Databricks' own; set model = "),
-        ({"builtin": "UserFrustration", "model": "databricks"}, "it is of sessions, which this pipeline tells apart"),
+        ({"builtin": "Safety", "model": "openai:/gpt-4o-mini"}, "its model is openai:/gpt-4o-mini, but must be"),
+        ({"builtin": "Safety"}, "its model is openai:/gpt-4.1-mini, but must be a Databricks model; set model = "),
+        ({"builtin": "UserFrustration", "model": "databricks"}, "it scores sessions, whose boundaries this pipeline"),
     ],
 )
 def test_what_databricks_cannot_run_is_said_in_a_line(entry: dict[str, Any], problem: str) -> None:
@@ -425,14 +427,14 @@ def test_it_needs_databricks_and_names_of_experiments() -> None:
     assert refused.value.problems == [
         "[mlflow] tracking_uri = 'postgresql://***@host/db': managed scorers need 'databricks' (and "
         "DATABRICKS_CONFIG_PROFILE for a profile)",
-        "[mlflow] experiments names none: managed scorers need those that Databricks is to score",
+        "[mlflow] experiments is empty: managed scorers need the experiments that Databricks scores",
     ]
 
 
 def test_more_scorers_than_databricks_takes_are_refused() -> None:
     tracking = TrackingResource(tracking_uri="databricks", experiments=["/Shared/agent"])
     many = load_scorers([SAFETY.model_copy(update={"name": f"safety_{n}"}) for n in range(21)])
-    with pytest.raises(SettingsError, match=r"^21 scorers are managed, and Databricks runs 20 of an experiment$"):
+    with pytest.raises(SettingsError, match=r"^21 scorers are managed; Databricks runs at most 20 per experiment$"):
         check_managed(tracking, many)
     check_managed(tracking, many[:20])
 
@@ -488,9 +490,7 @@ print([finding.detail for finding in examine(settings) if finding.subject == "da
     assert ran.wait() == 0, errors.read_text()
     lines = output.read_text().splitlines()
     assert len(lines) == 6
-    line = (
-        "managed scorers and trace archival need the package databricks-agents; install it by pip install 'monitoring"
-    )
+    line = "managed scorers and trace archival need the package databricks-agents; run pip install 'monitoring"
     assert all(said.startswith(line) for said in lines)
 
 
@@ -700,7 +700,7 @@ def test_another_backfill_that_does_not_end_is_said_in_a_line(run: Run, monkeypa
     experiment_of(run.settings, run.service).backfills.append(Backfill(6999, id_of(run.settings), {}))
     (reason,) = failures(run.run("safety")).values()
     assert reason.endswith(
-        f"experiment {id_of(run.settings)} has another backfill under way, and Databricks runs one at a time; run this "
+        f"another backfill of experiment {id_of(run.settings)} is running, and Databricks runs one at a time; run this "
         "again when it has ended"
     )
 

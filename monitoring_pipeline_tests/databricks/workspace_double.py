@@ -73,7 +73,8 @@ Handler = Callable[[Request], Answer]
 
 def _execute(program: str, arguments: list[str]) -> None:
     # Pipes looks once a second whether there are messages to write.
-    dagster_pipes.time = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(seconds / 50)})
+    quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(seconds / 50)})
+    vars(dagster_pipes)["time"] = quick
     sys.argv = arguments
     exec(program, {"__name__": "__main__"})
 

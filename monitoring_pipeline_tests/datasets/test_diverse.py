@@ -167,6 +167,6 @@ def test_a_far_meaning_is_drawn_before_a_near_one() -> None:
 )
 def test_an_embedding_that_gives_no_vectors_is_refused(vectors: Any) -> None:
     with pytest.raises(
-        MonitoringError, match="the embedding function must return a vector of finite numbers for each of 3 texts"
+        MonitoringError, match="the embedding function must return one vector of finite numbers for each of 3 texts"
     ):
         diverse_sample([candidate(number) for number in range(3)], 2, 0, lambda texts: vectors)

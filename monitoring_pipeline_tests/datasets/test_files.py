@@ -117,7 +117,7 @@ def test_a_write_that_is_interrupted_is_told_from_a_dataset(tmp_path: Path, monk
 
 def test_mistakes_are_reported(tmp_path: Path) -> None:
     formats: Any = ["csv"]
-    with pytest.raises(MonitoringError, match=r"^format csv is unknown; write jsonl or parquet$"):
+    with pytest.raises(MonitoringError, match=r"^format csv is unknown; use jsonl or parquet$"):
         write_dataset(ODD, tmp_path, formats)
     with pytest.raises(MonitoringError, match=r"^a record cannot be written as JSON: "):
         write_dataset([{"inputs": {"q": {1, 2}}}], tmp_path)
@@ -125,7 +125,7 @@ def test_mistakes_are_reported(tmp_path: Path) -> None:
     with pytest.raises(MonitoringError, match=r"^no dataset at .*: No such file"):
         read_dataset(tmp_path)
     (tmp_path / "manifest.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(MonitoringError, match=r"is not the manifest of a dataset; give the manifest\.json beside"):
+    with pytest.raises(MonitoringError, match=r"is not the manifest of a dataset; pass the manifest\.json next"):
         read_dataset(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(MonitoringError, match=r"^cannot write the dataset in "):

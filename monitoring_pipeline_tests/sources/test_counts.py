@@ -327,7 +327,7 @@ def test_a_server_that_cannot_count_differs_from_one_that_fails(
         monkeypatch.setattr(sources.tracking.client.store, "query_trace_metrics", query)
 
     answers(MlflowException("no such endpoint", ENDPOINT_NOT_FOUND))
-    with pytest.raises(UncountableError, match=r"cannot count its traces by the hour; install the version"):
+    with pytest.raises(UncountableError, match=r"cannot count traces by hour; install the same version"):
         sources.counts("mlflow")
     answers(MlflowException("out of memory", INTERNAL_ERROR))
     with pytest.raises(TrackingError, match="out of memory") as failed:

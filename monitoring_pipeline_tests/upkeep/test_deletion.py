@@ -236,7 +236,7 @@ def test_results_on_a_session_go_with_any_trace_of_it(run: MadeProject) -> None:
     [
         (["tr-nowhere"], None, "no trace tr-nowhere in the lake"),
         ([], "nobody", "user 'nobody': the lake has no trace"),
-        ([], None, "give ids of traces or of users"),
+        ([], None, "pass ids of traces or users"),
         (["x' OR '1'='1"], None, "no trace x' OR '1'='1"),
     ],
 )
