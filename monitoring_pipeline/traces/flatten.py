@@ -134,7 +134,7 @@ def _without_unreadable_values(info: TraceInfo) -> TraceInfo | None:
     for assessment in info.assessments:
         try:
             assessment.to_dictionary()
-        except Exception:  # noqa: BLE001 - NaN, a number that is too large, bytes and others raise different errors
+        except Exception:
             content = assessment.feedback or assessment.expectation
             if content is None:
                 raise
@@ -171,6 +171,15 @@ def _span(span: dict[str, Any], claims: Claims) -> dict[str, Any]:
         place = attributes if key in SPAN_COLUMNS else metadata if key.startswith("mlflow.") else tags
         place[key] = value if isinstance(value, str) else json.dumps(value)
     status = span.get("status") or {}
+    code = str(status.get("code") or "UNSET").removeprefix("STATUS_CODE_")
+    events = [
+        {
+            "name": event.get("name"),
+            "timestamp": claims.time("event time", event.get("time_unix_nano")),
+            "attributes": _texts(event.get("attributes")),
+        }
+        for event in span.get("events") or []
+    ]
     start = claims.time("span start_time", span.get("start_time_unix_nano"))
     end = claims.time("span end_time", span.get("end_time_unix_nano"))
     if start and end and end < start:
@@ -182,22 +191,24 @@ def _span(span: dict[str, Any], claims: Claims) -> dict[str, Any]:
         "span_type": _unquoted(attributes.get("mlflow.spanType")) or "UNKNOWN",
         "start_time": start,
         "end_time": end,
-        "status": str(status.get("code") or "UNSET").removeprefix("STATUS_CODE_"),
+        "status": code,
         "inputs": attributes.get("mlflow.spanInputs"),
         "outputs": attributes.get("mlflow.spanOutputs"),
         "tags": tags,
         "metadata": metadata,
         "parent_id": _hex_id(span.get("parent_span_id")),
-        "status_message": status.get("message") or None,
-        "events": [
-            {
-                "name": event.get("name"),
-                "timestamp": claims.time("event time", event.get("time_unix_nano")),
-                "attributes": _texts(event.get("attributes")),
-            }
-            for event in span.get("events") or []
-        ],
+        "status_message": status.get("message") or (_exception(events) if code == "ERROR" else None),
+        "events": events,
     }
+
+
+def _exception(events: list[dict[str, Any]]) -> str | None:
+    """Type and message of the last exception among a span's events, as OpenTelemetry records them."""
+    for event in reversed(events):
+        kind, message = (event["attributes"].get(f"exception.{part}") for part in ("type", "message"))
+        if kind or message:
+            return ": ".join(text for text in (kind, message) if text)
+    return None
 
 
 def _assessment(assessment: dict[str, Any], claims: Claims) -> dict[str, Any]:

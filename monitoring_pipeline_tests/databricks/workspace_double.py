@@ -74,7 +74,7 @@ Handler = Callable[[Request], Answer]
 def _execute(program: str, arguments: list[str]) -> None:
     # Pipes looks once a second whether there are messages to write.
     quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(seconds / 50)})
-    vars(dagster_pipes)["time"] = quick
+    setattr(dagster_pipes, "time", quick)  # noqa: B010 - the type checker knows no module with that name in it
     sys.argv = arguments
     exec(program, {"__name__": "__main__"})
 

@@ -20,6 +20,7 @@ from monitoring_pipeline.orchestration.checks import (
     no_silent_hour,
     table_checks,
     trace_ids_unique,
+    values_plausible,
 )
 from monitoring_pipeline.orchestration.runs import QUIET
 from monitoring_pipeline.resources.lake import LakeResource
@@ -112,6 +113,17 @@ def test_what_a_trace_says_of_itself_is_but_a_warning(lake: LakeResource) -> Non
         assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
     ours = checks(lake, TRACE_PERFORMANCE, {"trace_id": "tr-1", "duration_ms": -3.0, "span_count": -1})
     assert ours["values_in_range"].severity == dg.AssetCheckSeverity.ERROR
+
+
+def test_a_trace_with_a_value_that_cannot_be_right_is_named(lake: LakeResource) -> None:
+    row = {"trace_id": "tr-sound", "trace_hour": NOON, "created_at": NOON, "implausible": []}
+    odd = {**row, "trace_id": "tr-odd", "implausible": ["duration_ms -3", "cost_usd nan"]}
+    lake.insert(AGENT_TRACES, from_dicts(AGENT_TRACES, [row]))
+    assert values_plausible(lake, ANY).passed
+    lake.insert(AGENT_TRACES, from_dicts(AGENT_TRACES, [odd]))
+    result = values_plausible(lake, ANY)
+    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert value(result, TOLD) == "tr-odd: duration_ms -3, cost_usd nan"
 
 
 def test_the_last_digits_of_floating_point_are_no_defect(lake: LakeResource) -> None:

@@ -242,6 +242,24 @@ def test_attributes_that_are_no_text_become_json() -> None:
     assert (row["tags"], row["inputs"]) == ({"n": "5", "list": '["a", 1]'}, '{"x": null}')
 
 
+@pytest.mark.parametrize(
+    ("code", "message", "attributes", "expected"),
+    [
+        ("ERROR", "", {"exception.type": "TimeoutError", "exception.message": "30 s"}, "TimeoutError: 30 s"),
+        ("ERROR", "", {"exception.type": "TimeoutError"}, "TimeoutError"),
+        ("ERROR", "its own", {"exception.type": "TimeoutError", "exception.message": "30 s"}, "its own"),
+        ("ERROR", "", {"other": "x"}, None),
+        ("OK", "", {"exception.type": "Retried", "exception.message": "once"}, None),
+    ],
+)
+def test_an_error_without_a_message_has_that_of_its_exception(
+    code: str, message: str, attributes: dict[str, str], expected: str | None
+) -> None:
+    events = [{"name": "exception", "time_unix_nano": START_MS * 10**6, "attributes": attributes}]
+    span = span_json(1, events=events, status={"code": f"STATUS_CODE_{code}", "message": message})
+    assert flat(made_trace([span]))["spans"][0]["status_message"] == expected
+
+
 def test_without_a_root_span_the_topmost_stands_in() -> None:
     spans = [
         span_json(1, 2, parent=1, attributes={"mlflow.spanInputs": '"inner"', "mlflow.spanOutputs": '"inner"'}),
