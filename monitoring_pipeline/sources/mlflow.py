@@ -13,7 +13,8 @@ from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import without_password
 from monitoring_pipeline.sources.base import HourCounts, UncountableError
-from monitoring_pipeline.traces.flatten import UnreadableTrace
+from monitoring_pipeline.sources.mlflow_server import PageInParts, page_token, trace_without_assessments
+from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace
 from monitoring_pipeline.windows import HOUR, Window, floor_hour, from_milliseconds, to_milliseconds
 
 if TYPE_CHECKING:
@@ -129,21 +130,28 @@ def _page(
     client: TracingClient, experiment_ids: list[str], since_ms: int, end_ms: int, token: str | None
 ) -> tuple[list[TraceInfo | UnreadableTrace], str | None]:
     from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.rest_store import RestStore
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.utils.search_utils import SearchTraceUtils
 
+    search: dict[str, Any] = {
+        "experiment_ids": experiment_ids,
+        "filter_string": f"timestamp_ms >= {since_ms} AND timestamp_ms < {end_ms}",
+        "order_by": ["timestamp_ms ASC", "request_id ASC"],
+    }
     try:
-        return client.store.search_traces(
-            experiment_ids=experiment_ids,
-            filter_string=f"timestamp_ms >= {since_ms} AND timestamp_ms < {end_ms}",
-            max_results=PAGE,
-            order_by=["timestamp_ms ASC", "request_id ASC"],
-            page_token=token,
-        )
+        return client.store.search_traces(**search, max_results=PAGE, page_token=token)
     except MlflowException as error:
-        if not isinstance(client.store, SqlAlchemyStore):
+        if isinstance(client.store, SqlAlchemyStore):
+            log.warning("MLflow cannot list a page of traces; listing them one by one: %s", error)
+            return _page_one_by_one(client, client.store, experiment_ids, since_ms, end_ms, token)
+        if type(client.store) is not RestStore:  # tokens of other servers are not offsets
             raise
-        log.warning("MLflow cannot list a page of traces; listing them one by one: %s", error)
-        return _page_one_by_one(client, client.store, experiment_ids, since_ms, end_ms, token)
+        client.store.search_experiments(max_results=1)  # raises if the server fails, not the page
+        log.warning("the MLflow server cannot send a page of traces; listing it in parts: %s", error)
+        offset = SearchTraceUtils.parse_start_offset_from_page_token(token)
+        infos = PageInParts(client.store, search, error).infos(offset, PAGE)
+        return [*infos], page_token(offset + PAGE) if len(infos) == PAGE else None
 
 
 def _page_one_by_one(
@@ -182,7 +190,11 @@ def _page_one_by_one(
 
 
 def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTrace]) -> list[Trace | UnreadableTrace]:
-    infos = [info for info in listed if not isinstance(info, UnreadableTrace)]
+    from mlflow.store.tracking.rest_store import RestStore
+
+    readable = [info for info in listed if not isinstance(info, UnreadableTrace)]
+    infos = [info for info in readable if UNREADABLE_VALUE not in info.trace_metadata]
+    marked = [info for info in readable if UNREADABLE_VALUE in info.trace_metadata]
     trace_ids = [info.trace_id for info in infos]
     try:
         complete = {trace.info.trace_id: trace for trace in client.store.batch_get_traces(trace_ids)}
@@ -190,6 +202,8 @@ def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTr
         log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(infos), error)
         complete = {}
     traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in infos]
+    if isinstance(client.store, RestStore):
+        traces += [trace_without_assessments(client.store, info) for info in marked]
     unlisted = [trace for trace in listed if isinstance(trace, UnreadableTrace)]
     return [trace for trace in traces if trace is not None] + unlisted
 

@@ -25,6 +25,7 @@ SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs",
 
 
 # The mark of an assessment whose value JSON cannot carry: a key of its metadata with the value, and feedback's error.
+# In the metadata of a trace the key says what else of it cannot be read.
 UNREADABLE_VALUE, UNREADABLE_CODE = "monitoring.unreadable_value", "UNREADABLE_VALUE"
 
 
@@ -93,6 +94,8 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
     tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
     started = datetime.fromisoformat(info["request_time"]).astimezone(UTC)
     claims = Claims()
+    if UNREADABLE_VALUE in metadata:
+        claims.note("trace", metadata[UNREADABLE_VALUE])
     flat_spans = [_span(span, claims) for span in spans]
     attributes = (span.get("attributes") or {} for span in spans)
     calls = model_calls(zip(flat_spans, attributes, strict=True), claims)

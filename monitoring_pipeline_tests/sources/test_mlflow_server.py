@@ -1,0 +1,73 @@
+"""Traces that a real MLflow server cannot send, among others that it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from mlflow.entities import Feedback, Trace
+from mlflow.exceptions import MlflowException
+
+from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.sources import mlflow_server
+from monitoring_pipeline.sources.mlflow import MlflowSource
+from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, flatten
+from monitoring_pipeline_tests.servers import running
+from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, trace_id
+
+COUNT = 9
+UNSENDABLE = {3, 8}
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Nine traces; the server cannot send two of them, because they have NaN feedback."""
+    made = Store.create(tmp_path_factory.mktemp("traces"))
+    for number in range(COUNT):
+        made.log(number)
+        value = float("nan") if number in UNSENDABLE else 1.0
+        made.client.log_assessment(trace_id(number), Feedback(name="similarity", value=value))
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(traces: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an `mlflow server` over the traces."""
+    with running(traces.uri, tmp_path_factory.mktemp("server")) as server:
+        yield server.uri
+
+
+@pytest.fixture(autouse=True)
+def _few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
+def test_the_others_are_read_and_these_without_their_assessments(traces: Store, server: str) -> None:
+    source = MlflowSource(TrackingResource(tracking_uri=server), {traces.experiment_id: "made"})
+    found = [trace for batch in source.read(HOUR) for trace in batch]
+
+    of_database = MlflowSource(TrackingResource(tracking_uri=traces.uri), {traces.experiment_id: "made"})
+    expected = [trace for batch in of_database.read(HOUR) for trace in batch]
+    rows, others = (
+        {row["trace_id"]: row for row in (flatten(trace, START) for trace in read if isinstance(trace, Trace))}
+        for read in (found, expected)
+    )
+    assert rows.keys() == others.keys() == {trace_id(number) for number in range(COUNT)}
+    for number in range(COUNT):
+        row, other = rows[trace_id(number)], others[trace_id(number)]
+        assert (row["spans"], row["duration_ms"], row["tags"]) == (other["spans"], other["duration_ms"], other["tags"])
+        if number in UNSENDABLE:
+            assert row["assessments"] == []
+            assert row["implausible"] == ["trace assessments not sent by the server"]
+            assert row["metadata"].keys() - other["metadata"].keys() == {UNREADABLE_VALUE}
+        else:
+            assert row["trace_json"] == other["trace_json"]
+
+
+def test_a_server_that_fails_on_many_traces_is_an_error(
+    traces: Store, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_server, "MOST_ON_A_PAGE", 1)
+    source = MlflowSource(TrackingResource(tracking_uri=server), {traces.experiment_id: "made"})
+    with pytest.raises(MlflowException, match="500"):
+        list(source.read(HOUR))
