@@ -55,11 +55,11 @@ class ChainResult:
 
 
 def start_instance(folder: Path) -> dg.DagsterInstance:
-    """The Dagster instance of DAGSTER_HOME, else of data/dagster in `folder`, which is created if it is missing.
+    """The Dagster instance of DAGSTER_HOME; if that is unset or empty, of data/dagster in `folder`, which is created.
 
     If `folder` has a dagster.yaml, it configures the instance of data/dagster.
     """
-    if "DAGSTER_HOME" not in os.environ:
+    if not os.environ.get("DAGSTER_HOME"):
         home = folder.absolute() / "data" / "dagster"
         home.mkdir(parents=True, exist_ok=True)
         configuration, used = folder.absolute() / "dagster.yaml", home / "dagster.yaml"
