@@ -27,6 +27,7 @@ from monitoring_pipeline.tables import (
     ASSESSMENTS,
     HOURLY_PERFORMANCE,
     HOURLY_QUALITY,
+    MODEL_USAGE,
     SCORER_AGREEMENT,
     SCORER_COVERAGE,
     SPAN_PROFILE,
@@ -61,6 +62,7 @@ PERFORMANCE_OF_TRACES = Derivation(TRACE_PERFORMANCE, AGENT_TRACES, performance.
 ERRORS_OF_TRACES = Derivation(TRACE_ERRORS, AGENT_TRACES, performance.trace_errors)
 PERFORMANCE_OF_HOURS = Derivation(HOURLY_PERFORMANCE, TRACE_PERFORMANCE, performance.hourly_performance)
 PROFILE_OF_SPANS = Derivation(SPAN_PROFILE, AGENT_TRACES, performance.span_profile)
+USAGE_OF_MODELS = Derivation(MODEL_USAGE, AGENT_TRACES, performance.model_usage)
 
 
 def derive_coverage(

@@ -263,6 +263,29 @@ SPAN_PROFILE = Table(
     key=("hour", "experiment_id", "span_type", "span_name"),
 )
 
+MODEL_USAGE = Table(
+    "model_usage",
+    "Calls of models in each hour, by experiment, provider and model: tokens by kind, cost, errors and durations.",
+    _schema(
+        ("hour", TIME),
+        ("experiment_id", pa.string()),
+        ("provider", pa.string()),
+        ("model", pa.string()),
+        ("call_count", pa.int64()),
+        ("error_count", pa.int64()),
+        ("error_rate", pa.float64()),
+        *TOKENS,
+        *TOKEN_KINDS,
+        ("cost_usd", pa.float64()),
+        ("unpriced_count", pa.int64()),
+        ("p50_ms", pa.float64()),
+        ("p95_ms", pa.float64()),
+        ("p99_ms", pa.float64()),
+    ),
+    hour="hour",
+    key=("hour", "experiment_id", "provider", "model"),
+)
+
 ASSESSMENTS = Table(
     "assessments",
     "One row per trace, scorer and digest: a score or an error. Tokens and cost include earlier attempts at the same "
@@ -471,6 +494,7 @@ TABLES: tuple[Table, ...] = (
     TRACE_ERRORS,
     HOURLY_PERFORMANCE,
     SPAN_PROFILE,
+    MODEL_USAGE,
     ASSESSMENTS,
     NOT_APPLICABLE,
     SCORER_COVERAGE,

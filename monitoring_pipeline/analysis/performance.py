@@ -143,6 +143,45 @@ def span_figures(spans: DataFrame, *keys: str) -> DataFrame:
     )
 
 
+def model_usage(traces: DataFrame) -> DataFrame:
+    """The calls of models by hour, experiment, provider and model, columns of the table `model_usage`.
+
+    Percentiles are exact, with linear interpolation; calls without a duration do not enter them.
+    """
+    from pyspark.sql import functions as F
+
+    call = F.col("call")
+    keys = ("hour", "experiment_id", "provider", "model")
+    names = ("input_tokens", "output_tokens", "total_tokens")
+    names += ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
+    calls = traces.select(
+        F.col("trace_hour").alias("hour"), "experiment_id", F.explode("model_calls").alias("call")
+    ).select(
+        "hour",
+        "experiment_id",
+        *(call[name].alias(name) for name in ("provider", "model", *names, "cost_usd", "status", "duration_ms")),
+    )
+    is_unpriced = F.col("cost_usd").isNull() & (F.col("total_tokens") > 0)
+    figures = calls.groupBy(*keys).agg(
+        F.count("*").alias("call_count"),
+        F.sum((F.col("status") == "ERROR").cast("long")).alias("error_count"),
+        *(F.sum(name).alias(name) for name in names),
+        in_order("cost_usd").alias("costs_usd"),
+        F.sum(F.coalesce(is_unpriced, F.lit(False)).cast("long")).alias("unpriced_count"),
+        percentiles("duration_ms"),
+    )
+    return figures.select(
+        *keys,
+        "call_count",
+        "error_count",
+        (F.col("error_count") / F.col("call_count")).alias("error_rate"),
+        *names,
+        total(F.col("costs_usd")).alias("cost_usd"),
+        "unpriced_count",
+        *percentile_columns("ms"),
+    )
+
+
 def spans_with_self_time(traces: DataFrame, *columns: str) -> DataFrame:
     """One row a span: span_type, span_name, status, span_us and self_time_us (microseconds), `columns` of its trace."""
     from pyspark.sql import functions as F

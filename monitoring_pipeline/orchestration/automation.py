@@ -28,6 +28,7 @@ from monitoring_pipeline.settings import AutomationSettings
 from monitoring_pipeline.tables import (
     HOURLY_PERFORMANCE,
     HOURLY_QUALITY,
+    MODEL_USAGE,
     SCORER_AGREEMENT,
     SCORER_COVERAGE,
     SPAN_PROFILE,
@@ -162,7 +163,7 @@ def conditions(
     of_a_scorer = when_parents_change()
     if settings.rescore_changed:
         of_a_scorer = of_a_scorer | when_digest_changes(settings.rescore_look_back_hours)
-    performance = (TRACE_PERFORMANCE, TRACE_ERRORS, HOURLY_PERFORMANCE, SPAN_PROFILE)
+    performance = (TRACE_PERFORMANCE, TRACE_ERRORS, HOURLY_PERFORMANCE, SPAN_PROFILE, MODEL_USAGE)
     of_keys = {
         **{dg.AssetKey(table.name): when_parents_change() for table in performance},
         **{scorer_key(scorer.name): of_a_scorer for scorer in scorers if scorer.active},

@@ -14,6 +14,7 @@ from monitoring_pipeline.databricks.managed import is_managed
 from monitoring_pipeline.derivations import (
     PERFORMANCE_OF_HOURS,
     PROFILE_OF_SPANS,
+    USAGE_OF_MODELS,
     derive_agreement,
     derive_coverage,
     derive_quality,
@@ -66,7 +67,7 @@ class Recount:
     def hour(self, window: Window) -> None:
         """Recompute performance, ledger and quality of an hour, each only if its table has rows of the hour."""
         lake = self.lake
-        for derivation in (PERFORMANCE_OF_HOURS, PROFILE_OF_SPANS):
+        for derivation in (PERFORMANCE_OF_HOURS, PROFILE_OF_SPANS, USAGE_OF_MODELS):
             if _has_rows(lake, derivation.table, window):
                 derivation.derive(lake, window)
         if _has_rows(lake, SCORER_COVERAGE, window):

@@ -70,6 +70,7 @@ def all_transformations(
     yield "trace_errors", lambda: performance.trace_errors(traces).toArrow()
     yield "hourly_performance", lambda: performance.hourly_performance(lake.read(TRACE_PERFORMANCE, window)).toArrow()
     yield "span_profile", lambda: performance.span_profile(traces).toArrow()
+    yield "model_usage", lambda: performance.model_usage(traces).toArrow()
     yield "error groups", lambda: error_groups(performance.trace_errors(traces)).toArrow()
     yield "error signatures", lambda: signatures(traces.sparkSession)
     for by in ("trace_name", "status", "tags.environment", "metadata.`mlflow.trace.session`"):

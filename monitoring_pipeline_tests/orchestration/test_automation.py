@@ -29,7 +29,7 @@ NOON = datetime(2026, 1, 10, 12, 5, tzinfo=UTC)
 LATE, LATER, NOW = "2026-01-05-03:00", "2026-01-05-07:00", "2026-01-10-12:00"
 LATE_DAY = "2026-01-05"
 ARCHIVE = "archived_traces"
-PERFORMANCE = {"trace_performance", "trace_errors", "hourly_performance", "span_profile"}
+PERFORMANCE = {"trace_performance", "trace_errors", "hourly_performance", "span_profile", "model_usage"}
 SCORERS = {"assessments/response_quality", "assessments/stage_latency"}
 LEDGER = {"scorer_coverage", "hourly_quality"}
 OF_A_DAY = {"scorer_agreement", "daily_report"}

@@ -11,6 +11,7 @@ from monitoring_pipeline.derivations import (
     PERFORMANCE_OF_HOURS,
     PERFORMANCE_OF_TRACES,
     PROFILE_OF_SPANS,
+    USAGE_OF_MODELS,
     Derivation,
 )
 from monitoring_pipeline.keys import ARCHIVE_KEY
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def performance_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """The four tables of performance."""
+    """The tables of performance."""
     return [
         _derived_asset(hours, PERFORMANCE_OF_TRACES, _trace_figures),
         _derived_asset(hours, ERRORS_OF_TRACES, _error_figures),
@@ -45,6 +46,7 @@ def performance_assets(hours: dg.TimeWindowPartitionsDefinition) -> list[dg.Asse
             hours, PERFORMANCE_OF_HOURS, _hourly_figures, [NO_SILENT_HOUR, LATEST_HOUR_IS_THERE], _hours_are_there
         ),
         _derived_asset(hours, PROFILE_OF_SPANS, _span_figures),
+        _derived_asset(hours, USAGE_OF_MODELS, _call_figures),
     ]
 
 
@@ -100,6 +102,13 @@ def _hourly_figures(rows: "DataFrame") -> "DataFrame":
         *(F.max(F.when(of_all_names, F.col(name))).alias(name) for name in percentiles),
         sums["cost_usd"].alias("cost_usd"),
     )
+
+
+def _call_figures(rows: "DataFrame") -> "DataFrame":
+    from pyspark.sql import functions as F
+
+    sums = (F.sum(name).alias(name) for name in ("call_count", "error_count", "total_tokens", "cost_usd"))
+    return rows.groupBy("hour").agg(F.count("*").alias("rows"), *sums)
 
 
 def _span_figures(rows: "DataFrame") -> "DataFrame":
