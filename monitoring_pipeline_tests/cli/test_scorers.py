@@ -183,7 +183,7 @@ def test_a_missing_experiment_is_one_line(call: Call, config: Path) -> None:
     config.write_text(config.read_text().replace('experiment = "', 'experiment = "no '))
     done = call("list")
     assert done.code == 1
-    assert done.error.endswith("and there is none; create it, or set [scoring] experiment to another")
+    assert done.error.endswith("which does not exist; create it, or set [scoring] experiment to another")
 
 
 def test_another_process_with_the_configuration_named_changes_the_same_scorer(call: Call, config: Path) -> None:

@@ -207,8 +207,8 @@ def test_a_handle_is_of_no_use_once_the_scorer_changed(settings: Settings, actio
     with pytest.raises(StaleHandleError) as error:
         getattr(stale, action)()
     assert str(error.value) == (
-        f"scorer 'long' was changed since this handle was made, by 'start', revision 2 at "
-        f"{current.changed_at:%Y-%m-%d %H:%M:%S} UTC; get a new one by lifecycle.handle('long')"
+        f"scorer 'long' was changed after this handle was created, by 'start', revision 2 at "
+        f"{current.changed_at:%Y-%m-%d %H:%M:%S} UTC; get a new handle with lifecycle.handle('long')"
     )
     assert lifecycle.handle("long", settings) == current
 
@@ -456,7 +456,7 @@ def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
     with pytest.raises(TrackingError) as missing:
         lifecycle.handles(settings_of(uri, "nowhere"))
     assert str(missing.value) == (
-        f"the scorers' states are kept in the experiment 'nowhere' at {uri}, and there is none; create it, or set "
+        f"the scorers' states are kept in experiment 'nowhere' at {uri}, which does not exist; create it, or set "
         "[scoring] experiment to another"
     )
 
@@ -465,7 +465,7 @@ def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
     assert found
     client.delete_experiment(found.experiment_id)
     with pytest.raises(
-        TrackingError, match=f"it is deleted; restore it .mlflow experiments restore -x {found.experiment_id}."
+        TrackingError, match=f"which is deleted; restore it .mlflow experiments restore -x {found.experiment_id}."
     ):
         lifecycle.handles(settings_of(uri, experiment))
 
@@ -474,7 +474,7 @@ def test_a_store_without_its_default_experiment_keeps_no_states(uri: str, monkey
     monkeypatch.setattr("monitoring_pipeline.scoring.states.DEFAULT_EXPERIMENT_ID", "987654321")
     (handle,) = lifecycle.handles(settings_of(uri, None, CODE))
     assert handle.state == "unregistered"
-    with pytest.raises(TrackingError, match=r"kept in the default experiment at .*, and there is none; create it"):
+    with pytest.raises(TrackingError, match=r"kept in the default experiment at .*, which does not exist; create it"):
         handle.register()
 
 
@@ -488,7 +488,7 @@ def test_a_default_experiment_that_was_deleted_keeps_its_states_from_being_forgo
     client.restore_experiment("0")
     handle.register()
     client.delete_experiment("0")
-    with pytest.raises(TrackingError, match=r"default experiment at .*, and it is deleted; restore it"):
+    with pytest.raises(TrackingError, match=r"default experiment at .*, which is deleted; restore it"):
         lifecycle.handles(settings)
 
 
