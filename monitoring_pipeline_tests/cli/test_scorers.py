@@ -152,7 +152,7 @@ def test_a_filter_cannot_steer_the_terminal(call: Call) -> None:
 def test_an_unknown_name_is_wrong_usage_and_names_the_known_ones(call: Call, command: str) -> None:
     done = call(command, "lnog", *(["--sample-rate", "1"] if command == "update" else []))
     assert done.code == 2
-    assert "no scorer 'lnog'; there are order_number, long" in done.error
+    assert "no scorer 'lnog'; existing scorers: order_number, long" in done.error
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_a_wrong_rate_or_filter_is_told_and_nothing_is_written(
 
 
 def test_an_update_of_nothing_is_an_error(local: Callable[..., Settings]) -> None:
-    with pytest.raises(LifecycleError, match="nothing to update of scorer 'long'"):
+    with pytest.raises(LifecycleError, match="nothing to update for scorer 'long'"):
         lifecycle.handle("long", local()).register().update()
 
 
@@ -536,7 +536,7 @@ def test_an_unknown_name_is_told_with_those_there_are(local: Callable[..., Setti
     for look_up in (lifecycle.handle, history):
         with pytest.raises(UnknownScorerError) as error:
             look_up("lnog", local())
-        assert str(error.value) == "no scorer 'lnog'; there are long, order_number"
+        assert str(error.value) == "no scorer 'lnog'; existing scorers: long, order_number"
 
 
 def test_importing_the_package_imports_no_mlflow() -> None:
