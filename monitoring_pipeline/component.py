@@ -1,4 +1,4 @@
-"""The pipeline as a Dagster component, for a code location that has other definitions as well."""
+"""The pipeline as a Dagster component, for a code location that also has other definitions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ resource_prefix = "agents"
 
 
 class MonitoringScaffolder(dg.Scaffolder):
-    """Writes defs.yaml and a monitoring.toml to start from, as `dg scaffold defs` does."""
+    """Writes defs.yaml and a starter monitoring.toml for `dg scaffold defs`."""
 
     def scaffold(self, request: dg.ScaffoldRequest) -> None:
         scaffold_component(request, {"config": CONFIG})
@@ -36,7 +36,7 @@ class MonitoringScaffolder(dg.Scaffolder):
 
 @dg.scaffold_with(MonitoringScaffolder)
 class MonitoringComponent(dg.Component, dg.Resolvable, dg.Model):
-    """Archives, measures and scores the MLflow traces of GenAI agents: all definitions of a monitoring.toml."""
+    """Archives, measures and scores the MLflow traces of GenAI agents, as configured in a monitoring.toml."""
 
     config: str = Field(
         default=CONFIG,
@@ -45,10 +45,10 @@ class MonitoringComponent(dg.Component, dg.Resolvable, dg.Model):
     )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The definitions.
+        """Build the definitions from the settings.
 
         Raises:
-            SettingsError: the file does not exist, a setting is wrong, or a scorer cannot be loaded.
+            SettingsError: the file does not exist, a setting is invalid, or a scorer cannot be loaded.
         """
         from monitoring_pipeline.orchestration.build import build_definitions
         from monitoring_pipeline.settings import load_settings

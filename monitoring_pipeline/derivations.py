@@ -1,7 +1,7 @@
-"""Derived tables: for each, the rows of a window from what the lake holds of it.
+"""Derived tables: computes the rows of a window from other tables of the lake.
 
-An asset derives its table for the window of its run, and a deletion derives the tables of the hours that it touched
-again. Both call these functions, so that a table has one definition.
+An asset derives its table for the window of its run; a deletion derives the tables again for the hours that it changed.
+Both call these functions, so that each table has one definition.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Derivation:
-    """A table whose rows of a window are `transform` of another table's rows of the same window."""
+    """A table whose rows of a window are `transform` applied to another table's rows of the same window."""
 
     table: Table
     source: Table
@@ -68,9 +68,9 @@ USAGE_OF_MODELS = Derivation(MODEL_USAGE, AGENT_TRACES, performance.model_usage)
 def derive_coverage(
     lake: LakeResource, window: Window, scorers: Sequence[ConfiguredScorer], changes: Mapping[str, list[Change]]
 ) -> None:
-    """Bring the ledger of `window` up to date for the scorers' current digests; all other lines stay.
+    """Update the ledger of `window` for the scorers' current digests; all other rows stay.
 
-    `scorers` have their effective states; `changes` are those of the scorers that Databricks runs, by name.
+    `scorers` have their effective states; `changes` holds the state changes of scorers that Databricks runs, by name.
 
     Raises:
         LakeError: a table cannot be read or written.
@@ -83,7 +83,7 @@ def derive_coverage(
 def derive_settled_coverage(
     lake: LakeResource, window: Window, scorers: Sequence[ConfiguredScorer], changes: Mapping[str, list[Change]]
 ) -> list[str]:
-    """`derive_coverage`, again while other runs add results; returns what does not add up in the end, a line each."""
+    """Repeat `derive_coverage` while other runs add results; returns the remaining ledger problems, a line each."""
     while True:
         version = lake.version(ASSESSMENTS)
         derive_coverage(lake, window, scorers, changes)
@@ -93,7 +93,7 @@ def derive_settled_coverage(
 
 
 def derive_quality(lake: LakeResource, window: Window, scorers: Sequence[ConfiguredScorer]) -> pd.DataFrame:
-    """Replace the rows of `window` in `hourly_quality`, from results and ledger; returns them (without `date`).
+    """Replace the rows of `window` in `hourly_quality` from results and ledger; returns the rows (without `date`).
 
     Raises:
         LakeError: a table cannot be read or written.
@@ -106,7 +106,7 @@ def derive_quality(lake: LakeResource, window: Window, scorers: Sequence[Configu
 
 
 def derive_agreement(lake: LakeResource, window: Window, scorers: Sequence[ConfiguredScorer]) -> pd.DataFrame:
-    """Replace the rows of the days of `window` in `scorer_agreement`; returns them (without `date`).
+    """Replace the rows for the days of `window` in `scorer_agreement`; returns the rows (without `date`).
 
     Raises:
         LakeError: a table cannot be read or written.

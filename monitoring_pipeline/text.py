@@ -1,4 +1,4 @@
-"""Text: the JSON that it may hold, hostile text made harmless for a report, numbers made readable."""
+"""Text: parses JSON, escapes untrusted text for reports, and formats numbers."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ MISSING = "\N{EN DASH}"
 # control characters, line and paragraph separators, bidirectional overrides and isolates, lone surrogates
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MARKDOWN = re.compile(r"([\\`*_\[\]()#!|~$])")
-# where GitHub-flavoured Markdown would turn bare text into a link
+# positions at which GitHub-flavoured Markdown would turn bare text into a link
 _AUTOLINK = re.compile(r"(?<=www)(?=\.)|(?<=:)(?=//)|(?<=@)", re.IGNORECASE)
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
 def json_or_text(text: str | None) -> Any:
-    """The value that `text` holds as JSON, or `text` itself where it is not JSON; None for None."""
+    """`text` parsed as JSON, or `text` itself if it is not JSON; None for None."""
     if text is None:
         return None
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # the latter where it is nested too deeply
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply
         return text
 
 
 def plain(text: str, limit: int = 300) -> str:
     """`text` on one line, without control or direction-changing characters, at most `limit` characters long.
 
-    What is taken out becomes a space, runs of white space become one, and a cut text ends in an ellipsis. The result
-    can be encoded as UTF-8 and still has to be escaped for the language it is put into.
+    Removed characters become a space, runs of white space become one space, and a cut text ends in an ellipsis. The
+    result can be encoded as UTF-8 and must still be escaped for the output language.
     """
     # 4 times the limit is enough to fill a line and keeps a text of many megabytes cheap
     line = " ".join(_UNSEEN.sub(" ", text[: 4 * limit]).split())
@@ -42,15 +42,15 @@ def plain(text: str, limit: int = 300) -> str:
 
 
 def escape_html(text: str, limit: int = 300) -> str:
-    """`plain(text, limit)` as HTML that shows just that text, for use in an element or a quoted attribute."""
+    """`plain(text, limit)` escaped for an HTML element or a quoted attribute."""
     return html.escape(plain(text, limit))
 
 
 def escape_markdown(text: str, limit: int = 120) -> str:
-    """`plain(text, limit)` as Markdown that shows just that text, for use within a line or a table cell.
+    """`plain(text, limit)` escaped for a line or a table cell of Markdown.
 
-    No HTML, link, image, emphasis, code or cell border can come out of it in CommonMark or GitHub-flavoured Markdown;
-    an invisible space keeps addresses from becoming links.
+    The result cannot produce HTML, links, images, emphasis, code or cell borders in CommonMark or GitHub-flavoured
+    Markdown; an invisible space keeps addresses from becoming links.
     """
     unlinked = _AUTOLINK.sub(_ZERO_WIDTH_SPACE, plain(text, limit))
     return _MARKDOWN.sub(r"\\\1", html.escape(unlinked, quote=False))
@@ -62,12 +62,12 @@ def count(value: float) -> str:
 
 
 def millions(value: float) -> str:
-    """A count that, from a million on, is given in millions, such as 4.1 M."""
+    """A count, in millions from a million on, such as 4.1 M."""
     return f"{value / 1e6:,.1f} M" if value >= 1e6 else count(value)
 
 
 def percent(share: float) -> str:
-    """A share between 0 and 1 as a percentage that never rounds to nothing or to everything."""
+    """A share between 0 and 1 as a percentage; only exactly 0 and 1 show as 0 % and 100 %."""
     if not math.isfinite(share):
         return MISSING
     if 0 < share < 0.001:
@@ -79,7 +79,7 @@ def percent(share: float) -> str:
 
 
 def duration(duration_ms: float) -> str:
-    """A duration in the unit that suits its length: 0.4 ms, 850 ms, 9.1 s, 2 min 05 s, 1 h 12 min."""
+    """A duration in a unit that fits its length: 0.4 ms, 850 ms, 9.1 s, 2 min 05 s, 1 h 12 min."""
     if not math.isfinite(duration_ms):
         return MISSING
     if duration_ms < 9.95:
@@ -96,7 +96,7 @@ def duration(duration_ms: float) -> str:
 
 
 def cost(cost_usd: float) -> str:
-    """An amount in US dollars, such as $1,234.50; below ten cents with four decimals, below a tenth with two digits."""
+    """An amount in US dollars, such as $1,234.50; four decimals below $0.10, two significant digits below $0.001."""
     if not math.isfinite(cost_usd):
         return MISSING
     if 0 < cost_usd < 0.001:

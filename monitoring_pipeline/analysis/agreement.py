@@ -1,4 +1,4 @@
-"""Agreement of a scorer with people's feedback and with its own other digests, on the traces that both judged."""
+"""Agreement of a scorer with people's feedback and with its other digests, on the traces that both assessed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = ["day", "experiment_id", "scorer", "scorer_digest", "reference", "referenc
 
 
 class ComparedScorer(Protocol):
-    """What agreement needs to know of a scorer; `compare_with` names the recorded assessments to compare it with."""
+    """The scorer attributes that agreement needs; `compare_with` names the recorded assessments to compare with."""
 
     @property
     def name(self) -> str: ...
@@ -30,19 +30,20 @@ class ComparedScorer(Protocol):
 
 
 def agreement(traces: DataFrame, assessments: DataFrame, scorers: Sequence[ComparedScorer]) -> pd.DataFrame:
-    """How often the scorers' verdicts were those of a reference, by the day of the trace.
+    """How often the scorers' verdicts match those of a reference, by the day of the trace.
 
-    `traces` are rows of agent_traces, `assessments` those of assessments. Columns of the table `scorer_agreement`
-    (without `date`), no row where there is nothing to compare:
+    `traces` are rows of agent_traces, `assessments` rows of assessments. Returns the columns of the table
+    `scorer_agreement` (without `date`), with rows only for pairs that can be compared:
 
-    - reference `human`: what was recorded on the trace under a name in the scorer's `compare_with`, for each of the
-      scorer's digests. Feedback and expectations count, of people and, under a name that is no scorer's, of programs
-      too, such as a benchmark's checker; under a scorer's name only people's, as the scorer's own results may stand
-      there. Of several of one name a person's goes before a program's, then the latest counts. Those with an error or
-      without a value do not.
+    - reference `human`: assessments recorded on the trace under a name in the scorer's `compare_with`, for each of the
+      scorer's digests. Feedback and expectations from people count; those from programs, such as a benchmark's checker,
+      count only if the name is not a scorer's, because the scorer's own results may be recorded under its name. With
+      several assessments of one name, people take precedence over programs, then the latest counts. Assessments with
+      an error or without a value do not count.
     - reference `digest`: each other digest of the scorer, compared with the current one.
 
-    A verdict is pass or fail: the scorer's by its `pass_if`, recorded values from 0.5 on. What has no score has none.
+    A verdict is pass or fail: a scorer's score passes by its `pass_if`, a recorded value from 0.5. A value without a
+    score has no verdict.
     """
     import pandas as pd
     from pyspark.sql import functions as F
@@ -68,9 +69,9 @@ def agreement(traces: DataFrame, assessments: DataFrame, scorers: Sequence[Compa
 
 
 def with_kappa(counts: pd.DataFrame) -> pd.DataFrame:
-    """`counts`, which has the columns pass_pass, pass_fail, fail_pass and fail_fail, with what they amount to.
+    """Add agreement (a share), kappa, kappa_low and kappa_high to `counts`.
 
-    Columns agreement (a share), kappa, kappa_low and kappa_high; see `cohen_kappa` for where these are missing.
+    `counts` has the columns pass_pass, pass_fail, fail_pass and fail_fail; see `cohen_kappa` for when kappa is missing.
     """
     import pandas as pd
 
@@ -81,7 +82,7 @@ def with_kappa(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _verdicts(assessments: DataFrame, scorers: Sequence[ComparedScorer]) -> DataFrame:
-    """What the scorers found: trace_id, day, experiment_id, scorer, scorer_digest, passed (never null)."""
+    """The scorers' verdicts: trace_id, day, experiment_id, scorer, scorer_digest, passed (never null)."""
     from pyspark.sql import functions as F
 
     passed = _of_scorer(scorers, "boolean", lambda scorer: passes(F.col("score"), scorer.pass_if))
@@ -102,12 +103,12 @@ def _with_recorded(verdicts: DataFrame, traces: DataFrame, scorers: Sequence[Com
 
 
 def _recorded(traces: DataFrame, scorers: Sequence[ComparedScorer]) -> DataFrame:
-    """The verdict that counts of each trace and name: trace_id, reference_name, reference_passed (never null)."""
+    """The recorded verdict that counts per trace and name: trace_id, reference_name, reference_passed (never null)."""
     from pyspark.sql import functions as F
 
     names = {name for scorer in scorers for name in scorer.compare_with}
     by_person = F.col("source_type") == "HUMAN"
-    is_meant = (
+    counts = (
         F.col("kind").isin("feedback", "expectation")
         & F.col("name").isin(*names)
         & (by_person | ~F.col("name").isin(*(scorer.name for scorer in scorers)))
@@ -118,7 +119,7 @@ def _recorded(traces: DataFrame, scorers: Sequence[ComparedScorer]) -> DataFrame
     return (
         traces.select("trace_id", F.explode("assessments").alias("entry"))
         .select("trace_id", "entry.*")
-        .where(is_meant)
+        .where(counts)
         .groupBy("trace_id", F.col("name").alias("reference_name"))
         .agg(F.max_by("value", latest).alias("value"))
         .select("trace_id", "reference_name", passes(score_of(F.col("value")), None).alias("reference_passed"))
@@ -148,7 +149,7 @@ def _with_other_digests(verdicts: DataFrame, scorers: Sequence[ComparedScorer]) 
 
 
 def _of_scorer(scorers: Sequence[ComparedScorer], type_name: str, value: Callable[[ComparedScorer], Column]) -> Column:
-    """`value` of the scorer that the row belongs to; null where it is none of these."""
+    """`value` for the row's scorer; null if the scorer is not one of `scorers`."""
     from pyspark.sql import functions as F
 
     values = (F.when(F.col("scorer") == scorer.name, value(scorer)) for scorer in scorers)

@@ -1,4 +1,4 @@
-"""Figures of traces, together and by what they are marked with: a tag, a key of the metadata, or a column."""
+"""Figures of traces by a property: a tag, a metadata key or a column."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _KEY = re.compile(r"(tag|tags|metadata|request_metadata)\.(`[^`]+`|\"[^\"]+\"|[^
 
 
 def break_down(traces: DataFrame, by: str) -> DataFrame:
-    """The figures of `agent_traces` by the values of a property (see `trace_property`), that of most traces first.
+    """Figures of `agent_traces` by value of a property (see `trace_property`), most traces first.
 
-    Columns: `value` (null: traces without one), then the figures of the table `hourly_performance`: trace_count,
+    Columns: `value` (null: traces without a value), then the figures of the table `hourly_performance`: trace_count,
     error_count, error_rate, durations in milliseconds, span_count, tokens and cost_usd.
 
     Raises:
-        MonitoringError: there is no such property.
+        MonitoringError: the property does not exist.
     """
     from pyspark.sql import functions as F
 
@@ -31,10 +31,10 @@ def break_down(traces: DataFrame, by: str) -> DataFrame:
 
 
 def trace_property(by: str) -> Column:
-    """A property of traces as MLflow's filters spell it: tags.environment, metadata.`mlflow.source.name`, user_id.
+    """A property of traces in MLflow's filter syntax: tags.environment, metadata.`mlflow.source.name`, user_id.
 
     Raises:
-        MonitoringError: it is neither a tag nor a key of the metadata, nor one of `PROPERTIES`.
+        MonitoringError: it is not a tag, a metadata key or one of `PROPERTIES`.
     """
     from pyspark.sql import functions as F
 
@@ -43,4 +43,6 @@ def trace_property(by: str) -> Column:
     if match := _KEY.fullmatch(by):
         column = "tags" if match[1].startswith("tag") else "metadata"
         return F.col(column)[match[2].strip('`"')]
-    raise MonitoringError(f"{by!r} is no property of traces: give tags.<key>, metadata.<key>, {', '.join(PROPERTIES)}")
+    raise MonitoringError(
+        f"{by!r} is not a property of traces: use tags.<key>, metadata.<key> or one of {', '.join(PROPERTIES)}"
+    )

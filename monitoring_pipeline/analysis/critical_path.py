@@ -1,4 +1,4 @@
-"""The critical path of a trace: which span it was waiting for at each moment."""
+"""The critical path of a trace: the span that it waits for at each moment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monitoring_pipeline.windows import EPOCH
 
 
 class PathPart(NamedTuple):
-    """A span on the critical path, and how much of the path, in milliseconds, is its own and not its children's."""
+    """A span on the critical path, and its own share of the path, without its children's, in milliseconds."""
 
     span_id: str
     span_name: str
@@ -21,20 +21,20 @@ class PathPart(NamedTuple):
 
 
 def critical_path(spans: Sequence[Mapping[str, Any]]) -> list[PathPart]:
-    """The critical path of one trace's `spans` (as in `agent_traces`): each span on it once, in the order of time.
+    """The critical path of one trace's `spans` (as in `agent_traces`): each span on it once, in order of time.
 
-    At each moment of the root's duration the path goes down from the root to the child that had begun and finishes
-    last, as long as that is still running, and is in the span where it gets no further. So the parts add up to the
-    root's duration. It is found by a walk back from the root's end, as in Z. Zhang et al., CRISP: Critical Path
+    At each moment of the root's duration, the path descends from the root to the running child that finishes last, and
+    from there on, until a span has no running child; the time counts for that span. So the parts add up to the root's
+    duration. The path is computed by walking back from the root's end, as in Z. Zhang et al., CRISP: Critical Path
     Analysis of Large-Scale Microservice Architectures, USENIX ATC 2022.
 
-    Of children that finish together the first to begin counts. What of a span lies outside its parent does not count,
-    and one that outlives its parent finishes with it. A span without an end, as of a trace that was cut off, lasts as
-    long as those below it; one that ends before it starts takes no time; one without a start is left out.
+    If children finish together, the first to begin counts. Time of a span outside its parent does not count; a span
+    that outlives its parent finishes with it. A span without an end, as in a truncated trace, lasts as long as its
+    descendants; a span that ends before it starts takes no time; a span without a start is left out.
 
-    The root is the first span without a parent, else the first to begin. Further ones without a parent that is there
-    count as its children, as does the first to begin of those whose parents form a cycle. Of several spans with one id
-    the first is the parent of those below. Without a span that has begun there is no path.
+    The root is the first span without a parent, else the first to begin. Other spans whose parent is missing count as
+    its children, as does the first to begin of spans whose parents form a cycle. If several spans have one id, the
+    first is the parent of their children. Without a span that has a start, the path is empty.
     """
     timed = [span for span in spans if span["start_time"] is not None]
     if not timed:
@@ -47,7 +47,7 @@ def critical_path(spans: Sequence[Mapping[str, Any]]) -> list[PathPart]:
 
 @dataclass(frozen=True)
 class _Tree:
-    """Spans by their number: when they start and end, in microseconds, and their children, the last to finish first."""
+    """Spans by number: their starts and ends in microseconds, and their children, the last to finish first."""
 
     root: int
     starts: list[int]
@@ -67,7 +67,7 @@ def _tree(spans: Sequence[Mapping[str, Any]]) -> _Tree:
     top_down: dict[int, None] = {}
     for top in [root, *by_start]:
         if top not in top_down:
-            if top != root:  # what is not below the root is in a cycle or below one, which is cut here
+            if top != root:  # a span that is not below the root is in or below a cycle; cut the cycle here
                 children[parents[top]].remove(top)
                 children[root].append(top)
             top_down |= dict.fromkeys(_from(top, children))
@@ -83,7 +83,7 @@ def _tree(spans: Sequence[Mapping[str, Any]]) -> _Tree:
 
 
 def _parents(spans: Sequence[Mapping[str, Any]], root: int) -> dict[int, int]:
-    """The parent of each span but the root, which is that of those whose own is not there."""
+    """The parent of each span except the root; the root if the span's parent is missing."""
     first_of: dict[str, int] = {}
     for number, span in enumerate(spans):
         first_of.setdefault(span["span_id"], number)
@@ -92,7 +92,7 @@ def _parents(spans: Sequence[Mapping[str, Any]], root: int) -> dict[int, int]:
 
 
 def _from(top: int, children: Mapping[int, list[int]]) -> Iterator[int]:
-    """The span and all below it, parents first. Not recursive, as spans may be nested a thousand deep."""
+    """The span and its descendants, parents first. Not recursive, because spans may be nested a thousand deep."""
     left = [top]
     while left:
         number = left.pop()
@@ -102,7 +102,7 @@ def _from(top: int, children: Mapping[int, list[int]]) -> Iterator[int]:
 
 @dataclass
 class _Walk:
-    """How far the walk back through a span is: at `at`, on its way to `start`, with `children` that it has not seen."""
+    """The walk back through a span: it is at `at`, ends at `start`, and has yet to visit `children`."""
 
     span: int
     start: int
@@ -111,7 +111,7 @@ class _Walk:
 
 
 def _walk_back(tree: _Tree) -> Iterator[tuple[int, int, int]]:
-    """The stretches of the path from its end to its start: the span, and the start and end of the stretch."""
+    """Segments of the path from its end to its start: the span, and the segment's start and end."""
     walks = [_Walk(tree.root, tree.starts[tree.root], tree.ends[tree.root], iter(tree.children.get(tree.root, ())))]
     while walks:
         walk = walks[-1]

@@ -1,4 +1,4 @@
-"""Errors grouped by what went wrong, from rows of `trace_errors`."""
+"""Groups rows of `trace_errors` by error signature and span."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SAMPLE_TRACES = 5
 
 
 def error_groups(errors: DataFrame) -> DataFrame:
-    """One row for each error signature and span that it arose in, those of most traces first.
+    """One row for each error signature and the span in which it arose, most traces first.
 
     Columns: signature (see `signatures.error_signature`), span_name, span_type, trace_count, span_count, first_seen and
     last_seen (UTC, starts of traces), sample_trace_ids (the first five), sample_message (telling line of the first).
 
-    Of the spans of a trace with the same message only the last counts: an exception that passes up through its parents
-    failed in the innermost. `span_count` counts the spans of that name with that message. A trace in ERROR without a
-    failed span is of the signature NO_FAILED_SPAN, without name and type.
+    Of a trace's spans with the same message only the last counts, because an exception that propagates through parent
+    spans arose in the innermost one. `span_count` counts the spans with that name and message. A trace in ERROR without
+    a failed span gets the signature NO_FAILED_SPAN, without name and type.
     """
     from pyspark.sql import functions as F
 
@@ -50,17 +50,17 @@ def error_groups(errors: DataFrame) -> DataFrame:
 
 
 def new_groups(groups: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `groups` (as `error_groups` gives them) whose signature and span are not among the `known`."""
+    """Rows of `groups` (from `error_groups`) whose signature and span are not in `known`."""
     import numpy as np
 
     before = set(known[GROUP].itertuples(index=False, name=None))
     is_new = [group not in before for group in groups[GROUP].itertuples(index=False, name=None)]
-    # An array of bool: pandas takes an empty list for names of columns.
+    # An array of bool: pandas interprets an empty list as column names.
     return groups[np.array(is_new, bool)].reset_index(drop=True)
 
 
 def _causes(errors: DataFrame) -> DataFrame:
-    """One row for each trace and message in it: where it arose, and how many spans there have it."""
+    """One row for each trace and message: the span in which it arose, and the number of spans with it."""
     from pyspark.sql import functions as F
 
     spans = errors.select(
@@ -75,7 +75,7 @@ def _causes(errors: DataFrame) -> DataFrame:
         F.col("span.span_type").alias("span_type"),
         telling_line_column(F.col("span.status_message")).alias("message"),
     )
-    # Spans that say nothing are told apart by their names.
+    # Spans without a message are distinguished by name.
     same = F.when(F.col("message") == "", F.col("span_name")).otherwise(F.col("message")).alias("same")
     by_span = spans.groupBy("trace_id", "seen", "message", same, "span_name", "span_type").agg(
         F.max("position").alias("position"), F.count("position").alias("spans")

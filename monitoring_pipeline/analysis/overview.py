@@ -1,4 +1,4 @@
-"""How traces fare together: how many succeed, and how long they take."""
+"""Overview of a set of traces: success rate, errors and latencies."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SAMPLE_ERRORS = 5
 
 
 def overview(traces: DataFrame) -> dict[str, Any]:
-    """Of rows of `agent_traces`: total_traces, success_rate, error_count, latencies and sample_errors.
+    """Figures of rows of `agent_traces`: total_traces, success_rate, error_count, latencies and sample_errors.
 
-    success_rate is the share with status OK, success_rate_interval its 95 % interval by Wilson; error_count counts
-    status ERROR. avg_, p50_, p95_ and p99_latency_ms are exact, with linear interpolation, over traces that have ended
-    (None without any). sample_errors are the requests of the latest five with status ERROR. Without any trace it is
-    total_traces alone, 0.
+    success_rate is the share with status OK, success_rate_interval its 95 % Wilson interval; error_count counts status
+    ERROR. avg_, p50_, p95_ and p99_latency_ms are exact, with linear interpolation, over traces that have ended (None
+    without any). sample_errors are the requests of the latest five traces with status ERROR. Without any trace, the
+    result contains only total_traces, 0.
     """
     from pyspark.sql import functions as F
 
@@ -52,7 +52,7 @@ def overview(traces: DataFrame) -> dict[str, Any]:
 
 
 def _request(text: str | None) -> Any:
-    """The request as MLflow shows it: what its JSON holds, or the text itself."""
+    """The request as MLflow shows it: parsed if it is JSON, else the text."""
     try:
         return json.loads(text) if text is not None else None
     except (ValueError, RecursionError):

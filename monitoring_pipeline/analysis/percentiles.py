@@ -1,4 +1,4 @@
-"""The percentiles that every table and analysis shows: exact, with linear interpolation, as numpy's default."""
+"""The percentiles of all tables and analyses: exact, with linear interpolation (numpy's default)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PERCENTILES = "percentiles"
 
 
 def percentiles(column: str) -> Column:
-    """An aggregate named PERCENTILES: those of the column at RANKS, as an array; null where it has no value."""
+    """An aggregate named PERCENTILES: the column's percentiles at RANKS as an array; null without a value."""
     from pyspark.sql import functions as F
 
     return F.percentile(column, F.array(*(F.lit(rank / 100) for rank in RANKS))).alias(PERCENTILES)
 
 
 def percentile_columns(name: str, divisor: int = 1) -> Iterator[Column]:
-    """The elements of what `percentiles` aggregated as columns p50_, p95_ and p99_`name`, divided by `divisor`."""
+    """The elements of the aggregate `percentiles` as columns p50_, p95_ and p99_`name`, divided by `divisor`."""
     from pyspark.sql import functions as F
 
     for index, rank in enumerate(RANKS):

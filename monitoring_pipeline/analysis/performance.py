@@ -1,6 +1,6 @@
-"""Performance of traces and spans: rows of `agent_traces` in, tables of figures out. Durations are in milliseconds.
+"""Performance of traces and spans, computed from rows of `agent_traces`. Durations are in milliseconds.
 
-A span without an end has no duration; one that ends before it starts, by a clock put back, took no time.
+A span without an end has no duration; a span that ends before it starts, after a clock was set back, has duration 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def trace_performance(traces: DataFrame, *more: Column) -> DataFrame:
-    """One row a trace, columns of the table `trace_performance`, and `more` columns of the trace."""
+    """One row per trace with the columns of the table `trace_performance` and `more` columns of the trace."""
     from pyspark.sql import functions as F
 
     durations = F.filter(F.transform("spans", span_ms), lambda ms: ms.isNotNull())
@@ -40,7 +40,7 @@ def trace_performance(traces: DataFrame, *more: Column) -> DataFrame:
 
 
 def trace_errors(traces: DataFrame) -> DataFrame:
-    """One row for each trace whose status is ERROR or that has an ERROR span, columns of the table `trace_errors`."""
+    """One row per trace that has status ERROR or an ERROR span, with the columns of the table `trace_errors`."""
     from pyspark.sql import functions as F
 
     # No lambda in a filter: Sail pushes it down to the Delta scan and fails there.
@@ -67,9 +67,9 @@ def trace_errors(traces: DataFrame) -> DataFrame:
 
 
 def hourly_performance(performance: DataFrame) -> DataFrame:
-    """`trace_performance` summed up by hour, experiment and trace name, and by hour and experiment (name null).
+    """`trace_performance` aggregated by hour, experiment and trace name, and by hour and experiment (name null).
 
-    Percentiles are exact, with linear interpolation (as numpy's default); traces without a duration do not enter them.
+    Percentiles are exact, with linear interpolation (numpy's default), and leave out traces without a duration.
     """
     named = performance.fillna({"trace_name": ""})
     by_name = performance_figures(named, "trace_hour", "experiment_id", "trace_name")
@@ -78,7 +78,7 @@ def hourly_performance(performance: DataFrame) -> DataFrame:
 
 
 def performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
-    """`trace_performance` summed up by its columns `keys`: these, and the figures of the table `hourly_performance`."""
+    """`trace_performance` aggregated by its columns `keys`, with the figures of the table `hourly_performance`."""
     from pyspark.sql import functions as F
 
     is_error = (F.col("status") == "ERROR").cast("long")
@@ -107,10 +107,10 @@ def performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
 
 
 def span_profile(traces: DataFrame) -> DataFrame:
-    """Where the time goes, by hour, experiment, span type and span name, and by span type (name null).
+    """Span durations by hour, experiment, span type and span name, and by hour, experiment and span type (name null).
 
-    `self_time_ms` is a span's duration less the time in which at least one of its children ran: overlapping children
-    count once, and what of a child lies outside its parent does not count. A name that is missing becomes "".
+    `self_time_ms` is a span's duration minus the time in which at least one of its children ran: overlapping children
+    count once, and a child's time outside its parent does not count. A missing name becomes "".
     """
     spans = spans_with_self_time(traces, "trace_hour", "experiment_id")
     by_name = span_figures(spans, "trace_hour", "experiment_id", "span_type", "span_name")
@@ -119,7 +119,7 @@ def span_profile(traces: DataFrame) -> DataFrame:
 
 
 def span_figures(spans: DataFrame, *keys: str) -> DataFrame:
-    """`spans_with_self_time` summed up by its columns `keys`: these, and the figures of the table `span_profile`."""
+    """`spans_with_self_time` aggregated by its columns `keys`, with the figures of the table `span_profile`."""
     from pyspark.sql import functions as F
 
     figures = spans.groupBy(*keys).agg(
@@ -183,7 +183,7 @@ def model_usage(traces: DataFrame) -> DataFrame:
 
 
 def spans_with_self_time(traces: DataFrame, *columns: str) -> DataFrame:
-    """One row a span: span_type, span_name, status, span_us and self_time_us (microseconds), `columns` of its trace."""
+    """One row per span: `columns` of its trace, span_type, span_name, status, span_us, self_time_us (microseconds)."""
     from pyspark.sql import functions as F
 
     spans = traces.select("trace_id", *columns, F.explode("spans").alias("span")).select(
@@ -214,7 +214,7 @@ def spans_with_self_time(traces: DataFrame, *columns: str) -> DataFrame:
 
 
 def _covered_us() -> Column:
-    """How much of [start_us, end_us) the union of the sorted `children` covers; a sweep counts no time twice."""
+    """Microseconds of [start_us, end_us) covered by the union of the sorted `children`, computed by a sweep."""
     from pyspark.sql import functions as F
 
     zero = F.lit(0).cast("long")
@@ -229,7 +229,7 @@ def _covered_us() -> Column:
 
 
 def span_ms(span: Column) -> Column:
-    """How long a span of `agent_traces` took, in milliseconds; null where it has no end."""
+    """The duration of a span of `agent_traces` in milliseconds; null without an end."""
     from pyspark.sql import functions as F
 
     return _span_us(F.unix_micros(span["start_time"]), F.unix_micros(span["end_time"])) / 1000
@@ -238,7 +238,7 @@ def span_ms(span: Column) -> Column:
 def _span_us(start_us: Column, end_us: Column) -> Column:
     from pyspark.sql import functions as F
 
-    # Not greatest(0, …), which would make a span without an end one of no time.
+    # Not greatest(0, …), which would return 0 instead of null for a span without an end.
     return F.when(end_us >= start_us, end_us - start_us).when(end_us < start_us, F.lit(0).cast("long"))
 
 

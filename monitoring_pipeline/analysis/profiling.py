@@ -1,4 +1,4 @@
-"""One trace: where its time went."""
+"""The time profile of one trace."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FIGURES = {
 
 
 def profile(trace: DataFrame) -> dict[str, Any]:
-    """Where the time of one trace, the only row of `trace` (of `agent_traces`), went.
+    """The time profile of one trace, the only row of `trace` (from `agent_traces`).
 
     trace_id, status and duration_ms are those of the trace. by_type and by_stage hold, for each span type and each span
-    name, those of most own time first: count, error_count, total_ms, avg_ms, max_ms and self_time_ms (as in the table
+    name, most self time first: count, error_count, total_ms, avg_ms, max_ms and self_time_ms (as in the table
     span_profile). critical_path is a list of `PathPart`.
     """
     [row] = trace.select("trace_id", "trace_info.status", "duration_ms", "spans").toArrow().to_pylist()

@@ -1,4 +1,4 @@
-"""Quality by hour or day: assessments and their ledger in, mean scores with intervals out."""
+"""Quality by hour or day: mean scores with intervals, computed from assessments and their ledger."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def quality(assessments: DataFrame, coverage: DataFrame, pass_if: Mapping[str, str], *, by_hour: bool) -> pd.DataFrame:
-    """Scores summed up by hour (or over all rows given), experiment, scorer and digest.
+    """Scores aggregated by experiment, scorer and digest, and by hour with `by_hour`.
 
-    Columns of the table `hourly_quality` (without `hour` unless `by_hour`). `pass_rate` is the share of the scores that
-    pass, by the rule that `pass_if` has for the scorer; without one it is the mean where every value is a pass or a
-    fail, else null. The interval is that of the mean over all traces that pass the scorer's filter,
-    sampled or not: `eligible + unsampled` of the ledger.
+    Columns of the table `hourly_quality` (without `hour` unless `by_hour`). `pass_rate` is the share of scores that
+    pass the scorer's rule in `pass_if`; without a rule it is the mean score if every value is a pass or a fail, else
+    null. The interval is for the mean over all traces that pass the scorer's filter, sampled or not: `eligible +
+    unsampled` of the ledger.
     """
     import pandas as pd
     from pyspark.sql import functions as F
@@ -55,6 +55,6 @@ def quality(assessments: DataFrame, coverage: DataFrame, pass_if: Mapping[str, s
 
 
 def _bounds(scores: list[float], population: float) -> tuple[float | None, float | None]:
-    if math.isnan(population):  # a run killed before its ledger, of a digest that has since been replaced
+    if math.isnan(population):  # the run was killed before its ledger update, and its digest has since been replaced
         return None, None
     return mean_interval(scores, int(population)) or (None, None)

@@ -1,4 +1,4 @@
-"""Two releases of an agent side by side: what got slower, what fails more often, and what fails anew."""
+"""Comparison of two releases of an agent: error rates, durations, slower stages and new errors."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 SHARES = {"p50": 0.5, "p95": 0.95}
-NAMED_VALUES = 10  # of a property, in an error message
+NAMED_VALUES = 10  # values of a property listed in an error message
 
 
 @dataclass(frozen=True)
 class ReleaseComparison:
-    """The traces of which `by` is `after` beside those of which it is `before`. Intervals are of 95 %.
+    """Traces whose property `by` is `after`, compared with traces whose `by` is `before`. Intervals are 95 %.
 
     measures: indexed by error_rate, p50_duration_ms and p95_duration_ms: before, after, change (after - before), and
         low and high, the bounds of its interval.
-    stages: one row a span type and name, the most slowed down first (by median; those of one release alone last):
+    stages: one row per span type and name, largest slowdown of the median first (stages of only one release last):
         span_type, span_name, before_count and after_count (spans that ended), and for p50 and p95 the columns
         p50_before_ms, p50_after_ms, p50_change_ms, p50_low_ms and p50_high_ms.
-    new_errors, gone_errors: the groups of errors that only `after`, and only `before`, has: `errors.error_groups`.
+    new_errors, gone_errors: groups of errors (see `errors.error_groups`) found only in `after`, or only in `before`.
 
-    Bounds are null where there is too little to tell. Error rates: Newcombe's interval; durations: that of
+    Bounds are null if there are too few values. Error rates use Newcombe's interval, durations the interval of
     `statistics.quantile_difference`. Traces, and spans of a stage, count as independent of each other.
     """
 
@@ -48,10 +48,10 @@ class ReleaseComparison:
 
 
 def compare_releases(traces: DataFrame, by: str, before: str, after: str) -> ReleaseComparison:
-    """Compare the rows of `agent_traces` that have two values of a property (see `breakdown.trace_property`).
+    """Compare rows of `agent_traces` by two values of a property (see `breakdown.trace_property`).
 
     Raises:
-        MonitoringError: there is no such property, or no trace has one of the values.
+        MonitoringError: the property does not exist, or no trace has one of the values.
     """
     from pyspark.sql import functions as F
 
@@ -60,7 +60,7 @@ def compare_releases(traces: DataFrame, by: str, before: str, after: str) -> Rel
     figures = _trace_figures(compared)
     for release in (before, after):
         if release not in figures:
-            raise MonitoringError(f"no trace has {by} = {release!r}; {_what_there_is(marked)}")
+            raise MonitoringError(f"no trace has {by} = {release!r}; {_found_values(marked)}")
     first, second = figures[before], figures[after]
     errors_before, errors_after = (
         error_groups(trace_errors(compared.where(F.col("release") == release))).toPandas()
@@ -80,7 +80,7 @@ def compare_releases(traces: DataFrame, by: str, before: str, after: str) -> Rel
 
 
 def _trace_figures(traces: DataFrame) -> dict[str, dict[str, Any]]:
-    """Of each release: trace_count, error_count and durations_ms, an array."""
+    """trace_count, error_count and durations_ms (an array) of each release."""
     from pyspark.sql import functions as F
 
     figures = traces.groupBy("release").agg(
@@ -135,12 +135,12 @@ def _stage(row: dict[str, Any], before: np.ndarray, after: np.ndarray) -> dict[s
     return stage
 
 
-def _what_there_is(marked: DataFrame) -> str:
+def _found_values(marked: DataFrame) -> str:
     from pyspark.sql import functions as F
 
     counts = marked.groupBy("release").count().where(F.col("release").isNotNull())
     values = [row["release"] for row in _rows(counts.orderBy(F.desc("count"), "release").limit(NAMED_VALUES))]
-    return f"there are {', '.join(map(repr, values))}" if values else "no trace has any value of it"
+    return f"found values: {', '.join(map(repr, values))}" if values else "no trace has any value for it"
 
 
 def _rows(frame: DataFrame) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What kind of error a message tells of: the message without what differs from one occurrence to the next."""
+"""Error signatures: error messages with the parts masked that differ between occurrences of the same error."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 
 NO_MESSAGE = "(no message)"
 TRACEBACK = "Traceback (most recent call last):"
-# Masked first and cut then, so that where a long value is cut off makes no difference.
+# Messages are masked before they are cut, so that the signature does not depend on where a long value is cut off.
 MASKED_CHARACTERS, SIGNATURE_CHARACTERS = 1000, 300
 
-# What is written in place of what. Read by Python, Java (Spark) and Rust (Sail) alike, so without look-around and with
-# ASCII classes spelled out. Group 1 is what stands before, and stays: where a word must begin, no part of a word.
+# Patterns and their replacements. Python, Java (Spark) and Rust (Sail) must all accept the patterns, so they use no
+# look-around and spell out ASCII classes. Group 1 is the preceding text and is kept; _WORD_START matches where a word
+# begins.
 _HEX = "[0-9A-Fa-f]"
 _WORD_START = "(^|[^0-9A-Za-z_])"
 _NAME = "[0-9A-Za-z_.@%+~-]+"
@@ -32,7 +33,7 @@ MASKS = (
     (f"{_WORD_START}'[^']*('|$)", "<value>"),
     (rf"(^|[^0-9A-Za-z_.~/\\:])(~|[.]{{1,2}}|[A-Za-z]:)?([/\\]{_NAME})+[/\\]?", "<path>"),
     (rf"{_WORD_START}[.]{{0,2}}[0-9A-Za-z_-]{_NAME}([/\\]{_NAME}){{2,}}", "<path>"),
-    # Numbers and ids alike, as an id may be all digits.
+    # Numbers and ids get the same mask, because an id may be all digits.
     (f"{_WORD_START}(0x{_HEX}+|{_HEX}{{8,}})[0-9A-Za-z_]*", "<*>"),
     (f"{_WORD_START}[A-Za-z_]*[0-9]+([.,:][0-9]+)*[0-9A-Za-z_]*", "<*>"),
 )
@@ -40,10 +41,10 @@ _COMPILED = [(re.compile(pattern, re.ASCII), mask) for pattern, mask in MASKS]
 
 
 def error_signature(message: str | None) -> str:
-    """The telling line of the message with ids, numbers, quoted values, paths, addresses and times masked.
+    """The telling line of the message with ids, numbers, quoted values, paths, URLs and times masked.
 
-    That is the first line, or the last one of a Python traceback, at most 300 characters of it. Without a message it is
-    NO_MESSAGE.
+    The telling line is the first, or the last of a Python traceback. Returns at most 300 characters; NO_MESSAGE without
+    a message.
     """
     line = telling_line(message)
     for pattern, mask in _COMPILED:
@@ -52,14 +53,14 @@ def error_signature(message: str | None) -> str:
 
 
 def telling_line(message: str | None) -> str:
-    """The first line of the message, or the last of a Python traceback, at most 1,000 characters; "" without any."""
+    """The first line of the message, or the last of a Python traceback, at most 1,000 characters; "" without one."""
     text = (message or "").strip(" \t\r\n")
     line = text.rpartition("\n")[2] if text.startswith(TRACEBACK) else text.partition("\n")[0]
     return line.strip(" \t\r")[:MASKED_CHARACTERS]
 
 
 def signature_column(line: Column) -> Column:
-    """`error_signature` of a column that `telling_line_column` made."""
+    """`error_signature` of a column from `telling_line_column`."""
     from pyspark.sql import functions as F
 
     for pattern, mask in MASKS:

@@ -1,4 +1,4 @@
-"""Whether a table can be right: its columns, the ranges of its values, hours that are empty where none should be."""
+"""Plausibility of a table: its columns, the ranges of its values, and unexpectedly empty hours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 SHARES = {"error_rate", "pass_rate", "sample_rate", "agreement"}
-# Each is at most the next.
+# Each column is at most the next one.
 ORDERED = (
     ("error_span_count", "span_count"),
     ("error_count", "trace_count"),
@@ -28,23 +28,24 @@ ORDERED = (
     ("ci_low", "mean_score", "ci_high"),
     ("kappa_low", "kappa", "kappa_high"),
 )
-TOLERANCE = 1e-9  # of the last digits of floating point
-# What a trace says of itself, and figures made of that: a client whose clock was put back must not stop an hour.
-_SAID = ("input_tokens", "output_tokens", "total_tokens", "cost_usd")
+TOLERANCE = 1e-9  # for floating-point rounding
+# Values that a trace reports about itself, and figures derived from them: a client whose clock was set back must not
+# block an hour.
+_REPORTED = ("input_tokens", "output_tokens", "total_tokens", "cost_usd")
 CLAIMS = {
-    AGENT_TRACES.name: {*_SAID, "duration_ms"},  # archived before such values became null
-    TRACE_PERFORMANCE.name: {*_SAID, "duration_ms"},
-    HOURLY_PERFORMANCE.name: {*_SAID, *(f"{figure}_duration_ms" for figure in ("avg", "p50", "p95", "p99"))},
+    AGENT_TRACES.name: {*_REPORTED, "duration_ms"},  # archived before such values became null
+    TRACE_PERFORMANCE.name: {*_REPORTED, "duration_ms"},
+    HOURLY_PERFORMANCE.name: {*_REPORTED, *(f"{figure}_duration_ms" for figure in ("avg", "p50", "p95", "p99"))},
 }
 
-BUSY = 10  # traces in an hour: by chance alone, one in 20,000 such hours has none
+BUSY = 10  # traces per hour; by chance alone, one in 20,000 such hours has none
 BASELINE_DAYS = 7
 ENOUGH_DAYS = 3
 
 
 @dataclass(frozen=True)
 class Breach:
-    """A rule that `rows` rows of an hour (or day) break. `is_claim`: the trace itself says so, we have not made it."""
+    """A rule broken by `rows` rows of an hour (or day). `is_claim`: the value comes from the trace, not from us."""
 
     hour: datetime
     rule: str
@@ -56,9 +57,9 @@ class Breach:
 
 
 def schema_problems(table: Table, found: StructType) -> list[str]:
-    """Where the columns of a table differ from those that `table` declares; empty where they do not.
+    """Differences between the columns `found` and those that `table` declares, as messages.
 
-    Whether a column may be null is not compared: an engine does not tell it reliably.
+    Nullability is not compared, because engines do not report it reliably.
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -72,15 +73,15 @@ def schema_problems(table: Table, found: StructType) -> list[str]:
 
 
 def has_numbers(table: Table) -> bool:
-    """Whether any column is a number, so that there are rules for `breaches`."""
+    """Whether any column is a number; only then has `breaches` any rules."""
     return any(pa.types.is_integer(field.type) or pa.types.is_floating(field.type) for field in table.schema)
 
 
 def breaches(table: Table, rows: DataFrame) -> list[Breach]:
-    """The rules that `rows` of the table break, hour by hour, in order.
+    """The rules that `rows` of the table break, by hour, in order.
 
-    Counts, durations and costs are not negative, shares lie between 0 and 1 and kappa between -1 and 1, numbers are
-    finite, percentiles are in order, and a mean lies in its interval.
+    The rules: counts, durations and costs are not negative, shares lie between 0 and 1 and kappa between -1 and 1,
+    numbers are finite, percentiles are in order, and a mean lies in its interval.
     """
     from pyspark.sql import functions as F
 
@@ -98,13 +99,13 @@ def breaches(table: Table, rows: DataFrame) -> list[Breach]:
 
 
 def _rules(table: Table) -> Iterator[tuple[str, str, Column]]:
-    """The column that a rule is about, the rule's breach in words, and the condition of rows that break it."""
+    """For each rule: its column, a description of a breach, and the condition that broken rows meet."""
     from pyspark.sql import functions as F
 
     for field in table.schema:
         value = F.col(field.name)
         if pa.types.is_floating(field.type):
-            yield field.name, f"{field.name} is no finite number", F.isnan(value) | (F.abs(value) == float("inf"))
+            yield field.name, f"{field.name} is not finite", F.isnan(value) | (F.abs(value) == float("inf"))
         if pa.types.is_integer(field.type) or field.name.endswith(("_ms", "_usd")):
             yield field.name, f"{field.name} below 0", value < 0
         if field.name in SHARES:
@@ -115,26 +116,27 @@ def _rules(table: Table) -> Iterator[tuple[str, str, Column]]:
         if set(chain) <= set(table.schema.names):
             for low, high in pairwise(chain):
                 slack = TOLERANCE * F.greatest(F.lit(1.0), F.abs(F.col(high)))
-                # Order among values is ours to keep, also where the values are claims.
+                # We compute the order of values, even if the values are claims.
                 yield "", f"{low} above {high}", F.col(low) > F.col(high) + slack
 
 
 def usual_traces(counts: Mapping[datetime, int], hour: datetime, beside: tuple[datetime, ...]) -> tuple[float, str]:
-    """How many traces `hour` would be expected to have, and what that is taken from, in words.
+    """The expected number of traces in `hour`, and a description of its basis.
 
-    The median of the same hour over those of the seven days before that had traces around it; where these are fewer
-    than three, the least of the hours `beside`. `counts` has the traces of each hour; an hour that it lacks has none.
+    The expected number is the median of the same hour on those of the seven previous days that had traces around it;
+    with fewer than three such days, the minimum of the hours `beside`. `counts` has the traces of each hour; missing
+    hours have none.
     """
     days = [hour - timedelta(days=day) for day in range(1, BASELINE_DAYS + 1)]
     running = [counts.get(day, 0) for day in days if any(counts.get(day + near * HOUR) for near in (-1, 0, 1))]
     if len(running) >= ENOUGH_DAYS:
         median = statistics.median(running)
-        return median, f"{median:g} traces in the median of this hour on {len(running)} days before"
+        return median, f"a median of {median:g} traces in this hour on {len(running)} earlier days"
     least = min(counts.get(near, 0) for near in beside)
-    return least, f"at least {least} traces in the hour{'s' if len(beside) > 1 else ''} beside it"
+    return least, f"at least {least} traces in the adjacent hour{'s' if len(beside) > 1 else ''}"
 
 
 def silent_hours(counts: Mapping[datetime, int], hours: list[datetime]) -> dict[datetime, str]:
-    """Those of `hours` without a trace where ten or more would be usual, with what is usual in words."""
+    """The `hours` that have no trace although ten or more are usual, with a description of the usual number."""
     usual = {hour: usual_traces(counts, hour, (hour - HOUR, hour + HOUR)) for hour in hours if not counts.get(hour)}
     return {hour: words for hour, (traces, words) in usual.items() if traces >= BUSY}

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-FEWEST_BEYOND = 10  # values on either side of a quantile, from which on its interval covers what it should
+FEWEST_BEYOND = 10  # minimum values on either side of a quantile for its interval to reach its nominal coverage
 
 
 def mean_interval(scores: Sequence[float], population: int) -> tuple[float, float] | None:
-    """The 95 % interval of a population's mean, from a simple random sample of it without replacement.
+    """The 95 % interval of a population's mean, from a simple random sample without replacement.
 
-    `population` counts the sampled traces and those they stand for. A complete sample has no uncertainty: both bounds
-    are its mean. None without a score, and where one score other than 0 or 1 is known of several traces, which says
-    nothing of their spread.
+    `population` counts the sampled traces and those they represent. A complete sample has no uncertainty: both bounds
+    are its mean. None without a score, and for a single score other than 0 or 1 from a larger population, because one
+    value does not determine the spread.
 
-    Source: W. G. Cochran, Sampling Techniques, 3rd ed., 1977: eq. 2.20 with Student's t for means. Where all scores are
-    0 or 1, E. B. Wilson's score interval (JASA 22, 1927), with n (N - 1) / (N - n) for n, which has the variance of
+    Source: W. G. Cochran, Sampling Techniques, 3rd ed., 1977: eq. 2.20 with Student's t for means. If all scores are 0
+    or 1, E. B. Wilson's score interval (JASA 22, 1927), with n (N - 1) / (N - n) for n, which has the variance of
     Cochran's eq. 3.8; t breaks down near 0 and 1.
     """
     from scipy import stats
@@ -46,7 +46,7 @@ def mean_interval(scores: Sequence[float], population: int) -> tuple[float, floa
 
 
 def share_interval(successes: float, trials: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The interval of a probability, from independent trials (more than none), by E. B. Wilson (JASA 22, 1927)."""
+    """The interval of a probability from independent trials (at least one), by E. B. Wilson (JASA 22, 1927)."""
     return _wilson(successes / trials, trials, NormalDist().inv_cdf((1 + confidence) / 2))
 
 
@@ -65,10 +65,10 @@ class Estimate(NamedTuple):
 
 
 def difference_bounds(value: Estimate, before: Estimate) -> tuple[float, float]:
-    """The interval of value - before, at the confidence of their own intervals; the two are independent.
+    """The interval of value - before at the confidence of their intervals; the two must be independent.
 
-    Source: G. Y. Zou and A. Donner, Statistics in Medicine 27, 2008; of two Wilson intervals it is R. G. Newcombe's
-    method 10 (Statistics in Medicine 17, 1998, p. 873).
+    Source: G. Y. Zou and A. Donner, Statistics in Medicine 27, 2008; for two Wilson intervals it equals R. G.
+    Newcombe's method 10 (Statistics in Medicine 17, 1998, p. 873).
     """
     middle = value.value - before.value
     low = middle - math.hypot(value.value - value.low, before.high - before.value)
@@ -76,7 +76,7 @@ def difference_bounds(value: Estimate, before: Estimate) -> tuple[float, float]:
 
 
 class Difference(NamedTuple):
-    """How much more the second is than the first, and the bounds of its 95 % interval; None where there is none."""
+    """Second minus first, and the bounds of its 95 % interval; None without an interval."""
 
     value: float
     low: float | None
@@ -84,7 +84,7 @@ class Difference(NamedTuple):
 
 
 def share_difference(first: tuple[int, int], second: tuple[int, int]) -> Difference:
-    """The difference of two probabilities, each given as successes of independent trials (at least one).
+    """The difference of two probabilities, each given as (successes, independent trials) with at least one trial.
 
     Source: R. G. Newcombe's method 10, see `difference_bounds`.
     """
@@ -95,11 +95,12 @@ def share_difference(first: tuple[int, int], second: tuple[int, int]) -> Differe
 def quantile_difference(first: np.ndarray, second: np.ndarray, share: float) -> Difference:
     """The difference of the quantiles (0 < `share` < 1, linear interpolation) of two samples of independent values.
 
-    No bounds where one has fewer than 10 values on either side of its quantile; NaN where one has no value. Nothing is
-    assumed of the distribution, but that values lie densely around the quantile, and nothing is drawn at random. With
-    the fewest values of a skewed distribution the interval of a 95th percentile is a little wide: it covers 96 to 97 %.
+    No bounds if a sample has fewer than 10 values on either side of its quantile; NaN if a sample is empty. The method
+    assumes only that values lie densely around the quantile, and draws nothing at random. At the minimum number of
+    values from a skewed distribution, the interval of a 95th percentile is slightly wide: it covers 96 to 97 %.
 
-    Source: J. S. Maritz and R. G. Jarrett, JASA 73, 1978, for the variance of a quantile; the difference as normal.
+    Source: J. S. Maritz and R. G. Jarrett, JASA 73, 1978, for the variance of a quantile; the difference is taken as
+    normal.
     """
     import numpy as np
 
@@ -113,12 +114,12 @@ def quantile_difference(first: np.ndarray, second: np.ndarray, share: float) -> 
 
 
 def _quantile_variance(values: np.ndarray, share: float) -> float:
-    """Maritz and Jarrett's estimate: of the order statistic at the quantile, each value by its chance to be that."""
+    """Maritz and Jarrett's estimate: variance of the values, weighted by their chance to be the quantile."""
     import numpy as np
     from scipy.special import betainc
 
     count = len(values)
-    # Ranks farther away have no chance that a floating-point number would show.
+    # The chance of ranks farther away is zero in floating point.
     reach = 8 * math.sqrt(count * share * (1 - share)) + 8
     first, last = max(0, math.floor(count * share - reach)), min(count, math.ceil(count * share + reach))
     ranks = np.arange(first, last + 1)
@@ -128,7 +129,7 @@ def _quantile_variance(values: np.ndarray, share: float) -> float:
 
 
 class Kappa(NamedTuple):
-    """Cohen's kappa and the bounds of its 95 % interval; None where the counts do not tell."""
+    """Cohen's kappa and the bounds of its 95 % interval; None if the counts do not determine them."""
 
     value: float | None
     low: float | None
@@ -136,11 +137,11 @@ class Kappa(NamedTuple):
 
 
 def cohen_kappa(pass_pass: int, pass_fail: int, fail_pass: int, fail_fail: int) -> Kappa:
-    """Agreement beyond chance of two raters' verdicts on the same traces: 1 is complete, 0 what chance would give.
+    """Agreement beyond chance of two raters' verdicts on the same traces: 1 is complete, 0 is what chance yields.
 
-    `pass_fail` counts the traces that the first passed and the second failed. No kappa where one of them gave a single
-    verdict only: the formula is then 0, or 0 / 0, whatever the other judged. No bounds where the standard error is 0,
-    as it is where they agree everywhere: such counts do not tell how far luck reached. Traces count as independent.
+    `pass_fail` counts the traces that the first rater passed and the second failed. No kappa if a rater gave only one
+    kind of verdict: the formula is then 0, or 0 / 0, whatever the other rater's verdicts. No bounds if the standard
+    error is 0, as for complete agreement: such counts do not show the effect of chance. Traces count as independent.
 
     Source: J. Cohen, Educational and Psychological Measurement 20, 1960; the large-sample standard error of J. L.
     Fleiss, J. Cohen and B. S. Everitt, Psychological Bulletin 72, 1969. The bounds are cut off at -1 and 1.
@@ -149,7 +150,7 @@ def cohen_kappa(pass_pass: int, pass_fail: int, fail_pass: int, fail_fail: int) 
     totals = ((pass_pass + pass_fail, fail_pass + fail_fail), (pass_pass + fail_pass, pass_fail + fail_fail))
     if any(0 in of_rater for of_rater in totals):
         return Kappa(None, None, None)
-    # Fractions, so that a standard error of 0 is exactly that
+    # Fractions, so that a standard error of 0 is exactly 0.
     same = (Fraction(pass_pass, total), Fraction(fail_fail, total))
     other = (Fraction(pass_fail, total), Fraction(fail_pass, total))
     first, second = ([Fraction(count, total) for count in of_rater] for of_rater in totals)

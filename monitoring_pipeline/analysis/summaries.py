@@ -1,4 +1,4 @@
-"""What a stretch of time amounts to, to be compared with another: rows of the lake in, one row a group out."""
+"""Summaries of a period, for comparison with another: aggregates rows of the lake to one row per group."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from monitoring_pipeline.analysis.verdicts import PASS_FAIL, passes
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-CONFIDENCE = 0.99  # of what is said of a change: a report makes a dozen comparisons, and chance has a say in each
+CONFIDENCE = 0.99  # for changes; a report makes a dozen comparisons, and each may be significant by chance
 
 
 def totals(performance: DataFrame, *keys: str) -> DataFrame:
-    """`trace_performance` summed up by `keys` and experiment, and by `keys` alone (experiment_id null).
+    """`trace_performance` aggregated by `keys` and experiment, and by `keys` alone (experiment_id null).
 
     The experiment of traces without one is "".
 
-    Columns, beside the keys: trace_count, ok_count, error_count; mean_duration_ms, p50_duration_ms, p95_duration_ms,
-    p99_duration_ms (exact, linear interpolation), p95_low and p95_high, the bounds of the 99 % interval of p95 (null of
-    too few traces); input_tokens, output_tokens, total_tokens, cost_usd; costed (traces with a known cost), cost_mean
-    and cost_variance of these. Durations are in milliseconds.
+    Columns, besides the keys: trace_count, ok_count, error_count; mean_duration_ms, p50_duration_ms, p95_duration_ms,
+    p99_duration_ms (exact, linear interpolation), p95_low and p95_high, the bounds of the 99 % interval of p95 (null
+    with too few traces); input_tokens, output_tokens, total_tokens, cost_usd; costed (traces with a known cost),
+    cost_mean and cost_variance of these. Durations are in milliseconds.
 
     Source of the interval, which holds for any distribution: H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed.,
     2003, section 7.1: two order statistics, their ranks by the normal approximation of the binomial distribution.
@@ -71,7 +71,7 @@ def _totals(performance: DataFrame, *keys: str) -> DataFrame:
 
 
 def _bounds(values: Column, share: float) -> tuple[Column, Column]:
-    """The elements of an array in order between which its quantile lies; null where it has not so many."""
+    """The elements of a sorted array that bound the interval of its quantile; null if the array is too short."""
     from pyspark.sql import functions as F
 
     count = F.size(values)
@@ -81,16 +81,16 @@ def _bounds(values: Column, share: float) -> tuple[Column, Column]:
 
 
 def score_moments(assessments: DataFrame, pass_if: Mapping[str, str], *keys: str) -> DataFrame:
-    """What the scores of each of `keys`, experiment, scorer and digest amount to, whatever share of traces was scored.
+    """Moments of the scores by `keys`, experiment, scorer and digest, regardless of the share of traces scored.
 
-    Columns, beside the keys: scored, mean_score, score_variance, binary (every score is 0 or 1), judged (scores that
-    are a pass or a fail, by the rule that `pass_if` has for the scorer or in themselves) and pass_rate of these.
+    Columns, besides the keys: scored, mean_score, score_variance, binary (every score is 0 or 1), judged (scores that
+    are a pass or a fail, by the scorer's rule in `pass_if` or by their value) and pass_rate of these.
     """
     from pyspark.sql import functions as F
 
     by_rule = [F.when(F.col("scorer") == name, passes(F.col("score"), rule)) for name, rule in pass_if.items()]
-    in_itself = F.when(F.col("value").rlike(PASS_FAIL), F.col("score") == 1)
-    passed = F.coalesce(*by_rule, in_itself).cast("int")
+    by_value = F.when(F.col("value").rlike(PASS_FAIL), F.col("score") == 1)
+    passed = F.coalesce(*by_rule, by_value).cast("int")
     return (
         assessments.where(F.col("error_code").isNull())
         .groupBy(*keys, "experiment_id", "scorer", "scorer_digest")
@@ -106,9 +106,9 @@ def score_moments(assessments: DataFrame, pass_if: Mapping[str, str], *keys: str
 
 
 def stage_sums(profile: DataFrame, *keys: str) -> DataFrame:
-    """`span_profile` summed up by `keys`, experiment, span type and span name.
+    """`span_profile` aggregated by `keys`, experiment, span type and span name.
 
-    Columns, beside the keys: span_count, error_count, total_ms, self_time_ms, max_ms.
+    Columns, besides the keys: span_count, error_count, total_ms, self_time_ms, max_ms.
     """
     from pyspark.sql import functions as F
 

@@ -1,7 +1,7 @@
 """Sums of floating-point columns that do not depend on the order of rows.
 
-Floating-point addition is not associative: an engine that splits the same rows otherwise gives other last bits. Adding
-in ascending order gives the same bits for the same values, so that a second run changes nothing.
+Floating-point addition is not associative: an engine that splits the same rows differently returns different last bits.
+Adding in ascending order returns the same bits for the same values, so that a second run changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def in_order(column: str) -> Column:
 
 
 def total(values: Column) -> Column:
-    """The sum of an array that `in_order` made; null where it is empty."""
+    """The sum of an array from `in_order`; null if empty."""
     from pyspark.sql import functions as F
 
     added = F.aggregate(values, F.lit(0.0), lambda sum_so_far, value: sum_so_far + value)
@@ -28,7 +28,7 @@ def total(values: Column) -> Column:
 
 
 def mean(values: Column) -> Column:
-    """The mean of an array that `in_order` made; null where it is empty."""
+    """The mean of an array from `in_order`; null if empty."""
     from pyspark.sql import functions as F
 
     return F.when(F.size(values) > 0, total(values) / F.size(values))

@@ -1,4 +1,4 @@
-"""Verdicts: the score that a recorded value counts as, and whether a score passes."""
+"""Verdicts: converts recorded values to scores, and decides whether a score passes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 UPPER_HALF = ">= 0.5"
 COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
-SPACE = r"[\t-\r\x1c-\x1f\x85\p{Z}]*"  # what Python's strip takes for white space; to \s it differs by engine
+SPACE = r"[\t-\r\x1c-\x1f\x85\p{Z}]*"  # whitespace as in Python's str.strip; the meaning of \s differs by engine
 PASS_WORDS, FAIL_WORDS = ("true", "yes", "pass"), ("false", "no", "fail")
 PASS_WORD = f"^{SPACE}({'|'.join(PASS_WORDS)}){SPACE}$"
 FAIL_WORD = f"^{SPACE}({'|'.join(FAIL_WORDS)}){SPACE}$"
-# The JSON of a pass or a fail: a truth value, or one of the words in any case, between spaces.
+# The JSON of a pass or a fail: a boolean, or one of the words in any case, optionally surrounded by whitespace.
 PASS_FAIL = rf'^(true|false|"( |\\[nrt])*(?i:{"|".join(PASS_WORDS + FAIL_WORDS)})( |\\[nrt])*")$'
 JSON_NUMBER = r"^-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?$"
 
@@ -23,7 +23,7 @@ JSON_NUMBER = r"^-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?$"
 def passes(score: Column, pass_if: str | None) -> Column:
     """Whether a score meets `pass_if` (a comparison such as "<= 0"; None: the upper half, >= 0.5).
 
-    Null where there is no score.
+    Null without a score.
     """
     comparison = re.fullmatch(r"([<>=]+) *(.+)", pass_if or UPPER_HALF)
     if comparison is None:
@@ -32,9 +32,9 @@ def passes(score: Column, pass_if: str | None) -> Column:
 
 
 def score_of(value: Column) -> Column:
-    """The score that a value, given as JSON, counts as: what `scoring.runner.as_score` makes of the value itself.
+    """The score of a value given as JSON, equal to `as_score` of the value itself.
 
-    Null where the text is a word of another kind, or no JSON.
+    Null if the text is another word or not valid JSON.
     """
     from pyspark.sql import functions as F
 
@@ -47,7 +47,7 @@ def score_of(value: Column) -> Column:
 
 
 def as_score(value: Any) -> float | None:
-    """The number that a value counts as: true, yes, pass 1; false, no, fail 0; numbers themselves; else None."""
+    """The score of a value: 1 for true, yes, pass; 0 for false, no, fail; a number itself; else None."""
     if isinstance(value, bool | int | float):
         return float(value)
     word = value.strip().lower() if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""What would bring the scorers in the experiment to what the settings say, to look at and then to do."""
+"""Plans and applies the changes that make the experiment's scorers match the settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class PlannedChange:
-    """One scorer to bring from what the experiment has (`handle`) to what the settings say (the rest)."""
+    """A change of one scorer from its state in the experiment (`handle`) to the settings (the other fields)."""
 
     handle: ScorerHandle
     state: ScorerState
@@ -36,47 +36,47 @@ class PlannedChange:
 
     @property
     def fields(self) -> dict[str, tuple[Any, Any]]:
-        """What differs of state, sample_rate, filter and digest, old and new; None where it is not registered.
+        """The old and new value of each differing state, sample_rate, filter and digest; None while unregistered.
 
-        Also, under `databricks`, where Databricks has a scorer that it runs otherwise than the experiment says.
+        `databricks` is the difference between the scorer at Databricks, which runs it, and the experiment.
         """
         handle = self.handle
         old = (handle.state, handle.sample_rate, handle.filter, handle.registered_digest, handle.drift)
-        new = (self.state, self.sample_rate, self.filter, handle.digest, handle.drift and "as it is here")
+        new = (self.state, self.sample_rate, self.filter, handle.digest, handle.drift and "as configured")
         if self.action is Action.CREATE:
             old = (None,) * len(FIELDS)
         if self.action is Action.DELETE:
             new = (None,) * len(FIELDS)
-        return {name: (was, wished) for name, was, wished in zip(FIELDS, old, new, strict=True) if was != wished}
+        return {name: (was, target) for name, was, target in zip(FIELDS, old, new, strict=True) if was != target}
 
 
 def plan(settings: Settings) -> list[PlannedChange]:
-    """What `apply` has to do: scorers to create or change, in the order of the settings, then those to delete.
+    """The changes for `apply`: scorers to create or change, in the order of the settings, then scorers to delete.
 
-    A scorer that is as the settings say is not among them; one in the experiment alone is to be deleted.
+    A scorer that matches the settings is left out; a scorer that is only in the experiment is deleted.
 
     Raises:
         SettingsError: a scorer cannot be loaded.
         TrackingError: the store or the experiment cannot be used.
     """
     states = {entry.name: ScorerState(entry.state) for entry in settings.scorers}
-    wished = [_wished(handle, states.get(handle.name, ScorerState.UNREGISTERED)) for handle in handles(settings)]
-    return [change for change in wished if change.fields]
+    targets = [_target(handle, states.get(handle.name, ScorerState.UNREGISTERED)) for handle in handles(settings)]
+    return [change for change in targets if change.fields]
 
 
 def apply(changes: list[PlannedChange]) -> list[ScorerHandle]:
-    """Do what is planned, each scorer by one change; returns their new handles.
+    """Apply the planned changes, one per scorer; returns the new handles.
 
-    What was done before an error stays done, and the next plan has the rest.
+    After an error, changes already applied stay, and the next plan contains the rest.
 
     Raises:
-        StaleHandleError: the scorer was changed since the plan was made.
-        LifecycleError: a filter is too long to be kept.
+        StaleHandleError: a scorer was changed after the plan was created.
+        LifecycleError: a filter is too long to be stored.
         TrackingError: the store or the experiment cannot be used.
     """
     return [change.handle.bring_to(change.state, change.sample_rate, change.filter) for change in changes]
 
 
-def _wished(handle: ScorerHandle, state: ScorerState) -> PlannedChange:
+def _target(handle: ScorerHandle, state: ScorerState) -> PlannedChange:
     source = handle.configured or handle
     return PlannedChange(handle, state, source.sample_rate, source.filter or None)

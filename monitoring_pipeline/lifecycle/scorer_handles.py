@@ -30,7 +30,7 @@ REASON_CHARACTERS = 300
 STARTABLE = (ScorerState.REGISTERED, ScorerState.STOPPED)
 REGISTERED = (*STARTABLE, ScorerState.ACTIVE)
 CALLS = {
-    ScorerState.UNREGISTERED: "register() (`monitoring-pipeline scorers apply` does, for all that are configured)",
+    ScorerState.UNREGISTERED: "register() (`monitoring-pipeline scorers apply` registers all configured scorers)",
     ScorerState.REGISTERED: "start(), update() or delete()",
     ScorerState.ACTIVE: "update(), stop() or delete()",
     ScorerState.STOPPED: "start(), update() or delete()",
@@ -38,28 +38,28 @@ CALLS = {
 
 
 class UnknownScorerError(MonitoringError):
-    """There is no scorer of that name, neither in the settings nor in the experiment."""
+    """No scorer has that name, neither in the settings nor in the experiment."""
 
 
 @dataclass(frozen=True)
 class ScorerHandle:
-    """A scorer as it was when the handle was made, and the changes that can be made to it.
+    """A scorer's state when the handle was created, and the methods that change it.
 
     `digest` is the digest of the current code, None if the scorer is no longer configured; `registered_digest` is the
     digest of the code that was registered as `version`. `mlflow_version` is its version in MLflow's own registry, None
-    if MLflow refused it; `note`, on the handle that registering returned, then says why. While unregistered, rate and
-    filter are those of the settings, and versions are None. `revision` counts the changes, `changed_at` (UTC) is the
-    time of the last.
+    if MLflow refused it; in that case `note`, set only on the handle returned by registering, is the reason. While
+    unregistered, rate and filter are those of the settings, and versions are None. `revision` counts the changes,
+    `changed_at` (UTC) is the time of the last one.
 
-    Databricks runs a `managed` scorer: each change is made there first, in every monitored experiment, and
-    `mlflow_version` is its version in the first of them. `drift` says how Databricks differed when the handle was
+    Databricks runs a `managed` scorer: each change goes to Databricks first, in every monitored experiment, and
+    `mlflow_version` is the version in the first of them. `drift` describes how Databricks differed when the handle was
     looked up; the next change corrects it.
 
     Each change returns a handle of the new state, and raises:
-        LifecycleError: the change is not possible in this state, or the rate or filter is wrong.
+        LifecycleError: the change is not possible in this state, or the rate or filter is invalid.
         StaleHandleError: another handle or process has changed the scorer since.
         TrackingError: the store or the experiment cannot be used.
-        MonitoringError: the scorer is managed, and Databricks refuses, or its client is not installed.
+        MonitoringError: the scorer is managed, and Databricks refuses the change or its client is not installed.
     """
 
     name: str
@@ -80,10 +80,9 @@ class ScorerHandle:
     _last: Change | None = field(kw_only=True, repr=False, compare=False)
 
     def register(self) -> ScorerHandle:
-        """Register the current code, here and, if MLflow accepts it, in MLflow (where it is never started).
+        """Register the current code here and, if MLflow accepts it, in MLflow (where it is never started).
 
-        Registering a changed digest again raises the version by one and keeps state, rate and filter. With an unchanged
-        digest it does nothing.
+        If the digest has changed, the version rises by one, and state, rate and filter stay; if not, nothing happens.
         """
         states, code = self._fresh(), self._code("register")
         if self.state is ScorerState.UNREGISTERED:
@@ -93,7 +92,7 @@ class ScorerHandle:
         return self._register(states, "register", self.state, self.sample_rate, self.filter)
 
     def start(self, sample_rate: float | None = None, filter: str | None = None) -> ScorerHandle:
-        """Make the scorer active; rate and filter stay as they are if not given, `filter=""` removes the filter."""
+        """Make the scorer active; rate and filter stay unchanged if not given, `filter=""` removes the filter."""
         states, last = self._fresh(), self._last_in("start", STARTABLE)
         self._code("start")
         standing = replace(
@@ -107,7 +106,7 @@ class ScorerHandle:
     def update(self, sample_rate: float | None = None, filter: str | None = None) -> ScorerHandle:
         """Change rate, filter or both, but not the state; `filter=""` removes the filter."""
         if sample_rate is None and filter is None:
-            raise LifecycleError(f"nothing to update of scorer {self.name!r}: give a sample rate, a filter or both")
+            raise LifecycleError(f"nothing to update for scorer {self.name!r}: pass a sample rate, a filter or both")
         states, last = self._fresh(), self._last_in("update", REGISTERED)
         standing = replace(
             last,
@@ -127,13 +126,13 @@ class ScorerHandle:
         return self._append(states, "delete", replace(last, state=ScorerState.UNREGISTERED))
 
     def bring_to(self, state: ScorerState, sample_rate: float, filter: str | None) -> ScorerHandle:
-        """Change from any state to `state`, with the current code, in one step, as a plan requires."""
+        """Change from any state to `state` with the current code in one step, for `plan.apply`."""
         if state is ScorerState.UNREGISTERED:
             return self.delete()
         return self._register(self._fresh(), "apply", state, self._rate(sample_rate), self._filter(filter))
 
     def _fresh(self) -> ScorerStates:
-        """The experiment's states, in which this handle's must still be the current one."""
+        """Read the experiment's states; raises StaleHandleError if this handle's state is no longer current."""
         states = self._log.read()
         current = states.current(self.name)
         if current != self._last:
@@ -151,7 +150,7 @@ class ScorerHandle:
         return self.configured
 
     def _rate(self, sample_rate: float) -> float:
-        if not 0 <= sample_rate <= 1:  # as nan is not
+        if not 0 <= sample_rate <= 1:  # also true for nan
             raise LifecycleError(f"sample rate {sample_rate} of scorer {self.name!r}: must be from 0 to 1")
         return float(sample_rate)
 
@@ -172,7 +171,7 @@ class ScorerHandle:
         is_new = last is None or last.digest != code.digest
         version = (last.version if last else 0) + is_new
         mlflow_version, note = None if is_new or last is None else last.mlflow_version, None
-        if mlflow_version is None and not self.managed:  # MLflow has not seen this code, or has not taken it so far
+        if mlflow_version is None and not self.managed:  # MLflow has not seen this code, or refused it so far
             mlflow_version, note = _register_in_mlflow(code, self._log.tracking.tracking_uri, states.experiment_id)
         standing = Standing(state, sample_rate, filter or None, version, code.digest, mlflow_version)
         return self._append(states, action, standing, note)
@@ -188,11 +187,11 @@ class ScorerHandle:
 
 
 def handle(name: str, settings: Settings | None = None) -> ScorerHandle:
-    """The scorer of that name, configured or known to the experiment.
+    """The handle of the scorer with that name, configured or recorded in the experiment.
 
     Raises:
-        UnknownScorerError: there is none; the message has the names that there are.
-        SettingsError: it is configured and cannot be loaded.
+        UnknownScorerError: no scorer has that name; the message lists the existing names.
+        SettingsError: the scorer is configured but cannot be loaded.
         TrackingError: the store or the experiment cannot be used.
     """
     settings = settings or load_settings()
@@ -206,10 +205,10 @@ def handle(name: str, settings: Settings | None = None) -> ScorerHandle:
 
 
 def handles(settings: Settings | None = None) -> list[ScorerHandle]:
-    """All scorers: the configured ones, in their order, then those registered in the experiment alone, by name.
+    """Handles of all scorers: configured ones in the order of the settings, then ones only in the experiment, by name.
 
     Raises:
-        SettingsError: one is configured and cannot be loaded.
+        SettingsError: a configured scorer cannot be loaded.
         TrackingError: the store or the experiment cannot be used.
     """
     settings = settings or load_settings()
@@ -225,10 +224,10 @@ def handles(settings: Settings | None = None) -> list[ScorerHandle]:
 
 
 def history(name: str, settings: Settings | None = None) -> list[Change]:
-    """All changes of a scorer in order of revision, those of deleted ones and those that were not applied too.
+    """All changes of a scorer in order of revision, including changes before a deletion and changes not applied.
 
     Raises:
-        UnknownScorerError: there is no scorer of that name; the message has the names that there are.
+        UnknownScorerError: no scorer has that name; the message lists the existing names.
         TrackingError: the store or the experiment cannot be used.
     """
     settings = settings or load_settings()
@@ -261,9 +260,9 @@ def _handle(log: ScorerLog, name: str, configured: ConfiguredScorer | None, last
 
 
 def _with_managed(log: ScorerLog, found: list[ScorerHandle]) -> list[ScorerHandle]:
-    """The handles, with what Databricks has of the scorers that it runs; it is asked for those alone.
+    """The handles, with `managed` and `drift` of scorers that Databricks runs; other scorers need no request.
 
-    A scorer that is configured no longer is taken for one of them as long as Databricks runs it.
+    A scorer that is no longer configured counts as managed while Databricks runs it.
     """
     tracking = log.tracking
     others = [handle for handle in found if handle.configured is None]
@@ -289,17 +288,17 @@ def _with_managed(log: ScorerLog, found: list[ScorerHandle]) -> list[ScorerHandl
 
 def _unknown(name: str, settings: Settings, states: ScorerStates) -> UnknownScorerError:
     known = dict.fromkeys([*(entry.name for entry in settings.scorers), *sorted(states.changes)])
-    return UnknownScorerError(f"no scorer {name!r}; there are {', '.join(known) or 'none'}")
+    return UnknownScorerError(f"no scorer {name!r}; existing scorers: {', '.join(known) or 'none'}")
 
 
 def _register_in_mlflow(code: ConfiguredScorer, tracking_uri: str, experiment_id: str) -> tuple[int | None, str | None]:
-    """MLflow's version number of the scorer, or why it does not take it."""
+    """Register the scorer in MLflow; returns MLflow's version number, or why MLflow refused it."""
     if isinstance(getattr(code.scorer, "_original_func", None), functools.partial):
-        return None, "MLflow keeps a function's source alone, and not the params that it is called with"
+        return None, "MLflow stores only a function's source, not the params that it is called with"
     try:
         with global_tracking_uri(tracking_uri):
             registered = code.scorer.register(name=code.name, experiment_id=experiment_id)
-    except Exception as error:  # noqa: BLE001 - it runs from here all the same; a dead store fails the log's own write
+    except Exception as error:  # noqa: BLE001 - the scorer still runs here; if the store is down, the log write fails
         reason = " ".join(str(error).split("\n\n")[0].split())[:REASON_CHARACTERS]
         return None, without_password(f"{type(error).__name__}: {reason}")
-    return registered._scorer_version, None  # no public attribute has it
+    return registered._scorer_version, None  # no public attribute holds it

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def set_up(settings: Settings) -> Iterator[str]:
-    """Do it, a step at a time; gives a line for each thing made or found.
+    """Create everything step by step; yields a line for each thing created or found.
 
     Raises:
-        MonitoringError: the settings are wrong, or something cannot be made; what was made before stays.
+        MonitoringError: the settings are invalid, or something cannot be created; earlier steps stay done.
     """
     from monitoring_pipeline.resources.build import build_resources
 
@@ -42,7 +42,7 @@ def _archival(settings: Settings, tracking: TrackingResource) -> Iterator[str]:
     table = table_name(*_parts(settings.archive.location or ""))
     for experiment_id, name in tracking.experiment_names().items():
         archival = start_archival(experiment_id, table)
-        yield f"archival of experiment {name}: {'started' if archival.is_new else 'there'}, into {table}"
+        yield f"archival of experiment {name}: {'started' if archival.is_new else 'already started'}, into {table}"
 
 
 def _parts(location: str) -> list[str]:
@@ -60,12 +60,12 @@ def _scorers(settings: Settings) -> Iterator[str]:
 
     changes = plan.plan(settings)
     for change, handle in zip(changes, plan.apply(changes), strict=True):
-        note = f"; MLflow itself does not have it: {handle.note}" if handle.note else ""
+        note = f"; not registered in MLflow: {handle.note}" if handle.note else ""
         yield f"scorer {handle.name}: {change.action}d, {_standing(handle)}{note}"
     changed = {change.handle.name for change in changes}
     for handle in lifecycle.handles(settings):
         if handle.name not in changed:
-            yield f"scorer {handle.name}: there, {_standing(handle)}"
+            yield f"scorer {handle.name}: unchanged, {_standing(handle)}"
 
 
 def _standing(handle: ScorerHandle) -> str:

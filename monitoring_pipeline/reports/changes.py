@@ -1,4 +1,4 @@
-"""Changes against earlier periods, each with an interval that tells it from chance."""
+"""Changes against earlier periods, each with an interval that separates it from noise."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ RULE = (
 
 @dataclass(frozen=True)
 class Change:
-    """A measure beside that of an earlier period, `against`, called `against_label`.
+    """A measure compared with its value in an earlier period, whose name is `against`, displayed as `against_label`.
 
-    low and high bound the 99 % interval of value - before, of `RATIOS` that of value / before; None where the traces
-    are too few to tell. experiment_id is None for all experiments together; scorer is "" for all but scores.
-    better is None where nothing says which way is good.
+    low and high bound the 99 % interval of value - before, for `RATIOS` of value / before; None with too few traces.
+    experiment_id is None for all experiments together; scorer is "" except for scores. better is None if the good
+    direction is unknown.
     """
 
     measure: Measure
@@ -54,20 +54,20 @@ class Change:
 
     @property
     def amount(self) -> float:
-        """value - before, of `RATIOS` value / before."""
+        """value - before; value / before for `RATIOS`."""
         if self.measure not in RATIOS:
             return self.value - self.before
         return self.value / self.before if self.before else math.nan
 
     @property
     def beyond_noise(self) -> bool | None:
-        """Whether the interval leaves out no change at all; None where there is none."""
-        none = 1 if self.measure in RATIOS else 0
-        return None if self.low is None or self.high is None else not self.low <= none <= self.high
+        """Whether the interval excludes "no change"; None without an interval."""
+        no_change = 1 if self.measure in RATIOS else 0
+        return None if self.low is None or self.high is None else not self.low <= no_change <= self.high
 
 
 def changes(data: ReportData) -> list[Change]:
-    """Every measure of the period that an earlier one has too: of all traces, each experiment and each scorer."""
+    """Changes of all measures that an earlier period also has: for all traces, each experiment and each scorer."""
     return [change for label, earlier in data.period.earlier() for change in _against(data, label, earlier.name)]
 
 
@@ -132,7 +132,7 @@ def _of_scores(row: dict[str, Any], against: str, label: str) -> Iterator[Change
 
 
 def _count(row: dict[str, Any]) -> Estimate | None:
-    """Traces that arrive independently make a Poisson count; its interval on the logarithm."""
+    """A count of independent arrivals (Poisson) and its interval on the logarithm."""
     count = float(row["trace_count"])
     factor = math.exp(_Z / math.sqrt(count))
     return Estimate(count, count / factor, count * factor)

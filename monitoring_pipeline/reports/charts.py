@@ -1,8 +1,8 @@
 """The charts of a report: one measure over the hours of a day or the days of a week, as matplotlib figures.
 
-No text from traces, scorers or experiments is drawn: names belong in the document around a chart, where they can be
-escaped. Every function takes rows indexed by the start of their slot (one without a row is a gap), the slots of the
-period, and those of them to shade.
+Charts contain no text from traces, scorers or experiments: names belong in the document around a chart, which escapes
+them. Every function takes rows indexed by the start of their slot (a slot without a row is a gap), the slots of the
+period, and the slots to shade.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which keeps apart under the common forms of colour blindness
+# Okabe and Ito's palette, whose colours remain distinct under the common forms of colour blindness
 BLUE, SKY, VERMILLION, GREEN, PURPLE = "#0072b2", "#56b4e9", "#d55e00", "#009e73", "#8d5b80"
 PALE_BLUE, PALE_GREEN, SHADE, GRID, INK = "#a9cce3", "#bfe3d7", "#fdebd8", "#e3e6ea", "#444b54"
 Slots = Sequence[datetime]
 
 
 def volume_chart(rows: pd.DataFrame, slots: Slots, shaded: Collection[datetime]) -> Figure:
-    """Traces, from trace_count and error_count: bars of those without and, on top, with an error."""
+    """Traces, from trace_count and error_count: bars of traces without an error and, on top, with an error."""
     figure, axes = _axes(slots, shaded)
     counts = _by_slot(rows, slots, "trace_count"), _by_slot(rows, slots, "error_count")
     traces, errors = (np.nan_to_num(values) for values in counts)
@@ -85,7 +85,7 @@ def quality_chart(rows: pd.DataFrame, slots: Slots, shaded: Collection[datetime]
 
 
 def png(figure: Figure, dpi: int) -> bytes:
-    """The figure as a PNG image; the same figure and dpi give the same bytes, whatever was drawn before."""
+    """The figure as a PNG image; the same figure and dpi return the same bytes, whatever was drawn before."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     image = io.BytesIO()

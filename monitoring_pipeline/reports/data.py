@@ -1,4 +1,4 @@
-"""What a report is made of: frames that are small however many traces there were."""
+"""The data of a report: frames whose size does not depend on the number of traces."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ EXPLAINED_INCIDENTS = 3
 
 @dataclass(frozen=True)
 class ReportData:
-    """Frames have the columns of the tables they come from, also without rows; times are UTC.
+    """Frames have the columns of their source tables, also without rows; times are UTC.
 
-    A column `period` holds the name of a period: the report's own, or an earlier one that it is compared with.
+    A column `period` holds the name of a period: the report's own, or an earlier one to compare with.
 
-    hours: the period's rows of hourly_performance that total their experiment.
+    hours: the period's rows of hourly_performance that total an experiment.
     trend: the same by `period.slots`, so for a day the same rows; `hour` is the start of the slot.
-    totals: `analysis.summaries.totals` by period; of a period that the archive no longer has, what the hours add up to.
-    quality_trend: hourly_quality by slot, of the scorers' current digests.
-    quality_total: hourly_quality's columns without the hour, one row an experiment and scorer for the whole period.
-    scores: `analysis.summaries.score_moments` by period, of the current digests.
-    coverage: the period's rows of scorer_coverage, of the current digests.
-    errors: `analysis.errors.error_groups` of the period, with the experiment_id of the first of the sample traces.
-    known_errors: the same of the `KNOWN_ERROR_DAYS` days before; None where the archive has no traces of them.
-    known_error_days: of how many of these days it has.
-    error_traces: how many traces `errors` were found in.
-    incidents: the times that stand out, those with the most standouts first.
-    incident_errors: `error_groups` of the first `EXPLAINED_INCIDENTS`; the column `incident` holds its position.
+    totals: `analysis.summaries.totals` by period; for a period no longer in the archive, sums of its hours.
+    quality_trend: hourly_quality by slot, for the scorers' current digests.
+    quality_total: hourly_quality's columns without the hour, one row per experiment and scorer for the whole period.
+    scores: `analysis.summaries.score_moments` by period, for the current digests.
+    coverage: the period's rows of scorer_coverage, for the current digests.
+    errors: `analysis.errors.error_groups` of the period, with the experiment_id of the first sample trace.
+    known_errors: the same for the `KNOWN_ERROR_DAYS` previous days; None if the archive has no traces of them.
+    known_error_days: the number of these days that have traces in the archive.
+    error_traces: the number of traces with `errors`.
+    incidents: the times that stand out, most standouts first.
+    incident_errors: `error_groups` of the first `EXPLAINED_INCIDENTS`; the column `incident` holds the position.
     stages: `analysis.summaries.stage_sums` by period.
-    stage_hours: the period's rows of span_profile, of the stages with most self time.
-    worst: the worst traces, columns of trace_performance and: kind ("failed", "low_scores", "slowest",
-        "most_expensive"), scores (of low_scores: a list of scorer and score).
-    agreement: the rows of scorer_agreement of `AGREEMENT_DAYS` days up to the period's end, of the current digests.
-    experiment_names: names by experiment id; an id without a name is shown itself.
-    mlflow_ui: the address that links to traces begin with; None: no links.
-    is_complete: whether the period was over when it was read.
+    stage_hours: the period's rows of span_profile for the stages with most self time.
+    worst: the worst traces, with the columns of trace_performance and: kind ("failed", "low_scores", "slowest",
+        "most_expensive"), scores (for low_scores: a list of scorer and score).
+    agreement: the rows of scorer_agreement for the `AGREEMENT_DAYS` days up to the period's end and current digests.
+    experiment_names: names by experiment id; an experiment without a name is shown by its id.
+    mlflow_ui: the base address of links to traces; None: no links.
+    is_complete: whether the period was over when the data was read.
     """
 
     period: Period

@@ -1,6 +1,7 @@
-"""Estimates with their 99 % intervals: how far off chance alone may put a share or a mean.
+"""Estimates of shares and means with their 99 % intervals.
 
-They are of what the traces are drawn from, all that might have come: also where every trace was scored a score varies.
+The intervals describe the process that generates the traces, not the traces of the period: a mean score has an interval
+even if every trace was scored.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from monitoring_pipeline.analysis.summaries import CONFIDENCE
 
 
 def share(marked: float, count: float) -> Estimate:
-    """A share of so many traces and its 99 % interval by E. B. Wilson (JASA 22, 1927)."""
+    """The share `marked` / `count` of traces and its 99 % interval by E. B. Wilson (JASA 22, 1927)."""
     return Estimate(marked / count, *share_interval(round(marked), round(count), CONFIDENCE))
 
 
 def mean_of(count: float, mean: float, variance: float) -> Estimate | None:
-    """A mean and its 99 % interval by Student's t; None where the values do not show their spread."""
+    """A mean and its 99 % interval by Student's t; None for fewer than two values or a variance of 0."""
     from scipy import stats
 
     if count < 2 or not variance > 0:

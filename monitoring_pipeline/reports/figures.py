@@ -1,4 +1,4 @@
-"""The content of a report as one value, from which its three forms are made; as JSON it is report.json."""
+"""The content of a report as one value, the source of its three formats; as JSON it is report.json."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ SUMS = ["trace_count", "error_count", "input_tokens", "output_tokens", "total_to
 
 
 def figures(data: ReportData) -> dict[str, Any]:
-    """All that a report says. Keys stay as they are from version to version; more may come.
+    """The content of a report. Keys are stable between versions; versions may add keys.
 
     Numbers are not rounded; rates are shares (0 to 1), durations and latencies milliseconds, costs US dollars, times
-    UTC. None is what is not known, such as the latency of a day without traces. As JSON times are ISO 8601.
+    UTC. Unknown values are None, such as the latency of a day without traces. In JSON, times are ISO 8601.
 
     - kind ("day", "week"), name (2026-01-14, 2026-W03), date (the first day), start, end, is_complete (it was over)
     - total_requests, ok_count, error_count, success_rate, error_rate, latency (mean, p50, p95, p99), cost_usd,
       cost_per_trace_usd, scoring_cost_usd, input_tokens, output_tokens, total_tokens
-    - hourly_volume: traces by hour of the day, of a day; daily_volume: traces by date, of a week
+    - hourly_volume (only for a day): traces by hour of the day; daily_volume (only for a week): traces by date
     - verdict: state (trouble, watch, good, empty), headline, sentences
-    - findings, the most pressing first: kind (incident, new_error, change, unscored), severity (critical, warning,
-      info), what, details, experiment_id, start, end, trace_id, url
+    - findings, most urgent first: kind (incident, new_error, change, unscored), severity (critical, warning, info),
+      what, details, experiment_id, start, end, trace_id, url
     - changes: measure, experiment_id (None: all), scorer, against (the name of the earlier period), against_label,
-      value, before, amount (value - before; of counts, latencies and costs value / before), low and high (its 99 %
+      value, before, amount (value - before; value / before for counts, latencies and costs), low and high (its 99 %
       interval), beyond_noise, better
-    - trend: a row for each hour of a day or day of a week, and experiment; scorer_trend: the same of each scorer; of a
-      week also days (over all experiments) and worst_days (dates of those with incidents)
-    - experiments, scorers, stages, agreement, and errors: is_new says that none of the seven days before had one;
-      compared_error_days is how many of these have traces (without any is_new is None)
+    - trend: a row for each hour of a day or day of a week, and experiment; scorer_trend: the same for each scorer; for
+      a week also days (over all experiments) and worst_days (dates of days with incidents)
+    - experiments, scorers, stages, agreement, and errors: is_new marks an error that the seven previous days did not
+      have; compared_error_days is the number of these days that have traces (if 0, is_new is None)
     - worst_traces: failed, low_scores, slowest, most_expensive; each trace with the url of its page in MLflow, if known
     """
     total = _total(data)
@@ -96,7 +96,7 @@ def figures(data: ReportData) -> dict[str, Any]:
 
 
 def _total(data: ReportData) -> dict[str, Any]:
-    """The totals of all traces of the period; none make counts of 0 and nothing else."""
+    """The totals of all traces of the period; without traces, counts are 0 and other values NaN."""
     totals = data.totals
     rows = totals[(totals["period"] == data.period.name) & totals["experiment_id"].isna()]
     row = {**dict.fromkeys(totals.columns, math.nan), **dict.fromkeys(["trace_count", "ok_count", "error_count"], 0)}
@@ -130,7 +130,7 @@ def _scorer_trend(data: ReportData) -> list[dict[str, Any]]:
 
 
 def _days(data: ReportData) -> list[dict[str, Any]]:
-    """Each day of a week, over all experiments; p95 is the highest of an experiment."""
+    """Each day of a week, over all experiments; highest_p95_ms is the highest p95 of an experiment."""
     days = []
     for day, rows in data.trend.groupby(data.trend["hour"].dt.floor("D")):
         sums = rows[SUMS].sum(min_count=1).to_dict()
@@ -143,13 +143,13 @@ def _days(data: ReportData) -> list[dict[str, Any]]:
 
 
 def _worst_days(days: list[dict[str, Any]]) -> list[date]:
-    """The days with incidents, those with most first, then those with the highest error rate."""
+    """The days with incidents, most incidents first, then highest error rate."""
     troubled = [day for day in days if day["incidents"]]
     return [day["start"].date() for day in sorted(troubled, key=lambda day: (-day["incidents"], -day["error_rate"]))]
 
 
 def _experiments(data: ReportData) -> list[dict[str, Any]]:
-    """The experiments' totals, those with incidents first, then those with most traces."""
+    """The experiments' totals, experiments with incidents first, then most traces first."""
     totals = data.totals
     rows = totals[(totals["period"] == data.period.name) & totals["experiment_id"].notna()]
     highest = data.hours.groupby("experiment_id")["p95_duration_ms"].max()
@@ -221,12 +221,12 @@ def _records(rows: pd.DataFrame, *order: str) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in Python's own types, with None in place of what is missing or no number."""
+    """`value` in Python's built-in types, with None for missing values and non-finite numbers."""
     if isinstance(value, dict):
         return {key: _whole(_plain(item)) if key in COUNTS else _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
         return [_plain(item) for item in value]
-    if value is pd.NaT:  # which is a datetime, too
+    if value is pd.NaT:  # NaT is also a datetime
         return None
     if isinstance(value, pd.Timestamp):
         return value.to_pydatetime().astimezone(UTC)

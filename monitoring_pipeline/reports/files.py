@@ -13,9 +13,9 @@ HTML, MARKDOWN, JSON = "report.html", "report.md", "report.json"
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write report.html, report.md and report.json into `folder`/<name of the period>/ and return that folder.
+    """Write report.html, report.md and report.json to `folder`/<name of the period>/ and return that folder.
 
-    All three are rendered and on disk before the first is moved into place; each move replaces an older file
+    All three files are rendered and on disk before the first is moved into place; each move replaces an older file
     atomically. The Markdown file refers to the HTML file for the charts.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a report says first: a verdict, and what there is to look at, the most pressing first."""
+"""The verdict of a report and its findings, most urgent first."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Severity = Literal["critical", "warning", "info"]
 State = Literal["trouble", "watch", "good", "empty"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
 
-TELLING_SHARE = 0.05  # of the traces of a time that stands out, which its main error must have
-CRITICAL_FAILURES = 5  # failed traces in a time that stands out
-NEW_ERROR_TRACES, NEW_ERROR_SHARE = 5, 0.01  # from where on a new error is a warning
+MAIN_ERROR_SHARE = 0.05  # minimum share of an incident's traces that have its main error
+CRITICAL_FAILURES = 5  # minimum failed traces of a critical incident
+NEW_ERROR_TRACES, NEW_ERROR_SHARE = 5, 0.01  # minimums for a new error to be a warning
 FAILING_SCORER_SHARE = 0.05
-# What of a change beyond noise is worth a line: a difference, or of ratios a factor in either direction.
+# The minimum size of a reported change: a difference, or, for ratios, a factor in either direction.
 WORTH_A_LINE = {
     "trace_count": 2.0,
     "error_rate": 0.02,
@@ -36,12 +36,12 @@ MEASURES = {
     "trace_count": "traffic",
     "error_rate": "error rate",
     "p95_duration_ms": "p95 latency",
-    "cost_per_trace_usd": "cost a trace",
+    "cost_per_trace_usd": "cost per trace",
     "pass_rate": "pass rate",
     "mean_score": "mean score",
 }
-# The measures of an hour that stands out by which a change of the whole day is told.
-TOLD_BY = {
+# Standout measures of an incident that already report a change of the whole period.
+REPORTED_BY = {
     "error_rate": ("error rate",),
     "p95_duration_ms": ("p95",),
     "pass_rate": ("pass rate", "score"),
@@ -52,10 +52,10 @@ NAME_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to look at: what, how bad and since when in `what`, more of it and where to look in `details`.
+    """A finding: `what` describes it with its extent and time, `details` add more and where to look.
 
-    start and end are its times where it has some, UTC; trace_id and experiment_id those of an example. Text from traces
-    is in it, on a line and shortened; it has to be escaped.
+    start and end are its times (UTC), if any; trace_id and experiment_id identify an example. The texts contain text
+    from traces, shortened to one line, and must be escaped.
     """
 
     kind: Literal["incident", "new_error", "change", "unscored"]
@@ -71,7 +71,7 @@ class Finding:
 def findings(
     data: ReportData, changes: Sequence[Change], scorers: pd.DataFrame, fresh: pd.DataFrame | None
 ) -> list[Finding]:
-    """All that there is to look at: incidents, new errors, changes and what was not scored; by severity, then so."""
+    """All findings by severity, within it in this order: incidents, new errors, changes, unscored traces."""
     found = [
         *(_incident(data, position, incident, fresh) for position, incident in enumerate(data.incidents)),
         *_new_errors(data, fresh),
@@ -82,27 +82,27 @@ def findings(
 
 
 def verdict(data: ReportData, found: Sequence[Finding], total: dict[str, Any]) -> tuple[State, str, list[str]]:
-    """How the period was: its state, a headline, and the sentences beneath it."""
+    """The verdict on the period: its state, a headline, and further sentences."""
     kind = data.period.kind
     if not total["trace_count"]:
         return "empty", f"No traces were archived for this {kind}, so there is nothing to report.", []
     failed = "none failed" if not total["error_count"] else f"{text.percent(total['error_rate'])} failed"
-    whole = f"Over the whole {kind}: {text.count(total['trace_count'])} traces, of which {failed}."
-    pressing = [finding for finding in found if finding.severity != "info"]
-    if not pressing:
-        return "good", f"Nothing stands out: {text.count(total['trace_count'])} traces, of which {failed}.", []
-    first, rest = pressing[0], len(pressing) - 1
-    more = [f"{rest} more {'thing needs' if rest == 1 else 'things need'} a look: see below."] if rest else []
+    whole = f"Over the whole {kind}: {text.count(total['trace_count'])} traces, {failed}."
+    urgent = [finding for finding in found if finding.severity != "info"]
+    if not urgent:
+        return "good", f"Nothing stands out: {text.count(total['trace_count'])} traces, {failed}.", []
+    first, rest = urgent[0], len(urgent) - 1
+    more = [f"{rest} more {'finding needs' if rest == 1 else 'findings need'} a look: see below."] if rest else []
     return "trouble" if first.severity == "critical" else "watch", first.what, [*first.details, whole, *more]
 
 
 def new_errors(data: ReportData) -> pd.DataFrame | None:
-    """The groups of errors that none of the days before had; None where there are no days before."""
+    """The groups of errors that the previous days did not have; None if there are no previous days."""
     return None if data.known_errors is None else new_groups(data.errors, data.known_errors)
 
 
 def when(data: ReportData, start: pd.Timestamp, end: pd.Timestamp) -> str:
-    """A span of hours within the period: 16:00 to 18:00 UTC, of a week with the day before it."""
+    """A range of hours within the period, such as 16:00 to 18:00 UTC; for a week, preceded by the day."""
     day = f"{start:%a} {start:%Y-%m-%d} " if data.period.kind == "week" else ""
     until = "24:00" if end.hour == 0 and data.period.kind == "day" else f"{end:%H:%M}"
     if data.period.kind == "week" and end.date() > start.date() and end.hour != 0:
@@ -119,8 +119,8 @@ def _incident(data: ReportData, position: int, incident: Incident, fresh: pd.Dat
     several = len(hours) > 1
     first, *others = [_stands_out(standout, hours, several) for standout in incident.worst]
     errors = data.incident_errors[data.incident_errors["incident"] == position]
-    is_telling = len(errors) > 0 and errors.iloc[0]["trace_count"] >= TELLING_SHARE * hours["trace_count"].sum()
-    main = errors.iloc[0] if is_telling else None
+    has_main = len(errors) > 0 and errors.iloc[0]["trace_count"] >= MAIN_ERROR_SHARE * hours["trace_count"].sum()
+    main = errors.iloc[0] if has_main else None
     name = text.plain(data.name_of(incident.experiment_id), NAME_CHARACTERS)
     return Finding(
         "incident",
@@ -144,7 +144,7 @@ def _stands_out(standout: Standout, hours: pd.DataFrame, several_hours: bool) ->
         return f"p95 latency {direction}{text.duration(standout.value)} (usually {text.duration(standout.baseline)})"
     scorer = text.plain(standout.scorer, NAME_CHARACTERS)
     if standout.measure == "pass rate":
-        return f"{scorer} passed by {text.percent(standout.value)} (usually {text.percent(standout.baseline)})"
+        return f"{scorer} pass rate {text.percent(standout.value)} (usually {text.percent(standout.baseline)})"
     return f"{scorer} {text.score(standout.value)} (usually {text.score(standout.baseline)})"
 
 
@@ -156,11 +156,11 @@ def _where(data: ReportData, incident: Incident, main: pd.Series | None, fresh: 
     if stage and incident.has("p95"):
         name = text.plain(stage.span_name, NAME_CHARACTERS)
         took, usual = text.duration(stage.self_ms), text.duration(stage.usual_self_ms)
-        yield f"Slow stage: {name}, {took} a call (usually {usual})."
+        yield f"Slow stage: {name}, {took} per call (usually {usual})."
 
 
 def _error(group: pd.Series) -> str:
-    """What went wrong where, shortened."""
+    """The span and message of a group of errors, shortened."""
     message = text.plain(group["sample_message"] or "", 160) or text.MISSING
     if group["signature"] == NO_FAILED_SPAN:
         return "a failed trace without a failed span"
@@ -178,7 +178,7 @@ def _new_errors(data: ReportData, fresh: pd.DataFrame | None) -> Iterator[Findin
     count = data.hours["trace_count"].sum()
     for _, group in fresh.iterrows():
         if ((explained["signature"] == group["signature"]) & (explained["span_name"] == group["span_name"])).any():
-            continue  # an incident tells of it
+            continue  # an incident already reports it
         often = group["trace_count"] >= max(NEW_ERROR_TRACES, NEW_ERROR_SHARE * count)
         since = group["first_seen"]
         yield Finding(
@@ -194,20 +194,20 @@ def _new_errors(data: ReportData, fresh: pd.DataFrame | None) -> Iterator[Findin
 
 
 def _changes(data: ReportData, changes: Sequence[Change]) -> Iterator[Finding]:
-    """A line for each measure that changed by more than chance and by enough, against whichever earlier period."""
+    """A finding for each measure with a change beyond noise of a minimum size, against any earlier period."""
     several = _has_several(data)
     groups: dict[tuple[str, str | None, str], list[Change]] = {}
     for change in changes:
-        # With several experiments each speaks for itself, with one the total does.
+        # With several experiments, use the changes of each; with one, the changes of the total.
         if change.scorer or (change.experiment_id is None) != several:
             groups.setdefault((change.measure, change.experiment_id, change.scorer), []).append(change)
     with_pass_rate = {(scorer, experiment) for measure, experiment, scorer in groups if measure == "pass_rate"}
-    told = {(i.experiment_id, standout.measure, standout.scorer) for i in data.incidents for standout in i.worst}
+    reported = {(i.experiment_id, standout.measure, standout.scorer) for i in data.incidents for standout in i.worst}
     for (measure, experiment, scorer), group in groups.items():
         worth = [change for change in group if change.beyond_noise and _is_worth_a_line(change)]
         by_incident = any(
-            what in TOLD_BY.get(measure, ()) and scorer == of and experiment in (None, where)
-            for where, what, of in told
+            what in REPORTED_BY.get(measure, ()) and scorer == of and experiment in (None, where)
+            for where, what, of in reported
         )
         if not worth or by_incident or (measure == "mean_score" and (scorer, experiment) in with_pass_rate):
             continue
@@ -221,12 +221,12 @@ def _changes(data: ReportData, changes: Sequence[Change]) -> Iterator[Finding]:
 
 
 def _has_several(data: ReportData) -> bool:
-    """Whether there is more than one experiment to tell apart."""
+    """Whether the period has more than one experiment."""
     return data.totals.loc[data.totals["period"] == data.period.name, "experiment_id"].nunique() > 1
 
 
 def _scorer(data: ReportData, scorer: str, experiment_id: str | None) -> str:
-    """A scorer, which may be "", with its experiment where there are several."""
+    """The name of a scorer, which may be "", followed by its experiment if there are several."""
     name = text.plain(scorer, NAME_CHARACTERS)
     if not experiment_id or not _has_several(data):
         return name
@@ -250,7 +250,7 @@ def _change_line(data: ReportData, worth: Sequence[Change], experiment: str | No
 
 
 def shown(measure: str, value: float) -> str:
-    """A value of a `Change`'s measure, for people."""
+    """A value of a `Change`'s measure, formatted for reading."""
     formats = {
         "trace_count": text.count,
         "error_rate": text.percent,
@@ -267,10 +267,10 @@ def _unscored(data: ReportData, scorers: pd.DataFrame) -> Iterator[Finding]:
         failed, tried = row["failed"], row["failed"] + row["scored"]
         name = _scorer(data, row["scorer"], row["experiment_id"])
         if failed > 0 and failed >= FAILING_SCORER_SHARE * tried:
-            what = f"{name} failed on {text.count(failed)} of the {text.count(tried)} traces that it looked at."
+            what = f"{name} failed on {text.count(failed)} of {text.count(tried)} traces."
             yield Finding("unscored", "warning", what, [], row["experiment_id"])
         waiting = {state: row[state] for state in ("over_budget", "pending") if row[state] > 0}
         if waiting:
             parts = " and ".join(f"{text.count(n)} {state.replace('_', ' ')}" for state, n in waiting.items())
-            what = f"{name} has not scored all that it should: {parts} of {text.count(row['eligible'])}."
+            what = f"{name} has not scored all eligible traces: {parts} of {text.count(row['eligible'])}."
             yield Finding("unscored", "info", what, [], row["experiment_id"])

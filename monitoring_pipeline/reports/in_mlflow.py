@@ -1,4 +1,4 @@
-"""A report as a run of an MLflow experiment: its files as artifacts, its main figures as metrics."""
+"""Logs a report as a run of an MLflow experiment: its files as artifacts, its main figures as metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RUN_NAMES = {"day": "daily report", "week": "weekly report"}
 
 
 def log_report(tracking: TrackingResource, experiment: str, report: Report, folder: Path) -> str:
-    """Log the files of the report, which are in `folder`, and its main figures; return the id of the MLflow run.
+    """Log the report's files in `folder` and its main figures; return the id of the MLflow run.
 
     Updates the run that has the period's name in its tag `monitoring.report`, or creates one. Creates the experiment
     if it does not exist.

@@ -1,4 +1,4 @@
-"""What a report is about: a day, or a week from Monday on. All in UTC."""
+"""The period of a report: a day, or a week that starts on Monday. All in UTC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Period:
-    """The day `first_day`, or the week that begins with it, a Monday."""
+    """The day `first_day`, or the week that begins on `first_day`, a Monday."""
 
     kind: Literal["day", "week"]
     first_day: date
@@ -25,12 +25,12 @@ class Period:
 
     @classmethod
     def week_of(cls, day: date) -> Period:
-        """The week, from Monday on, that `day` is in."""
+        """The week, starting on Monday, that contains `day`."""
         return cls("week", day - timedelta(days=day.weekday()))
 
     @property
     def name(self) -> str:
-        """Such as 2026-01-14, or 2026-W03 (ISO 8601); also the name of the folder of its report."""
+        """The name, such as 2026-01-14 or 2026-W03 (ISO 8601); also the name of the report's folder."""
         year, week, _ = self.first_day.isocalendar()
         return self.first_day.isoformat() if self.kind == "day" else f"{year:04d}-W{week:02d}"
 
@@ -41,7 +41,7 @@ class Period:
 
     @property
     def title(self) -> str:
-        """The dates, for people."""
+        """The dates, formatted for reading."""
         last = self.first_day + timedelta(days=6)
         return f"{self.first_day:%A} {self.first_day}" if self.kind == "day" else f"{self.first_day} to {last}"
 
@@ -52,7 +52,7 @@ class Period:
 
     @property
     def slots(self) -> list[datetime]:
-        """The starts of what its charts have a point for: the hours of a day, the days of a week."""
+        """The starts of the slots in charts: the hours of a day, or the days of a week."""
         start, step = self.window.start, HOUR if self.kind == "day" else DAY
         return [start + n * step for n in range(self._length // step)]
 
@@ -61,7 +61,7 @@ class Period:
         return "hour" if self.kind == "day" else "day"
 
     def earlier(self) -> Iterator[tuple[str, Period]]:
-        """What it is compared with, and what that is called; the nearest first."""
+        """Labels and periods to compare with, the nearest first."""
         week_before = self.first_day - timedelta(days=7)
         if self.kind == "week":
             yield "the week before", Period("week", week_before)

@@ -1,4 +1,4 @@
-"""Reads from the lake what a report shows. The engine adds up; only sums and a few rows of single traces come here."""
+"""Reads a report's data from the lake. The engine aggregates; only sums and a few rows of single traces arrive here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STAGES_BY_HOUR = 20
 def report_data(
     lake: LakeResource, scorers: list[ConfiguredScorer], period: Period, mlflow_ui: str | None = None
 ) -> ReportData:
-    """All that the report of `period` shows; of the scorers only their current digests."""
+    """The data of the report on `period`, only for the scorers' current digests."""
     from pyspark.sql import functions as F
 
     window = period.window
@@ -96,7 +96,7 @@ def report_data(
 
 
 def _of_periods(lake: LakeResource, table: Table, period: Period) -> DataFrame:
-    """The table's rows in the period and in those that it is compared with; the column `period` says in which."""
+    """The table's rows of the period and the periods to compare with; the column `period` holds the period's name."""
     from pyspark.sql import functions as F
 
     periods = [period, *(earlier for _, earlier in period.earlier())]
@@ -152,7 +152,7 @@ def _known(period: Period) -> Window:
 
 
 def _days_with_traces(lake: LakeResource, period: Period) -> int:
-    """Of the days that errors are known of, those with traces that the archive still keeps."""
+    """The number of days in `_known` with traces that the archive still keeps."""
     hours = lake.read_columns(HOURLY_PERFORMANCE, _known(period), "hour")["hour"].to_pylist()
     return len({hour.date() for hour in hours if lake.kept_since is None or hour >= lake.kept_since})
 
@@ -193,7 +193,7 @@ def _worst(lake: LakeResource, window: Window, assessments: DataFrame, scorers: 
 
 
 def low_scores(assessments: DataFrame, scorers: list[ConfiguredScorer]) -> DataFrame:
-    """The traces that scorers fail: trace_id, failing (how many do) and scores, a struct of scorer and score for each.
+    """Traces that scorers fail: trace_id, failing (number of scorers) and scores (structs of scorer and score).
 
     A score fails by the scorer's `pass_if`, else below 0.5.
     """
@@ -210,7 +210,7 @@ def _frame(rows: DataFrame, *times: str) -> pd.DataFrame:
 
 
 def _with_utc(frame: pd.DataFrame, *times: str) -> pd.DataFrame:
-    """`frame` with the columns `times` as UTC times (Spark gives them without their zone)."""
+    """`frame` with the columns `times` as UTC times (Spark returns them without a time zone)."""
     import pandas as pd
 
     return frame.assign(**{column: pd.to_datetime(frame[column], utc=True) for column in times})

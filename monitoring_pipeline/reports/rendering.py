@@ -1,4 +1,4 @@
-"""A report as a self-contained HTML page, as Markdown and as JSON, all made of the same figures."""
+"""Renders a report as a self-contained HTML page, as Markdown and as JSON, from the same figures."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _HERE = Path(__file__).parent
 
 
 def render_html(report: Report) -> str:
-    """The report as one HTML page: no script, nothing loaded from elsewhere, links to MLflow's pages alone."""
+    """The report as one HTML page, without scripts and external resources, and with links only to MLflow's UI."""
     from markupsafe import Markup
 
     style = (_HERE / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     page = _template("report.html.j2")
-    # Markup is for what this package wrote itself; all else is escaped
+    # Markup is only for text from this package; everything else is escaped
     return page.render(
         **_context(report, image=partial(_data_uri, dpi=HTML_DPI)), style=Markup(style), style_digest=Markup(digest)
     )
@@ -54,8 +54,8 @@ def render_html(report: Report) -> str:
 def render_markdown(report: Report, images: bool) -> str:
     """The report as GitHub-flavoured Markdown.
 
-    With `images` the charts are embedded as data: images, as many as fit into `MARKDOWN_IMAGE_BYTES`; without, the
-    text refers to report.html.
+    With `images`, charts are embedded as data: images, as many as fit into `MARKDOWN_IMAGE_BYTES`; without, the text
+    refers to report.html.
     """
     left = MARKDOWN_IMAGE_BYTES if images else 0
 
@@ -94,7 +94,7 @@ def _template(name: str) -> Template:
 
 
 def _environment(escape: Callable[..., str], autoescape: bool) -> Environment:
-    """Templates in which every value goes through `escape`, so that none has to remember it."""
+    """A template environment that passes every value through `escape`, so that no template can forget it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -122,7 +122,7 @@ def _environment(escape: Callable[..., str], autoescape: bool) -> Environment:
         "interval": lambda row: text.interval(_number(row["ci_low"]), _number(row["ci_high"])),
         "known": lambda value: text.MISSING if value is None or value == "" else value,
         "time": lambda moment, kind: f"{moment:%H:%M}" if kind == "day" else f"{moment:%a %H:%M}",
-        # an address is percent-encoded where it is made, and must not be cut
+        # trace_url has already percent-encoded the address, and it must not be cut
         "href": lambda url: Markup(html.escape(url)),
         "amount": _amount,
         "shown": lambda change, value: shown(change["measure"], _number(value)),
@@ -139,7 +139,7 @@ def _of_number(function: Callable[[float], str]) -> Callable[[float | None], str
 
 
 def _amount(change: dict[str, Any]) -> str:
-    """How much changed, with its sign."""
+    """The size of a change, with its sign."""
     amount = _number(change["amount"])
     if not math.isfinite(amount):
         return text.MISSING
@@ -149,7 +149,7 @@ def _amount(change: dict[str, Any]) -> str:
 
 
 def _context(report: Report, image: Callable[[Figure], str]) -> dict[str, Any]:
-    """The values that both templates show; `image` returns the address of a chart, empty to leave the chart out."""
+    """The values for both templates; `image` returns the address of a chart, or "" to leave the chart out."""
     data, figures = report.data, report.figures
     state = STATES[figures["verdict"]["state"]]
     if not figures["total_requests"]:
@@ -160,7 +160,7 @@ def _context(report: Report, image: Callable[[Figure], str]) -> dict[str, Any]:
             "experiment": row["experiment"],
             "charts": [(chart.title, chart.subject, image(chart.figure)) for chart in of_experiment],
         }
-        for row, of_experiment in zip(experiments, report.charts, strict=False)  # the first have charts
+        for row, of_experiment in zip(experiments, report.charts, strict=False)  # only the first have charts
     ]
     own = [change for change in figures["changes"] if change["experiment_id"] is None]
     return {
@@ -181,7 +181,7 @@ def _context(report: Report, image: Callable[[Figure], str]) -> dict[str, Any]:
 
 
 def _score_changes(of_all: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The change of a scorer's pass rate, else mean score, by experiment, scorer and what it is compared with."""
+    """The change of a scorer's pass rate, else mean score, by experiment, scorer and label of the earlier period."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for change in of_all:
         if change["scorer"]:

@@ -1,4 +1,4 @@
-"""A report as one value: its data, and what every form of it shows, computed once."""
+"""A report as one value: its data, and the figures and charts that all of its formats share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHARTED_EXPERIMENTS = 6
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of an experiment; `subject` is the scorer of a chart of scores, "" for all others."""
+    """A chart of an experiment; `subject` is the scorer of a chart of scores, "" for other charts."""
 
     title: str
     subject: str
@@ -30,13 +30,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Report:
-    """The report of `data`. Its figures and charts are computed when first used, and then kept."""
+    """The report of `data`. Its figures and charts are computed on first use and then cached."""
 
     data: ReportData
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """Everything that the report says, as `monitoring_pipeline.reports.figures.figures` returns it."""
+        """The content of the report, as returned by `monitoring_pipeline.reports.figures.figures`."""
         return figures(self.data)
 
     @cached_property

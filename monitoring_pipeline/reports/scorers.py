@@ -1,4 +1,4 @@
-"""What a report says of each scorer: its ledger, its scores, and how far it agrees with people."""
+"""The scorer sections of a report: each scorer's ledger, its scores, and its agreement with people."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ LEDGER = ["archived", "filtered_out", "unsampled", "eligible", "scored", "failed
 LABELS = ["hour", "date", "experiment_id", "trace_name", "scorer", "scorer_digest"]
 
 KAPPA_EXPLAINED = (
-    "Kappa is agreement beyond chance, given how often each of the two passes: 1 is complete agreement, 0 what chance "
-    "alone would give, below 0 less. It has no value where one of the two gave the same verdict throughout."
+    "Kappa is agreement beyond chance, given both pass rates: 1 is complete agreement, 0 is agreement by chance alone, "
+    "below 0 is less than chance. It has no value if one of the two gave every trace the same verdict."
 )
 
 
 def as_floats(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with every column that holds numbers as float64, NaN where unknown."""
+    """`rows` with all number columns as float64, NaN for unknown values."""
     return rows.astype(dict.fromkeys(rows.columns.difference(LABELS), "float64"))
 
 
 def scorer_rows(quality_total: pd.DataFrame, coverage: pd.DataFrame) -> pd.DataFrame:
-    """One row an experiment, scorer and digest: the period's ledger summed, and its quality.
+    """One row per experiment, scorer and digest: the sums of the period's ledger, and its quality.
 
     Columns: experiment_id, scorer, scorer_digest, the ledger's counts, covered (scored / eligible), mean_score,
     pass_rate, ci_low, ci_high, scoring_cost_usd. Coverage of a digest other than the one with quality is left out.
-    Without coverage rows the scored and failed counts are those of the quality row.
+    Without coverage rows, scored and failed come from the quality row.
     """
     key = ["experiment_id", "scorer", "scorer_digest"]
     ledger = coverage.groupby(key, as_index=False)[LEDGER].sum()
@@ -44,7 +44,7 @@ def scorer_rows(quality_total: pd.DataFrame, coverage: pd.DataFrame) -> pd.DataF
 
 
 def agreement_rows(agreement: pd.DataFrame) -> pd.DataFrame:
-    """One row an experiment, scorer and reference: the days' counts summed, and what the sums amount to.
+    """One row per experiment, scorer and reference: the sums of the days' counts, and the agreement computed from them.
 
     Columns: experiment_id, scorer, reference, reference_name, the four counts, compared (their sum), agreement, kappa,
     and its 95 % interval ci_low and ci_high.

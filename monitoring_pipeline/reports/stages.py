@@ -1,4 +1,4 @@
-"""Where the time goes: the stages of the agent with most time of their own, and what slowed down in an incident."""
+"""The agent's stages with most self time, and the stage that slowed down in an incident."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ STAGE = ["experiment_id", "span_type", "span_name"]
 
 
 def slowest_stages(stages: pd.DataFrame, hours: pd.DataFrame, own: str, before: str) -> pd.DataFrame:
-    """The stages with most self time in the period `own`, beside the period `before`.
+    """The stages with most self time in the period `own`, compared with the period `before`.
 
-    `stages` are stage_sums by period, `hours` the hourly rows of span_profile of `own`. Columns: experiment_id,
-    span_type, span_name, span_count, error_count, mean_ms, mean_self_ms (of a span), self_share (of the self time of
-    all stages), highest_p95_ms and its hour worst_hour, max_ms, and mean_self_ms_before (NaN where it did not run).
+    `stages` are stage_sums by period, `hours` the hourly rows of span_profile for `own`. Columns: experiment_id,
+    span_type, span_name, span_count, error_count, mean_ms, mean_self_ms (per span), self_share (share of the self time
+    of all stages), highest_p95_ms and its hour worst_hour, max_ms, and mean_self_ms_before (NaN if it did not run).
     """
     stages = stages.astype(dict.fromkeys(("total_ms", "self_time_ms", "max_ms"), "float64"))
     rows = stages[stages["period"] == own].drop(columns="period")
@@ -35,7 +35,7 @@ def slowest_stages(stages: pd.DataFrame, hours: pd.DataFrame, own: str, before: 
 
 @dataclass(frozen=True)
 class SlowStage:
-    """A stage that took longer in an incident: mean self time of a span then, and the median of the other hours."""
+    """A stage that slowed down in an incident: its mean self time per span then, and the median of the other hours."""
 
     span_name: str
     self_ms: float
@@ -43,7 +43,7 @@ class SlowStage:
 
 
 def slow_stage(hours: pd.DataFrame, incident: Incident) -> SlowStage | None:
-    """The stage whose self time grew most in the incident, at least to double; None without one."""
+    """The stage whose self time grew most in the incident, at least `LATENCY_FACTOR`-fold; None without one."""
     rows = hours[(hours["experiment_id"] == incident.experiment_id) & hours["self_time_ms"].notna()]
     within = (rows["hour"] >= incident.start) & (rows["hour"] < incident.end)
     found = []

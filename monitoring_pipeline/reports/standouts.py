@@ -1,4 +1,4 @@
-"""Hours that stand out from the other hours of a period, and the incidents that consecutive ones make."""
+"""Hours that stand out from the other hours of a period, and incidents: runs of consecutive such hours."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ LATENCY_FACTOR = 2.0
 SCORE_MARGIN = 0.15
 
 RULE = (
-    f"An hour with at least {MIN_TRACES} traces, or {MIN_SCORED} scores, stands out against the other hours of its "
-    f"experiment (at least {MIN_OTHER_HOURS}). Error rate: its whole 95 % Wilson interval is more than "
-    f"{100 * ERROR_RATE_MARGIN:g} percentage points above the others' together. Latency: its p95 is at least "
-    f"{LATENCY_FACTOR:g} times their median. Scores: the whole {100 * CONFIDENCE:g} % interval of its pass rate is "
-    f"more than {SCORE_MARGIN:g} below the others' together; of a scorer that does not say what passes that of its "
-    "mean score, on either side."
+    f"An hour with at least {MIN_TRACES} traces, or {MIN_SCORED} scores, is compared with the other hours of its "
+    f"experiment (at least {MIN_OTHER_HOURS}), and stands out by these rules. Error rate: its whole 95 % Wilson "
+    f"interval is more than {100 * ERROR_RATE_MARGIN:g} percentage points above the other hours' combined rate. "
+    f"Latency: its p95 is at least {LATENCY_FACTOR:g} times their median. Scores: the whole {100 * CONFIDENCE:g} % "
+    f"interval of its pass rate is more than {SCORE_MARGIN:g} below their combined pass rate; for a scorer without a "
+    f"pass rate, the interval of its mean score is more than {SCORE_MARGIN:g} above or below theirs."
 )
 
 
 @dataclass(frozen=True)
 class Standout:
-    """One measure of one hour (its start, UTC) that stands out from `baseline`, what the other hours have.
+    """One measure of one hour (its start, UTC) that stands out from `baseline`, the value of the other hours.
 
-    The value is a share of traces for "error rate" and "pass rate", milliseconds for "p95", the mean of "score"; the
-    last and the pass rate are those of `scorer`.
+    The value is a share of traces for "error rate" and "pass rate", milliseconds for "p95", and the mean score for
+    "score"; `scorer` is set for "pass rate" and "score".
     """
 
     experiment_id: str
@@ -48,7 +48,7 @@ class Standout:
 
 @dataclass(frozen=True)
 class Incident:
-    """Consecutive hours of one experiment, from `start` to `end`, that stand out; the worst of each measure."""
+    """Consecutive hours of one experiment, from `start` to `end`, that stand out; `worst` has one hour per measure."""
 
     experiment_id: str
     start: pd.Timestamp
@@ -61,7 +61,7 @@ class Incident:
 
 
 def standouts(performance: pd.DataFrame, scores: pd.DataFrame) -> list[Standout]:
-    """The hours that `RULE` picks, from the experiments' hourly totals and the `score_moments` of each hour."""
+    """The hours that stand out by `RULE`, from the experiments' hourly totals and the `score_moments` of each hour."""
     found: list[Standout] = []
     for experiment_id, hours in performance.groupby("experiment_id"):
         found += _of_traces(str(experiment_id), hours.set_index("hour").astype({"trace_count": float}))
@@ -89,27 +89,27 @@ def _of_traces(experiment_id: str, hours: pd.DataFrame) -> Iterator[Standout]:
 
 
 def _of_scores(experiment_id: str, scorer: str, hours: pd.DataFrame) -> Iterator[Standout]:
-    """By its pass rate a scorer is good or bad; of a mean alone whether high or low is good is the scorer's affair."""
+    """Uses the pass rate if the scorer has one; a mean score has no known good direction, so either side stands out."""
     if len(hours) <= MIN_OTHER_HOURS:
         return
-    says_what_passes = (hours["judged"] > 0).all()
-    counted, column = ("judged", "pass_rate") if says_what_passes else ("scored", "mean_score")
+    has_pass_rate = (hours["judged"] > 0).all()
+    counted, column = ("judged", "pass_rate") if has_pass_rate else ("scored", "mean_score")
     counts = hours[counted].astype(float)
     sums = hours[column].astype(float) * counts
     for hour, row in zip(hours.index, hours.to_dict("records"), strict=True):
         if row[counted] < MIN_SCORED or counts.sum() == counts[hour]:
             continue
         usual = float((sums.sum() - sums[hour]) / (counts.sum() - counts[hour]))
-        estimate = share(sums[hour], counts[hour]) if says_what_passes else mean_score(row)
+        estimate = share(sums[hour], counts[hour]) if has_pass_rate else mean_score(row)
         if estimate is None:
             continue
-        if estimate.high < usual - SCORE_MARGIN or (not says_what_passes and estimate.low > usual + SCORE_MARGIN):
-            measure = "pass rate" if says_what_passes else "score"
+        if estimate.high < usual - SCORE_MARGIN or (not has_pass_rate and estimate.low > usual + SCORE_MARGIN):
+            measure = "pass rate" if has_pass_rate else "score"
             yield Standout(experiment_id, hour, measure, float(row[column]), usual, scorer)
 
 
 def incidents(found: list[Standout]) -> list[Incident]:
-    """Standouts joined over consecutive hours of an experiment, those with the most standouts first."""
+    """Group standouts into runs of consecutive hours of an experiment, most standouts first."""
     runs: list[list[Standout]] = []
     for standout in sorted(found, key=lambda s: (s.experiment_id, s.hour)):
         last = runs[-1][-1] if runs else None

@@ -1,4 +1,4 @@
-"""What a scorer may still use of its budget, by what the tables say that it has used."""
+"""The remaining budget of a scorer, computed from the usage recorded in the tables."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from monitoring_pipeline.scoring.runner import PendingTrace, Spent
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, Table
 from monitoring_pipeline.windows import floor_hour
 
-# Generous bounds of what MLflow puts around a trace in a judge's prompt, and of what a judge answers.
+# Generous upper bounds for the text that MLflow adds to a trace in a judge's prompt, and for the judge's answer.
 INSTRUCTION_TOKENS = 4000
 ANSWER_TOKENS = 1000
 
 
 def ceiling(scorer: ConfiguredScorer, prompt_bytes: int, calls: int = 1) -> Spent:
-    """What `calls` of a judge on `prompt_bytes` of traces use at most; nothing for a scorer that asks no model.
+    """Upper bound on the tokens and cost of `calls` judge calls with `prompt_bytes` of traces; empty without a model.
 
-    A token is at least a byte of UTF-8. A judge that looks around in a trace with tools may use more.
+    A token is at least a byte of UTF-8. A judge that explores a trace with tools may use more.
     """
     if scorer.model is None:
         return Spent()
     own_text = [*dict(scorer.scorer).values(), instructions(scorer.scorer)]
     own_tokens = INSTRUCTION_TOKENS + sum(len(str(value).encode()) for value in own_text)
     given = getattr(scorer.scorer, "inference_params", None) or {}
-    # Some judges of MLflow's send no parameters: a smaller bound than the usual one would not hold for them.
+    # Some MLflow judges do not send these parameters, so a bound below ANSWER_TOKENS would not hold.
     answer_tokens = max(ANSWER_TOKENS, given.get("max_tokens", 0), given.get("max_completion_tokens", 0))
     input_tokens, output_tokens = prompt_bytes + calls * own_tokens, calls * answer_tokens
     cost_usd = scorer.price.cost_usd(input_tokens, output_tokens) if scorer.price else None
@@ -44,7 +44,7 @@ def ceiling(scorer: ConfiguredScorer, prompt_bytes: int, calls: int = 1) -> Spen
 
 @contextmanager
 def spending_alone(lake: LakeResource, scorer: ConfiguredScorer) -> Iterator[None]:
-    """Only one process of the machine at a time spends from a scorer's budget; others wait for it here."""
+    """Let only one process per machine spend a scorer's budget at a time; the others wait here."""
     if scorer.budget == Budget():
         yield
         return
@@ -53,10 +53,11 @@ def spending_alone(lake: LakeResource, scorer: ConfiguredScorer) -> Iterator[Non
 
 
 class Purse:
-    """What is left of a scorer's budgets: dollars of this UTC day, traces of this hour of the clock.
+    """The rest of a scorer's budgets: dollars for this UTC day, traces for this clock hour.
 
-    All digests of the scorer spend from it. A call has room when it fits in beside all that are under way, each at its
-    ceiling, so that the limit holds. `used_up` says how much was used where that has ended a run.
+    All digests of the scorer share it. A trace is admitted only if it fits the budget together with all traces under
+    way, each counted at its ceiling, so the limit always holds. `used_up` is the usage at which a trace was refused,
+    else empty.
     """
 
     def __init__(self, lake: LakeResource, scorer: ConfiguredScorer) -> None:
@@ -67,7 +68,7 @@ class Purse:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read again how much has been used; everything settled must have been committed before."""
+        """Read the usage from the tables again; commit everything settled first."""
         now = datetime.now(UTC)
         self._day = datetime.combine(now.date(), time(), UTC)
         self._hour = floor_hour(now)
@@ -83,12 +84,12 @@ class Purse:
 
     @property
     def is_stale(self) -> bool:
-        """Whether another day or hour has begun, so that there is a new budget."""
+        """Whether a new day or hour has begun, which brings a new budget."""
         now = datetime.now(UTC)
         return now.date() != self._day.date() or floor_hour(now) != self._hour
 
     def has_room_for(self, pending: PendingTrace) -> bool:
-        """Whether the trace may be scored beside those under way."""
+        """Whether the budget allows scoring the trace in addition to the traces under way."""
         budget, under_way = self._scorer.budget, self._under_way
         if budget.max_traces_per_hour is not None and self._traces + len(under_way) >= budget.max_traces_per_hour:
             return False
@@ -97,7 +98,7 @@ class Purse:
         )
 
     def admit(self, pending: PendingTrace) -> bool:
-        """Reserve for the trace where there is room; else the budget is used up, as `used_up` says from now on."""
+        """Reserve budget for the trace and return True; if it has no room, set `used_up` and return False."""
         if not self.has_room_for(pending):
             self.used_up = str(self)
             return False
@@ -105,11 +106,11 @@ class Purse:
         return True
 
     def reserve(self, pending: PendingTrace) -> None:
-        """The trace is under way."""
+        """Count the trace as under way."""
         self._under_way[pending.trace_id] = self._ceiling_usd(pending)
 
     def settle(self, pending: PendingTrace, row: dict[str, Any]) -> None:
-        """Replace the ceiling of a scored trace by what it really cost."""
+        """Replace the ceiling of a scored trace with its actual cost."""
         del self._under_way[pending.trace_id]
         cost_usd = (row.get("cost_usd") or 0.0) - (pending.spent.cost_usd or 0.0)
         self._spent_usd += cost_usd
@@ -133,6 +134,6 @@ class Purse:
 
 
 def _since(lake: LakeResource, table: Table, scorer: ConfiguredScorer, moment: datetime, *columns: str) -> pa.Table:
-    """The rows of the scorer that were made at or after `moment`."""
+    """Rows of the scorer assessed at or after `moment`."""
     rows = lake.read_written_since(table, moment, "scorer", "assessed_at", *columns)
     return rows.filter((pc.field("scorer") == scorer.name) & (pc.field("assessed_at") >= moment))

@@ -1,4 +1,4 @@
-"""MLflow's own scorers by name: built-in judges, make_judge, and those that need no model."""
+"""MLflow's own scorers by name: built-in judges, make_judge, and scorers without a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monitoring_pipeline.settings import ScorerSettings
 
 MAKE_JUDGE = "make_judge"
 VALUE_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
-# The rates that monitoring guides recommend; what is not named here and asks a model is "custom".
+# The rates that monitoring guides recommend; a judge not listed here is "custom".
 RATES = {"safety": 1.0, "relevance": 0.2, "guidelines": 0.1}
 CUSTOM_JUDGE_RATE = 0.05
 RETRIEVAL_JUDGES = (
@@ -29,7 +29,7 @@ RETRIEVAL_JUDGES = (
     builtin_scorers.RetrievalSufficiency,
 )
 TOOL_JUDGES = (builtin_scorers.ToolCallCorrectness, builtin_scorers.ToolCallEfficiency)
-# The expectations that a judge compares with: it needs one of them.
+# The expectations that a judge compares with; it needs at least one.
 EXPECTATIONS = {
     builtin_scorers.Correctness: {"expected_response", "expected_facts"},
     builtin_scorers.Equivalence: {"expected_response"},
@@ -39,7 +39,7 @@ EXPECTATIONS = {
 
 
 def names() -> list[str]:
-    """What `builtin` may name."""
+    """Valid values of the setting `builtin`."""
     found = [
         name
         for name, value in vars(builtin_scorers).items()
@@ -52,10 +52,10 @@ def names() -> list[str]:
 
 
 def build(entry: ScorerSettings) -> Scorer:
-    """The scorer that `entry.builtin` names, with its model and parameters.
+    """The scorer named by `entry.builtin`, with its model and parameters.
 
     Raises:
-        ValueError: MLflow has no such scorer, or it does not take the parameters or a model.
+        ValueError: MLflow has no such scorer, or the scorer does not accept the parameters or a model.
     """
     known = names()
     if entry.builtin not in known:
@@ -64,7 +64,7 @@ def build(entry: ScorerSettings) -> Scorer:
         raise ValueError(f"MLflow has no built-in scorer {entry.builtin!r}; {hint}it has {', '.join(known)}")
     params = {**entry.params, **({"model": entry.model} if entry.model else {})}
     try:
-        # A judge bounds its requests itself; MLflow's own time limit would leave the thread of one running.
+        # Requests have their own timeout; MLflow's would leave the thread of a timed-out request running.
         if entry.builtin == MAKE_JUDGE:
             return make_judge(name=entry.name, **_with_value_type(params)).model_copy(update={"timeout": 0})
         scorer_class = getattr(builtin_scorers, str(entry.builtin))
@@ -74,13 +74,13 @@ def build(entry: ScorerSettings) -> Scorer:
         return scorer_class(name=entry.name, timeout=0, **params)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
-        raise ValueError(f"{entry.builtin} does not take its params: {problems}") from error
+        raise ValueError(f"invalid params for {entry.builtin}: {problems}") from error
     except (MlflowException, TypeError) as error:
-        raise ValueError(f"{entry.builtin} does not take its params: {' '.join(str(error).split())}") from error
+        raise ValueError(f"invalid params for {entry.builtin}: {' '.join(str(error).split())}") from error
 
 
 def model_of(scorer: Scorer) -> str | None:
-    """The model that the scorer asks, such as openai:/gpt-4.1-mini; None where it asks none."""
+    """The model that the scorer calls, such as openai:/gpt-4.1-mini; None if it calls no model."""
     if not isinstance(scorer, Judge) or _needs_no_model(scorer):
         return None
     from mlflow.genai.judges.utils import get_default_model
@@ -89,7 +89,7 @@ def model_of(scorer: Scorer) -> str | None:
 
 
 def default_rate(scorer: Scorer) -> float:
-    """The sample rate of a scorer that is given none, by its kind: 1.0 for what asks no model."""
+    """The default sample rate for the scorer's kind: 1.0 if it calls no model."""
     if model_of(scorer) is None:
         return 1.0
     kind = type(scorer).__name__.lower()
@@ -97,18 +97,19 @@ def default_rate(scorer: Scorer) -> float:
 
 
 def reads_spans(scorer: Scorer) -> bool:
-    """Whether a judge is shown more of a trace than its request and response."""
+    """Whether a judge's prompt contains more of a trace than its request and response."""
     if isinstance(scorer, InstructionsJudge):
         return "trace" in scorer.template_variables
     return isinstance(scorer, (*RETRIEVAL_JUDGES, *TOOL_JUDGES, builtin_scorers.ConversationalToolCallEfficiency))
 
 
 def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -> bool:
-    """Whether the trace has what a judge is about: retrieved context, expectations, an output unless it failed.
+    """Whether the trace has what a judge needs: retrieved context, expectations, and, if the trace failed, an output.
 
     True for all other scorers.
     """
-    # MLflow has the model search a trace without output with tools, by many requests: in one that failed there is none.
+    # For a trace without an output, MLflow lets the model search it with tools, in many requests; a failed trace has
+    # no output to find.
     if trace.info.state == TraceState.ERROR and _needs_output(scorer) and extract_outputs_from_trace(trace) is None:
         return False
     if isinstance(scorer, RETRIEVAL_JUDGES) and all(span.span_type != "RETRIEVER" for span in trace.data.spans):
@@ -122,20 +123,20 @@ def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -
 
 
 def asks_repeatedly(scorer: Scorer) -> bool:
-    """Whether a judge may make more than one request about a trace or session."""
+    """Whether a judge may send more than one request per trace or session."""
     return isinstance(scorer, (builtin_scorers.KnowledgeRetention, *TOOL_JUDGES, *RETRIEVAL_JUDGES))
 
 
 def request_count(scorer: Scorer, traces: Sequence[str]) -> int:
-    """How many requests a judge makes at least about a trace or session (JSON): some take it piece by piece."""
+    """Minimum number of requests a judge sends for a trace or session (JSON); some judges send one per part."""
     if isinstance(scorer, builtin_scorers.KnowledgeRetention):
         return len(traces)
     if isinstance(scorer, TOOL_JUDGES):
-        return 2  # the first asks which tools there were
+        return 2  # the first request asks which tools were available
     if isinstance(scorer, RETRIEVAL_JUDGES):
         try:
             retrieved = extract_retrieval_context_from_trace(Trace.from_json(traces[0])).values()
-        except Exception:  # noqa: BLE001 - nothing is asked about a trace that cannot be read; its row will say why
+        except Exception:  # noqa: BLE001 - an unreadable trace costs no request; its row will hold the error
             return 0
         by_chunk = isinstance(scorer, builtin_scorers.RetrievalRelevance)
         return sum(map(len, retrieved)) if by_chunk else len(retrieved)
@@ -151,7 +152,7 @@ def _needs_no_model(scorer: Scorer) -> bool:
 
 
 def _with_value_type(params: dict[str, Any]) -> dict[str, Any]:
-    """`params` of make_judge with the type that feedback_value_type, in TOML a name or a list of values, stands for."""
+    """`params` of make_judge with feedback_value_type, in TOML a name or a list of values, converted to its type."""
     given = params.get("feedback_value_type")
     if given is None:
         return params

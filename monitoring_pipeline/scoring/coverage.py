@@ -1,4 +1,4 @@
-"""The ledger of a scorer: what became of every archived trace."""
+"""The coverage ledger of a scorer: the state of every archived trace."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ SPENT = ("input_tokens", "output_tokens", "cost_usd")
 
 
 def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> DataFrame:
-    """What each trace archived in `window` (at `version` of the archive) is to the scorer.
+    """The scorer's state for each trace archived in `window`, at `version` of the archive.
 
-    Columns trace_id, trace_hour, experiment_id, state, quiet and due. `state` is the first of these that holds:
+    Columns trace_id, trace_hour, experiment_id, state, quiet and due. `state` is the first of these that applies:
     `scored` or `failed` (a row in assessments for this digest), `not_applicable`, `filtered_out`, `unsampled`, else
-    `pending`. A result counts even where the rate or the filter has since become narrower, or a late trace has become
-    its session's first, so the ledger always adds up. `quiet` says whether the trace may be scored now: for a scorer of
-    sessions it is the first of a session that is quiet. `due` are those of them that are pending, or whose session has
-    gone on since it was scored. To such a scorer all traces but a session's first are `filtered_out`. Besides:
-    active_until_ms (when the session's last trace ended, in milliseconds since 1970; null without sessions), and
-    input_tokens, output_tokens and cost_usd of the result, where there is one.
+    `pending`. A result counts even if the sample rate or the filter has been narrowed since, or a late trace has become
+    its session's first, so the ledger always adds up. `quiet`: the trace may be scored now; for a session scorer it is
+    the first of a quiet session. `due`: a quiet trace that is pending, or whose session has continued since it was
+    scored. For a session scorer all traces but a session's first are `filtered_out`. Further columns: active_until_ms
+    (end of the session's last trace, in milliseconds since 1970; null without sessions), and input_tokens,
+    output_tokens and cost_usd of the result, if any.
     """
     from pyspark.sql import functions as F
 
@@ -71,7 +71,8 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         .when(~F.col("drawn"), "unsampled")
         .otherwise("pending")
     )
-    # The last look may have been the one that declined. More, not other: a run beside this one may know more traces.
+    # The latest result may be the one in not_applicable. Compared with >, not <>: a concurrent run may have seen more
+    # traces than this version has.
     has_gone_on = F.coalesce(F.col("length") > F.greatest(SEEN, "seen_declined"), F.lit(False))
     is_wanted = F.col("passes") & F.col("drawn")
     return (
@@ -85,9 +86,9 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
 
 
 def ledger(states: DataFrame, scorer: ConfiguredScorer, over_budget: bool) -> DataFrame:
-    """`trace_states` summed up by hour and experiment, columns of the table `scorer_coverage`.
+    """`trace_states` counted by hour and experiment, with the columns of the table `scorer_coverage`.
 
-    With `over_budget`, what is still due counts as that, else as pending.
+    With `over_budget`, traces still due count as over_budget, else as pending.
     """
     from pyspark.sql import functions as F
 
@@ -116,10 +117,10 @@ def ledger(states: DataFrame, scorer: ConfiguredScorer, over_budget: bool) -> Da
 def update_ledger(
     lake: LakeResource, scorers: list[ConfiguredScorer], window: Window, over_budget: bool | None = None
 ) -> int:
-    """Bring the ledger of `window` up to date for the scorers' current digests; returns the number of its rows.
+    """Update the ledger of `window` for the scorers' current digests; returns the number of updated rows.
 
-    The lines of other scorers and digests stay as they are. `over_budget` says of a scorer's run whether it left the
-    rest because its budget was used up; without it the rest stays what that run made it.
+    Rows of other scorers and digests are not changed. `over_budget`: whether the scorer's run left traces unscored
+    because its budget was used up; None keeps the split into over_budget and pending that the last run recorded.
     """
     version = lake.version(AGENT_TRACES)
     count = 0
@@ -137,14 +138,14 @@ def update_ledger(
 
 
 def waiting_hours(lake: LakeResource, scorer: ConfiguredScorer, window: Window) -> list[datetime]:
-    """The hours of `window` in which traces wait for the scorer, by the ledger as it is."""
+    """Hours of `window` in which traces wait for the scorer, according to the current ledger."""
     lines = lake.read_columns(SCORER_COVERAGE, window, "hour", "scorer", "scorer_digest", "pending", "over_budget")
     ours = (pc.field("scorer") == scorer.name) & (pc.field("scorer_digest") == scorer.digest)
     return lines.filter(ours & (pc.field("pending") + pc.field("over_budget") > 0))["hour"].to_pylist()
 
 
 def _left_over_budget(lake: LakeResource, scorer: ConfiguredScorer, window: Window, lines: pa.Table) -> pa.Array:
-    """How many of the traces that wait the scorer's last run left because its budget was used up, line by line."""
+    """For each row of `lines`, how many waiting traces the scorer's last run left because its budget was used up."""
     columns = ("hour", "experiment_id", "scorer", "scorer_digest", "over_budget")
     recorded = {
         (row["hour"], row["experiment_id"]): row["over_budget"]
@@ -158,7 +159,7 @@ def _left_over_budget(lake: LakeResource, scorer: ConfiguredScorer, window: Wind
 
 
 def ledger_problems(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> list[str]:
-    """Where the ledger of `window` does not add up, or not with the archive and the assessments; empty when it does."""
+    """Messages on rows of the ledger of `window` that do not add up or do not match the archive and the assessments."""
     from pyspark.sql import functions as F
 
     lines = lake.read(SCORER_COVERAGE, window).toArrow().to_pylist()
@@ -178,7 +179,7 @@ def ledger_problems(lake: LakeResource, scorers: list[ConfiguredScorer], window:
             if recorded.get(key, (0, 0, 0)) != found:
                 problems.append(
                     f"{hour:%Y-%m-%d %H:%M} {scorer.name} {scorer.digest}: archived, scored, failed "
-                    f"{recorded.get(key, 'without a line')} in the ledger, {found} in the lake"
+                    f"{recorded.get(key, 'no row')} in the ledger, {found} in the lake"
                 )
     return problems
 
@@ -191,7 +192,7 @@ def is_of(scorer: ConfiguredScorer) -> Column:
 
 
 def results_by_hour(results: DataFrame) -> DataFrame:
-    """Rows of `assessments` counted by trace_hour: rows, scored, failed and mean_score."""
+    """Rows of `assessments` aggregated by trace_hour: rows, scored, failed and mean_score."""
     from pyspark.sql import functions as F
 
     return results.groupBy("trace_hour").agg(
@@ -203,7 +204,7 @@ def results_by_hour(results: DataFrame) -> DataFrame:
 
 
 def coverage_by_hour(lines: DataFrame, scorers: Iterable[ConfiguredScorer]) -> DataFrame:
-    """The lines of the scorers' current digests by hour: rows, and the sums of eligible and of its parts."""
+    """Ledger rows of the scorers' current digests by hour: rows, and the sums of eligible and of its parts."""
     from pyspark.sql import functions as F
 
     sums = (F.sum(name).alias(name) for name in ("eligible", "scored", "failed", "over_budget", "pending"))
@@ -212,8 +213,8 @@ def coverage_by_hour(lines: DataFrame, scorers: Iterable[ConfiguredScorer]) -> D
 
 
 def _counts(rows: DataFrame, *counts: Column) -> dict[tuple[datetime, str | None], tuple[int, ...]]:
-    """The counts of each hour and experiment."""
-    found = rows.groupBy("trace_hour", "experiment_id").agg(*counts).toArrow()  # with the zone of its times
+    """`counts` by hour and experiment."""
+    found = rows.groupBy("trace_hour", "experiment_id").agg(*counts).toArrow()  # Arrow keeps the time zone
     values = (tuple(row.values()) for row in found.to_pylist())
     return {(hour, experiment_id): tuple(numbers) for hour, experiment_id, *numbers in values}
 

@@ -1,4 +1,4 @@
-"""Forecasts what a backfill of a scorer would do, before it makes any call."""
+"""Forecast of a scorer's backfill, made before any call."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from monitoring_pipeline.windows import Window
 class Forecast:
     """What a run over a window would find and do.
 
-    Traces: `archived`, `eligible` (of the sample, and passing the filter), `scored` and `failed` already (for this
-    digest), `to_score`. `at_most` is the ceiling of what that uses, `expected` what it uses at the mean of the
-    scorer's earlier results in the window, None without any. `minutes` is the least time that its rate limit allows.
+    Numbers of traces: `archived`, `eligible` (sampled and passing the filter), already `scored` or `failed` (for this
+    digest), and `to_score`. `at_most` is the upper bound of the usage; `expected` the usage at the mean of the scorer's
+    earlier results in the window, None without any. `minutes` is the shortest duration that the rate limit allows.
     """
 
     scorer: str
@@ -42,7 +42,7 @@ def forecast(
     sample_rate: float | None = None,
     retry_failed: bool = False,
 ) -> Forecast:
-    """The forecast of a run of `score_window`, at `sample_rate` in place of the scorer's own if given."""
+    """Forecast a run of `score_window`; `sample_rate` overrides the scorer's own."""
     from pyspark.sql import functions as F
 
     run_as = scorer if sample_rate is None else replace(scorer, sample_rate=sample_rate)

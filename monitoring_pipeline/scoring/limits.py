@@ -1,4 +1,4 @@
-"""What a scorer may use, and what a judge's model costs."""
+"""Limits and budgets of scorers, and prices of models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from monitoring_pipeline.compat.mlflow import bundled_prices
 
 @dataclass(frozen=True)
 class Limits:
-    """How fast a scorer may ask: calls at a time, requests to the model in a minute, and how often one is repeated."""
+    """A scorer's limits: concurrent calls, model requests per minute, timeout and attempts per request."""
 
     concurrency: int = 1
     requests_per_minute: int | None = None
@@ -19,7 +19,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a scorer may use: dollars in a UTC day, traces in an hour of the clock; None is without limit."""
+    """A scorer's budget: dollars per UTC day and traces per clock hour; None means no limit."""
 
     max_usd_per_day: float | None = None
     max_traces_per_hour: int | None = None
@@ -27,7 +27,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Price:
-    """What a judge's model costs."""
+    """The price of a judge's model."""
 
     usd_per_input_token: float
     usd_per_output_token: float
@@ -37,9 +37,9 @@ class Price:
 
 
 def listed_price(model: str) -> Price | None:
-    """The model's price in the list that MLflow comes with; None where it is not there."""
+    """The model's price in MLflow's bundled price list; None if it is not listed."""
     listed = bundled_prices(model)
-    if listed is None:  # not an address of a model, such as Databricks' own judge
+    if listed is None:  # not a model URI, e.g. Databricks' own judge
         return None
     input_usd, output_usd = (listed.get(f"{kind}_cost_per_token") for kind in ("input", "output"))
     return None if input_usd is None or output_usd is None else Price(float(input_usd), float(output_usd))

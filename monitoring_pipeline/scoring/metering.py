@@ -1,8 +1,8 @@
-"""Requests of judges to their models: held to the scorer's limits, repeated when that may help, their tokens counted.
+"""Judges' model requests: limits them to the scorer's rate, retries transient failures and counts tokens.
 
-MLflow's judges send each request through two functions of one module, by themselves: ten retries outside of any limit,
-and the tokens of an answer that cannot be read are forgotten. Both functions are replaced here by ones that do the same
-as before unless a `Meter` is at work in the calling context.
+MLflow's judges send each request through two functions of one module, which retry ten times outside any limit and lose
+the tokens of an answer that cannot be parsed. This module replaces both functions; the replacements behave as before
+unless a `Meter` is active in the calling context.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from monitoring_pipeline.compat.mlflow import JudgeRequests, replace_judge_reque
 from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.settings import without_password
 
-# MLflow comes with a list of models, and would ask the internet for a newer one at a judge's first request.
+# MLflow bundles a list of models, and would download a newer one at a judge's first request.
 os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
-# A minute and what a request may be late between being let through and reaching the model.
+# A minute plus a margin for the delay between admitting a request and its arrival at the model.
 MINUTE_MS = 61_000
 LONGEST_WAIT_SECONDS = 60
 BACKOFF = wait_random_exponential(multiplier=1, max=30)
@@ -43,7 +43,7 @@ SENT_OTHERWISE = {"endpoints", "typesafe"}
 
 @dataclass
 class Call:
-    """What one run of a scorer asked: requests sent, tokens of all answers, and whether the last one was answered."""
+    """The usage of one scorer run: requests sent, tokens of all answers, and whether the last request was answered."""
 
     requests: int = 0
     answered: bool = False
@@ -60,7 +60,7 @@ class Meter:
 
     @contextmanager
     def call(self) -> Iterator[Call]:
-        """Requests made inside are held to the limits and counted in what is given."""
+        """Apply the limits to requests sent inside the context, and count them in the yielded `Call`."""
         call = Call()
         token = _CURRENT.set((self, call))
         try:
@@ -69,10 +69,10 @@ class Meter:
             _CURRENT.reset(token)
 
     def send(self, call: Call, endpoint: str, headers: dict[str, str], payload: dict[str, Any]) -> dict[str, Any]:
-        """The model's answer; a request is repeated on 429, 5xx, time-outs and lost connections.
+        """Send a request and return the model's answer; retries on 429, 5xx, timeouts and lost connections.
 
         Raises:
-            ChatCompletionError: the model refuses, or after `max_attempts` still gives no answer.
+            ChatCompletionError: the model refuses the request, or does not answer within `max_attempts`.
         """
         retrying = Retrying(
             retry=retry_if_exception(_is_worth_repeating),
@@ -98,8 +98,8 @@ class Meter:
             raise _Unanswered(504, f"no answer within {self.limits.timeout_seconds:g} seconds") from error
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             raise _Unanswered(503, f"no connection: {_safe(str(error), headers)}") from None
-        except requests.RequestException as error:  # such as a key that cannot stand in a header
-            raise _Unanswered(400, f"no request: {_safe(str(error), headers)}") from None
+        except requests.RequestException as error:  # e.g. a key that is not a valid header value
+            raise _Unanswered(400, f"invalid request: {_safe(str(error), headers)}") from None
         if response.status_code >= 400:
             message = f"status {response.status_code}: {_safe(_message(response), headers)}"
             raise _Unanswered(response.status_code, message, _retry_after_seconds(response))
@@ -108,35 +108,35 @@ class Meter:
 
 
 def meter_of(location: str, scorer: str, limits: Limits) -> Meter:
-    """The meter of a scorer of the lake at `location`; its requests of the last minute count, whoever made them."""
+    """The meter of a scorer of the lake at `location`; requests of all processes on the machine count."""
     if limits.requests_per_minute is None:
         return Meter(limits)
     return Meter(limits, _rate_limit(limits.requests_per_minute, shared_file(location, scorer, "requests")))
 
 
 def shared_file(location: str, scorer: str, purpose: str) -> Path:
-    """The file by which the user's processes on this machine agree about a scorer of the lake at `location`."""
+    """The file that the user's processes on this machine share for a scorer of the lake at `location`."""
     folder = Path(tempfile.gettempdir()) / f"monitoring-pipeline-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder / f"{hashlib.sha256(location.encode()).hexdigest()[:16]}-{scorer}-{purpose}"
 
 
 class RateLimit:
-    """At most so many requests in any minute, counted in a file that all processes of the machine share."""
+    """Limits the requests per minute, counted in a file that all processes of the machine share."""
 
     def __init__(self, requests_per_minute: int, file: Path) -> None:
         rate = Rate(requests_per_minute, MINUTE_MS)
         self._limiter = Limiter(SQLiteBucket.init_from_file([rate], db_path=str(file), use_file_lock=True))
-        self._lock = threading.Lock()  # the bucket's own lock is between processes only
+        self._lock = threading.Lock()  # the bucket's own lock works only between processes
 
     def wait(self) -> None:
-        """Return when one more request may be sent."""
+        """Block until one more request may be sent."""
         with self._lock:
             self._limiter.try_acquire("request")
 
 
 def is_metered(model: str) -> bool:
-    """Whether requests to the model pass through here: not those of litellm, or of Databricks' own judge."""
+    """Whether requests to the model pass through the meter; those of litellm and of Databricks' own judge do not."""
     provider, separator, _ = model.partition(":/")
     return bool(separator) and provider not in SENT_OTHERWISE and GatewayAdapter.is_applicable(model, "")
 
@@ -184,16 +184,16 @@ def _is_worth_repeating(error: BaseException) -> bool:
 
 
 def _wait(state: RetryCallState) -> float:
-    """Seconds until the next attempt: what the model asks for, else a random share of a doubling time."""
+    """Seconds until the next attempt: the server's Retry-After, else exponential backoff with full jitter."""
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_seconds if isinstance(error, _Unanswered) else None
-    return BACKOFF(state) if asked is None else min(asked, LONGEST_WAIT_SECONDS)
+    retry_after = error.retry_after_seconds if isinstance(error, _Unanswered) else None
+    return BACKOFF(state) if retry_after is None else min(retry_after, LONGEST_WAIT_SECONDS)
 
 
 def _retry_after_seconds(response: requests.Response) -> float | None:
     try:
         return max(0.0, float(response.headers["Retry-After"]))
-    except (KeyError, ValueError):  # none, or a date
+    except (KeyError, ValueError):  # missing, or a date
         return None
 
 
@@ -206,7 +206,7 @@ def _message(response: requests.Response) -> str:
 
 
 def _safe(message: str, headers: dict[str, str]) -> str:
-    """`message` in a line of bearable length, without the keys that the request carried."""
+    """`message` as one short line, without the request's API keys."""
     for value in headers.values():
         secret = value.removeprefix("Bearer ").strip()
         if len(secret) >= 8:

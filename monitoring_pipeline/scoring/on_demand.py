@@ -1,4 +1,4 @@
-"""Scorers run on demand on chosen traces: all of them, apart from samples, budgets and ledgers."""
+"""Runs scorers on demand on every chosen trace, without sampling, budgets and ledgers."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """A scorer's results over the traces: `n` scores, their mean, the share that passes, and the number of errors.
+    """Summary of a scorer's results: `n` scores, their mean, pass rate, number of errors and cost.
 
-    `mean` and `pass_rate` are None without a score; `pass_rate` also where the scorer has no `pass_if` and its scores
-    are not all 0 or 1.
+    `mean` and `pass_rate` are None without a score; `pass_rate` also if the scorer has no `pass_if` and its scores are
+    not all 0 or 1.
     """
 
     scorer: str
@@ -65,9 +65,9 @@ class Outcome:
 
 
 def assess_traces(lake: LakeResource, scorers: Sequence[ConfiguredScorer], traces: Iterable[Trace]) -> pd.DataFrame:
-    """Run the scorers on all of `traces`, each trace once, within the scorers' limits; nothing is written.
+    """Run the scorers once on each of `traces`, within the scorers' limits; nothing is written.
 
-    Returns COLUMNS, a row for each trace (or session, by its first trace) and scorer that has something to say of it.
+    Returns COLUMNS, a row for each trace (or session, by its first trace) and scorer that applies to it.
     """
     found = list({trace.info.trace_id: trace for trace in traces}.values())
     rows: list[dict[str, Any]] = []
@@ -82,17 +82,17 @@ def assess_traces(lake: LakeResource, scorers: Sequence[ConfiguredScorer], trace
 
 
 def outcomes(assessed: pd.DataFrame, scorers: Sequence[ConfiguredScorer]) -> list[Outcome]:
-    """The figures of each scorer over what `assess_traces` returned."""
+    """One `Outcome` per scorer, computed from the result of `assess_traces`."""
     return [_outcome(assessed[assessed["scorer"] == scorer.name], scorer) for scorer in scorers]
 
 
 def archived_traces(
     lake: LakeResource, window: Window | None, filter: str | None, trace_ids: Sequence[str] | None
 ) -> list[Trace]:
-    """The archived traces of `window` (all without one) that pass the MLflow `filter` and are among `trace_ids`.
+    """The archived traces of `window` (None: all) that pass the MLflow `filter` and are among `trace_ids`.
 
     Raises:
-        MonitoringError: a trace of `trace_ids` is not in the archive, or not in the window, or does not pass.
+        MonitoringError: a trace of `trace_ids` is not in the archive or the window, or does not pass the filter.
     """
     from pyspark.sql import functions as F
 
@@ -103,7 +103,7 @@ def archived_traces(
     if missing := sorted(set(trace_ids or ()) - found.keys()):
         where = f"in the archive of {window}" if window else "in the archive"
         raise MonitoringError(
-            f"no trace {', '.join(missing[:5])} {where}; archive its hour first, or give the trace itself"
+            f"no trace {', '.join(missing[:5])} {where}; archive its hour first, or pass the trace itself"
         )
     return [Trace.from_json(text) for text in found.values()]
 
@@ -135,7 +135,7 @@ def _pending_of(traces: Sequence[Trace], session_id: str | None) -> PendingTrace
 
 
 def _sessions(traces: Iterable[Trace]) -> list[PendingTrace]:
-    """The sessions of `traces`, as far as these hold them; traces without one are left out."""
+    """The sessions of `traces`, with only the given traces; traces without a session are left out."""
     members: defaultdict[tuple[str | None, str], list[Trace]] = defaultdict(list)
     for trace in sorted(traces, key=lambda trace: (trace.info.request_time, trace.info.trace_id)):
         session_id = (trace.info.trace_metadata or {}).get("mlflow.trace.session")
@@ -149,7 +149,7 @@ RESULTS_FILE = "assessments.json"
 
 @dataclass(frozen=True)
 class Assessed:
-    """The results (columns of `scoring.on_demand.COLUMNS`), their figures, and the MLflow run that has them."""
+    """The results (columns of `scoring.on_demand.COLUMNS`), their summaries, and the MLflow run they are logged to."""
 
     results: pd.DataFrame
     outcomes: list[Outcome]
@@ -159,16 +159,16 @@ class Assessed:
 def chosen_scorers(
     settings: Sequence[ScorerSettings], scorers: Sequence[str | Scorer] | None
 ) -> list[ConfiguredScorer]:
-    """The configured scorers of the given names, and the given scorers themselves; all configured ones without any.
+    """The configured scorers with the given names, and the given scorer objects; None selects all configured scorers.
 
     Raises:
-        SettingsError: no scorer of a name is configured, it cannot be loaded, or two have one name.
+        SettingsError: a name is not configured, a scorer cannot be loaded, or two scorers have the same name.
     """
     known = {entry.name: entry for entry in settings}
     wanted = list(known) if scorers is None else scorers
     names = [item if isinstance(item, str) else item.name for item in wanted]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise SettingsError([f"more than one scorer is named {', '.join(repeated)}; give each once, by its own name"])
+        raise SettingsError([f"more than one scorer is named {', '.join(repeated)}; scorer names must be unique"])
     unknown = [name for name in wanted if isinstance(name, str) and name not in known]
     if unknown:
         raise SettingsError([f"no scorer {', '.join(map(repr, unknown))}; configured are {', '.join(known)}"])
@@ -183,7 +183,7 @@ def chosen_traces(
     window: Window | None,
     filter: str | None,
 ) -> list[Trace]:
-    """`traces` (a list, or a table as mlflow.search_traces returns it), else archived ones of `window`.
+    """`traces` (a list, or a table as mlflow.search_traces returns it), else archived traces of `window`.
 
     Raises:
         MonitoringError: both are given, the filter is not a valid MLflow filter, or a trace does not exist.
@@ -196,7 +196,7 @@ def chosen_traces(
         return archived_traces(lake, window, filter, trace_ids)
     if trace_ids is not None or window is not None or filter:
         raise MonitoringError(
-            "give either traces, or trace_ids, start_time, end_time and filter_string of archived ones"
+            "give either traces, or trace_ids, start_time, end_time and filter_string of archived traces"
         )
     return mlflow_traces(traces)
 
@@ -208,10 +208,10 @@ def assess_chosen(
     traces: Sequence[Trace],
     experiment_name: str | None,
 ) -> Assessed:
-    """Run the scorers on the traces; with an experiment also log figures and results to a run of it.
+    """Run the scorers on the traces; with an experiment, also log summaries and results to a new MLflow run.
 
     Raises:
-        TrackingError: the store or the experiment cannot be used; known before a scorer runs.
+        TrackingError: the store or the experiment cannot be used; raised before any scorer runs.
     """
     experiment_id = tracking.experiment_id(experiment_name) if experiment_name else None
     results = assess_traces(lake, scorers, traces)
@@ -221,26 +221,26 @@ def assess_chosen(
 
 
 def check_thresholds(fail_under: Mapping[str, float], scorers: Sequence[ConfiguredScorer]) -> None:
-    """Refuse thresholds that nothing can be held against, before a scorer has cost anything.
+    """Reject invalid thresholds before any scorer runs.
 
     Raises:
-        SettingsError: one is no number, or for a scorer that does not run.
+        SettingsError: a threshold is not a finite number, or its scorer does not run.
     """
     names = [scorer.name for scorer in scorers]
     if unknown := sorted(set(fail_under) - set(names)):
         raise SettingsError([f"fail-under names {', '.join(unknown)}, but only {', '.join(names)} runs"])
     if unusable := [name for name, threshold in fail_under.items() if not math.isfinite(threshold)]:
-        raise SettingsError([f"fail-under of {', '.join(unusable)} is no number that a score can be held against"])
+        raise SettingsError([f"fail-under of {', '.join(unusable)} must be a finite number"])
 
 
 def shortfalls(figures: Sequence[Outcome], fail_under: Mapping[str, float]) -> list[str]:
-    """What is under its threshold: a line for each scorer of `fail_under` whose mean score is, or that has no score."""
+    """A line for each scorer of `fail_under` whose mean score is under its threshold, or that has no score."""
     by_name = {outcome.scorer: outcome for outcome in figures}
     lines = []
     for name, threshold in fail_under.items():
         mean = by_name[name].mean
         if mean is None:
-            lines.append(f"{name}: no score to hold against {threshold:g}")
+            lines.append(f"{name}: no score to compare with {threshold:g}")
         elif mean < threshold:
             lines.append(f"{name}: mean score {mean:.4f} is under {threshold:g}")
     return lines

@@ -1,4 +1,4 @@
-"""What a scorer has yet to see: the traces and sessions that are due, with what it is shown of them."""
+"""Traces and sessions that are due for a scorer, with the parts of them that it reads."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def pending_traces(
     retry_failed: bool = False,
     newest_first: bool = False,
 ) -> Iterator[PendingTrace]:
-    """What is due in `window` (at `version` of the archive), day by day or, with `newest_first`, hour by hour.
+    """Traces and sessions due in `window`, at `version` of the archive, by day or, with `newest_first`, by hour.
 
-    With `retry_failed`, also what has an error for its result.
+    With `retry_failed`, also those whose result is an error.
     """
     for rows in pending_rows(lake, scorer, window, version, _parts(window, newest_first), retry_failed):
         for row in rows.toLocalIterator():
@@ -49,13 +49,13 @@ def pending_rows(
     parts: Iterable[Window],
     retry_failed: bool = False,
 ) -> Iterator[DataFrame]:
-    """As `pending_traces`, still in the engine and in `parts` of the window: `pending_trace` makes one of a row."""
+    """`pending_traces` as one DataFrame per part of the window; `pending_trace` converts a row."""
     for part, due in _due(lake, scorer, window, version, parts, retry_failed):
         yield due.join(_shown(lake, scorer, due, part, version), "trace_id")
 
 
 def pending_trace(row: dict[str, Any]) -> PendingTrace:
-    """What a row of `pending_rows` says."""
+    """A row of `pending_rows` as a PendingTrace."""
     return PendingTrace(
         row["trace_id"],
         from_milliseconds(row["hour_ms"]),
@@ -69,7 +69,7 @@ def pending_trace(row: dict[str, Any]) -> PendingTrace:
 
 @dataclass(frozen=True)
 class Workload:
-    """How much is due: traces or sessions, the requests of a judge about them, and the bytes that those show it."""
+    """The amount of due work: traces or sessions, the judge's requests for them, and the prompt bytes of these."""
 
     traces: int = 0
     requests: int = 0
@@ -79,7 +79,7 @@ class Workload:
 def workload(
     lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int, retry_failed: bool = False
 ) -> Workload:
-    """What `pending_traces` would give, counted; the traces themselves are read only where a judge takes them apart."""
+    """Count what `pending_traces` would yield; reads the traces only for a judge that sends one request per part."""
     from pyspark.sql import functions as F
 
     if asks_repeatedly(scorer.scorer):
@@ -105,13 +105,13 @@ def _due(
     parts: Iterable[Window],
     retry_failed: bool,
 ) -> Iterator[tuple[Window, DataFrame]]:
-    """The rows of `trace_states` that are due, some at a time, and the window that holds all that is shown of them."""
+    """Rows of `trace_states` that are due, in pieces, each with a window that covers all of their traces."""
     from pyspark.sql import functions as F
 
     def due(part: Window) -> DataFrame:
         states = trace_states(lake, scorer, part, version)
         again = F.lit(retry_failed) & F.col("quiet") & (F.col("state") == "failed")
-        hour_ms = F.unix_millis("trace_hour").alias("hour_ms")  # a timestamp would arrive without its zone
+        hour_ms = F.unix_millis("trace_hour").alias("hour_ms")  # a timestamp would lose its time zone on collect
         return states.where(F.col("due") | again).select(
             "trace_id", hour_ms, "experiment_id", "active_until_ms", "input_tokens", "output_tokens", "cost_usd"
         )
@@ -122,13 +122,13 @@ def _due(
         return
     for part in parts:
         yield from _sessions_at_a_time(lake, due(part))
-    # Also what was not yet quiet when the hour before was scored.
+    # Also sessions that began earlier and were not yet quiet when the previous hour was scored.
     since_ms = (window.start - scorer.session_idle - HOUR - EPOCH) // timedelta(milliseconds=1)
     yield from _sessions_at_a_time(lake, due(earlier(window)).where(F.col("active_until_ms") >= since_ms))
 
 
 def _sessions_at_a_time(lake: LakeResource, due: DataFrame) -> Iterator[tuple[Window, DataFrame]]:
-    """`due` cut up: of each piece the sessions with all their text are in memory, read from no hours but their own."""
+    """Cut `due` into pieces whose sessions fit in memory, each with a window of only the hours to read."""
     heads = due.orderBy("hour_ms").toArrow()
     for start in range(0, heads.num_rows, SESSIONS_AT_A_TIME):
         some = heads.slice(start, SESSIONS_AT_A_TIME)
@@ -137,7 +137,7 @@ def _sessions_at_a_time(lake: LakeResource, due: DataFrame) -> Iterator[tuple[Wi
 
 
 def _shown(lake: LakeResource, scorer: ConfiguredScorer, due: DataFrame, window: Window, version: int) -> DataFrame:
-    """Columns trace_id, session_id, traces (array of JSON) and prompt_bytes of at least those that are `due`."""
+    """Columns trace_id, session_id, traces (array of JSON) and prompt_bytes, for at least the traces in `due`."""
     from pyspark.sql import functions as F
 
     text = ["trace_json"] if scorer.model and reads_spans(scorer.scorer) else ["request", "response"]
@@ -152,5 +152,5 @@ def _shown(lake: LakeResource, scorer: ConfiguredScorer, due: DataFrame, window:
 
 
 def _parts(window: Window, newest_first: bool) -> Iterable[Window]:
-    # Day by day, so that a commit touches one folder of files and a large backfill holds one day's ids at a time.
+    # By day, so that a commit touches one folder of files and a large backfill holds one day's ids at a time.
     return reversed([*window.by_hour()]) if newest_first else window.by_day()

@@ -1,4 +1,4 @@
-"""Several traces scored at a time, within the scorer's limits and its budget."""
+"""Scores several traces concurrently, within the scorer's limits and budget."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def run_all(
     meter: Meter,
     purse: Purse,
 ) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Rows as `assess` gives them, in the order in which they are done; ends early when the budget does.
+    """Yield results of `assess` in order of completion; ends early when the budget is used up.
 
-    At most the scorer's `concurrency` traces are under way, and no new one is begun while a row waits to be taken.
+    At most the scorer's `concurrency` traces are under way, and no new one starts while a finished row waits to be
+    consumed.
     """
-    if scorer.limits.concurrency == 1:  # a thread would only cost time
+    if scorer.limits.concurrency == 1:  # a thread would only add overhead
         yield from _one_by_one(scorer, pending, dagster_run_id, meter, purse)
         return
     under_way: dict[Future[tuple[dict[str, Any], bool]], PendingTrace] = {}

@@ -1,4 +1,4 @@
-"""The scorers that the settings name, loaded, bound to their parameters and given a digest."""
+"""Loads the configured scorers, binds their parameters and computes their digests."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ JUDGE_CONCURRENCY = 8
 
 @dataclass(frozen=True)
 class ConfiguredScorer:
-    """A scorer as it runs in production. Results belong to its `digest`: they are another scorer's once it changes.
+    """A scorer with its production configuration. Results belong to its `digest`; a new digest starts without any.
 
-    `model` and `price` are a judge's; `session_idle` is given where the scorer asks for whole sessions. `active` says
-    whether it runs by itself, `version` counts its registered digests. `settings` are what it was loaded by, if any.
+    Only judges have `model` and `price`, only session scorers `session_idle`. An `active` scorer runs automatically;
+    `version` counts the registered digests. `settings` is the entry it was loaded from, if any.
     """
 
     name: str
@@ -52,11 +52,11 @@ class ConfiguredScorer:
 
 
 def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
-    """The configured scorers, in their order.
+    """Load the configured scorers, in the order of the settings.
 
     Raises:
-        SettingsError: with a line for each scorer that cannot be imported, is none, or does not take its parameters,
-            and for each filter that MLflow does not accept.
+        SettingsError: with a line for each scorer that cannot be imported, is not a scorer or has an invalid setting,
+            parameter or filter.
     """
     loaded, problems = [], []
     for entry in settings:
@@ -70,12 +70,12 @@ def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
 
 
 def pass_rules(scorers: Iterable[ConfiguredScorer]) -> dict[str, str]:
-    """The `pass_if` of each scorer that has one, by its name."""
+    """The `pass_if` of each scorer that has one, by scorer name."""
     return {scorer.name: scorer.pass_if for scorer in scorers if scorer.pass_if}
 
 
 def configured(scorer: Scorer) -> ConfiguredScorer:
-    """A scorer that is not in the settings, under its own name and with the default limits of its kind.
+    """Configure a scorer that is not in the settings, with its own name and the default limits of its kind.
 
     The digest is empty when the source is unavailable, e.g. for a scorer defined in a REPL.
     """
@@ -126,7 +126,7 @@ def _load(entry: ScorerSettings) -> ConfiguredScorer:
         )
     if entry.requests_per_minute is not None and not (model and is_metered(model)):
         raise _Problem(
-            f"requests_per_minute cannot be held for {model or 'a scorer that asks no model'}: MLflow does not "
+            f"requests_per_minute does not apply to {model or 'a scorer that calls no model'}: MLflow does not "
             "send its requests itself; use concurrency or max_traces_per_hour"
         )
     return ConfiguredScorer(
@@ -153,7 +153,7 @@ def _load(entry: ScorerSettings) -> ConfiguredScorer:
 
 
 def _price(entry: ScorerSettings, model: str | None) -> Price | None:
-    """The price that the settings give, else that of MLflow's price list; None where there is neither."""
+    """The price set in the settings, else the one in MLflow's price list; None without either."""
     given = (entry.usd_per_million_input_tokens, entry.usd_per_million_output_tokens)
     if None not in given:
         return Price(*(float(price or 0) / 1e6 for price in given))
@@ -166,7 +166,7 @@ def _import(reference: str) -> Scorer:
     module_name, attribute = reference.split(":", 1)
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a script may call sys.exit as it is imported
+    except (Exception, SystemExit) as error:  # a script may call sys.exit on import
         reason = " ".join(str(error).split())
         raise _Problem(f"importing {module_name} failed: {type(error).__name__}: {reason}") from error
     scorer = getattr(module, attribute, None)
@@ -197,7 +197,7 @@ def _digest(scorer: Scorer, reference: str, params: dict[str, Any]) -> str:
     try:
         text = json.dumps({**_identity(scorer), "params": params}, sort_keys=True, default=_plain)
     except (OSError, TypeError) as error:
-        raise _Problem(f"{reference} cannot be told from others ({error}); write it in a module") from error
+        raise _Problem(f"cannot compute a digest for {reference} ({error}); define it in a module") from error
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -212,7 +212,7 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
         "fields": {name: getattr(scorer, name) for name in type(scorer).model_fields},
         "instructions": instructions(scorer),
         "model": model_of(scorer) or getattr(scorer, "model", None),
-        # What MLflow keeps in private attributes: a judge's scale and parameters, an ensemble's parts.
+        # MLflow keeps these in private attributes: a judge's scale and parameters, an ensemble's parts.
         "judge": scorer.model_dump()["instructions_judge_pydantic_data"]
         if scorer.kind == ScorerKind.INSTRUCTIONS
         else None,
@@ -225,12 +225,12 @@ def instructions(scorer: Scorer) -> str | None:
     """The instructions of a judge; None if the scorer is not a judge."""
     try:
         return getattr(scorer, "instructions", None)
-    except NotImplementedError:  # it is composed of another, which its fields hold
+    except NotImplementedError:  # the judge wraps another one, which its fields hold
         return None
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no form for, the same in every process: without addresses, a set in an order."""
+    """A form of `value` that JSON can write and that is equal in every process: no addresses, sets sorted."""
     if isinstance(value, set | frozenset):
         return sorted(value, key=repr)
     if isinstance(value, Scorer):
@@ -243,5 +243,5 @@ def _plain(value: Any) -> Any:
 
 
 def _function(scorer: Scorer) -> Callable[..., Any] | None:
-    """The function behind a decorated scorer; MLflow keeps it in a private attribute only."""
+    """The function behind a decorated scorer; MLflow keeps it only in a private attribute."""
     return getattr(scorer, "_original_func", None)

@@ -1,4 +1,4 @@
-"""A scorer run over a window of the archive: only the traces that it has not seen, committed as it goes."""
+"""Runs a scorer on the traces of a window that it has not seen yet, and commits results as they arrive."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ COMMIT_RESULTS = 500  # a crash costs at most this many calls from this process
 
 @dataclass
 class ScoreCounts:
-    """What one run did: traces scored, failed (a row with the error) and found not applicable.
+    """Counts of one run: traces scored, failed (a row with the error) and not applicable.
 
-    `over_budget` says how much was used where the scorer's budget ended the run, else it is empty.
+    `over_budget` is the usage at which the scorer's budget ended the run, else empty.
     """
 
     scored: int = 0
@@ -49,16 +49,16 @@ def score_window(
     newest_first: bool = False,
     on_progress: Callable[[ScoreCounts], None] = lambda counts: None,
 ) -> ScoreCounts:
-    """Run the scorer on the traces of its sample in `window` that have no result for its digest, then the ledger.
+    """Run the scorer on sampled traces in `window` without a result for its digest, then update the ledger.
 
-    A scorer of sessions also sees those that began before `window` and go on in it. With `retry_failed`, traces whose
-    result is an error are scored again; an error stays where the scorer now returns None. The run ends early, and well,
-    when the scorer's budget is used up. `on_progress` is called after each commit.
+    A session scorer also runs on sessions that began before `window` and continue in it. With `retry_failed`, traces
+    whose result is an error are scored again; the error stays if the scorer now returns None. When the scorer's budget
+    is used up, the run ends early without an error. `on_progress` is called after each commit.
     """
     counts = ScoreCounts()
     version = lake.version(AGENT_TRACES)
     in_engine = runs_in_engine(lake, scorer)
-    # Those under way beside it count too, so that a crash never costs more than COMMIT_RESULTS.
+    # Traces under way count as well, so that a crash never costs more than COMMIT_RESULTS calls.
     commit_results = lake.commit_rows if in_engine else max(1, COMMIT_RESULTS - scorer.limits.concurrency + 1)
     replaces = retry_failed or scorer.session_idle is not None
     batch: list[tuple[dict[str, Any], bool]] = []
@@ -74,7 +74,7 @@ def score_window(
     with spending_alone(lake, scorer):
         purse = Purse(lake, scorer)
         meter = meter_of(lake.location, scorer.name, scorer.limits)
-        if in_engine:  # in one piece, whose parts the workers do side by side
+        if in_engine:  # the whole window at once; the workers process its parts in parallel
             due = pending_rows(lake, scorer, window, version, [window], retry_failed)
             results = run_in_engine(scorer, due, dagster_run_id)
         else:
@@ -93,7 +93,7 @@ def score_window(
     counts.over_budget = purse.used_up
     update_ledger(lake, [scorer], window, over_budget=bool(counts.over_budget))
     if scorer.session_idle is not None:
-        # A late trace may be a session's first in place of one that has been waiting.
+        # A late trace may have become a session's first, in place of a trace that was waiting.
         elsewhere.update(waiting_hours(lake, scorer, later(window)))
     if elsewhere:
         update_ledger(lake, [scorer], Window.covering([*elsewhere]))
@@ -105,7 +105,7 @@ def _commit(
 ) -> None:
     rows = [row for row, applies in results if applies]
     declined = [row for row, applies in results if not applies]
-    # Only an error that is tried again, and a session that went on, have an earlier result to replace.
+    # Only a retried error or a continued session has an earlier result to replace.
     write = lake.upsert if replaces else lake.insert
     write(ASSESSMENTS, from_dicts(ASSESSMENTS, rows))
     write(NOT_APPLICABLE, from_dicts(NOT_APPLICABLE, declined))

@@ -31,7 +31,7 @@ MALFORMED_OUTPUT = "MALFORMED_OUTPUT"
 
 @dataclass(frozen=True)
 class Spent:
-    """What a judge has used: tokens, and dollars where the price is known."""
+    """A judge's usage: tokens, and dollars if the price is known."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -47,10 +47,10 @@ class Spent:
 
 @dataclass(frozen=True)
 class PendingTrace:
-    """A trace that a scorer has yet to see, or a session by its first trace.
+    """A trace to be scored, or a session identified by its first trace.
 
-    `traces` is the trace's JSON, or that of all traces of the session in order; `prompt_bytes` the size of what a judge
-    is shown of it, `spent` what earlier tries at the same assessment used.
+    `traces` is the trace's JSON, or the JSON of all traces of the session in order; `prompt_bytes` the size of the text
+    that goes into a judge's prompt; `spent` the usage of earlier attempts at the same assessment.
     """
 
     trace_id: str
@@ -64,7 +64,7 @@ class PendingTrace:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a scorer: a value (with a rationale), an error, or neither where it does not apply."""
+    """A scorer's outcome: a value (with a rationale) or an error."""
 
     value: Any = None
     rationale: str | None = None
@@ -73,7 +73,7 @@ class Verdict:
 
 
 def assessment_id(trace_id: str, scorer: ConfiguredScorer) -> str:
-    """The id of the scorer's assessment of the trace: the same whenever and wherever it is made."""
+    """The deterministic id of the scorer's assessment of the trace."""
     identity = f"{trace_id}:{scorer.name}:{scorer.digest}"
     return f"a-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
@@ -81,10 +81,10 @@ def assessment_id(trace_id: str, scorer: ConfiguredScorer) -> str:
 def assess(
     scorer: ConfiguredScorer, pending: PendingTrace, dagster_run_id: str, meter: Meter
 ) -> tuple[dict[str, Any], bool]:
-    """The scorer's row on the trace, and whether it applies.
+    """Run the scorer; returns its row for the trace and whether the scorer applies.
 
-    The row has the columns of `assessments` where it does (a scorer that raises gives one with the error), and those
-    of `not_applicable` where the scorer returned None.
+    The row has the columns of `assessments` if it applies (with the error if the scorer raised), and those of
+    `not_applicable` if the scorer returned None.
     """
     started = time.perf_counter()
     with meter.call() as call:
@@ -124,7 +124,7 @@ def assess(
 
 
 def _run(scorer: ConfiguredScorer, pending: PendingTrace, call: Call) -> tuple[Verdict | None, Spent]:
-    """The verdict, and what the scorer itself says that it used."""
+    """The verdict (None: not applicable), and the usage that the scorer itself reports."""
     source_type = AssessmentSourceType.LLM_JUDGE if scorer.model else AssessmentSourceType.CODE
     reported = Spent()
     try:
@@ -165,7 +165,7 @@ def _result(scorer: ConfiguredScorer, pending: PendingTrace) -> Any:
 
 
 class _RefusedError(Exception):
-    """A scorer's answer that is no result."""
+    """A scorer's answer that is not a valid result."""
 
 
 def _verdict(scorer: ConfiguredScorer, result: Any) -> Verdict | None:
@@ -179,7 +179,7 @@ def _verdict(scorer: ConfiguredScorer, result: Any) -> Verdict | None:
 
 
 def _items(scorer: ConfiguredScorer, result: Any) -> list[Any]:
-    """The assessments that a scorer returned: one, or several where a judge of MLflow's looks at each retrieval."""
+    """The assessments that a scorer returned: one, or several if an MLflow judge assesses each retrieval."""
     if not isinstance(result, list):
         return [] if result is None else [result]
     if scorer.model:
@@ -207,16 +207,16 @@ def _checked(scorer: ConfiguredScorer, item: Any) -> Verdict | None:
         json.dumps(value, allow_nan=False)
         as_score(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise _RefusedError(f"the scorer's value cannot be kept: {error}") from error
+        raise _RefusedError(f"the scorer's value cannot be stored: {error}") from error
     return Verdict(value, feedback.rationale, source_type=source_type)
 
 
 def _of_its_type(judge: Judge, value: Any) -> Any:
-    """`value` as the type that the judge was asked to answer with; models also answer with other types."""
+    """`value` converted to the type that the judge requested; models also answer with other types."""
     try:
         return TypeAdapter(judge.feedback_value_type).validate_python(value)
     except ValidationError as error:
-        shown = str(value) if isinstance(value, str) else value  # not the name of MLflow's class
+        shown = str(value) if isinstance(value, str) else value  # hides MLflow's class name
         raise _RefusedError(f"the judge answered {shown!r}: {error.errors()[0]['msg']}") from error
 
 
@@ -226,7 +226,7 @@ def _used(scorer: ConfiguredScorer, call: Call) -> Spent:
 
 
 def _reported(result: Any) -> Spent:
-    """What MLflow notes of a judge's use, for models whose requests do not pass the meter."""
+    """A judge's usage as reported by MLflow, for models whose requests do not pass the meter."""
     items = [item for item in (result if isinstance(result, list) else [result]) if isinstance(item, Feedback)]
     spent = Spent()
     for item in items:
@@ -244,5 +244,5 @@ def _sum(one: Any, other: Any) -> Any:
 
 
 def _text(text: Any) -> str:
-    # A lone surrogate, which a trace may hold, has no place in a table.
+    # Traces may contain lone surrogates, which a table cannot store.
     return str(text).encode(errors="replace").decode()

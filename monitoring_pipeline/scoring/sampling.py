@@ -1,7 +1,7 @@
-"""One draw per trace and scorer, the same online, in a backfill and after a restart.
+"""Deterministic sampling by trace and scorer: the same online, in a backfill and after a restart.
 
-Trace t is in the sample of scorer s when sha256(f"{t}:{s}") / 2**256 < rate: the draw that MLflow's own online scorer
-makes. Raising the rate only adds traces.
+Trace t is in the sample of scorer s if sha256(f"{t}:{s}") / 2**256 < rate, as in MLflow's own online scoring. Raising
+the rate only adds traces.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def drawn(scorer: str, rate: float) -> Column:
     threshold = _threshold(rate)
     if threshold >= HASHES:
         return F.lit(True)
-    # Hexadecimal digits of one length sort as the numbers they write.
+    # Hexadecimal numbers of equal length sort in numeric order.
     return F.sha2(F.concat(F.col("trace_id"), F.lit(f":{scorer}")), 256) < F.lit(f"{threshold:064x}")
 
 

@@ -1,7 +1,7 @@
-"""Scorers that need no key and no model: ordinary MLflow scorers, for `mlflow.genai.evaluate` as for production.
+"""Scorers without a model or API key: ordinary MLflow scorers that also work with `mlflow.genai.evaluate`.
 
-A scorer's digest covers the text of its function, so each function holds all that decides its score. None is returned
-where a trace has nothing to be scored; such a trace gets no row.
+A scorer's digest covers the source of its function, so each function contains everything that determines its score. A
+scorer returns None for a trace it does not apply to; such a trace gets no row.
 """
 
 from __future__ import annotations
@@ -141,4 +141,4 @@ def stage_latency(trace: Trace, limits_ms: dict[str, float] | None = None) -> Fe
     return Feedback(value=passed, rationale=f"{worst} took {total_ms[worst]:.0f} ms of {limits[worst]:.0f} ms")
 
 
-stage_latency_scorer = stage_latency  # the name that guides to multi-agent evaluation use
+stage_latency_scorer = stage_latency  # the name used by guides to multi-agent evaluation

@@ -1,7 +1,7 @@
-"""Sessions: all traces of one session_id of an experiment, in order, which some scorers judge as a whole.
+"""Sessions: all traces of an experiment with one session_id, in order; session scorers judge them as a whole.
 
-A session begins with a trace that none of the same session_id precedes within SPAN, and stands in the tables at that
-trace. It has the traces of the SPAN that follows; what a longer one has after that belongs to no session.
+A session begins with a trace that no trace of the same session_id precedes within SPAN; the tables record the session
+under this first trace. It contains the traces of the following SPAN; later traces of a longer one belong to no session.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SPAN_MS = SPAN // timedelta(milliseconds=1)
 
 
 def session_heads(lake: LakeResource, idle: timedelta, window: Window, version: int) -> DataFrame:
-    """The first traces of the sessions that begin in `window`, with what is known of the session.
+    """The first trace of each session that begins in `window`, with facts about the session.
 
-    Columns trace_id, represents (true), length (traces of the session), active_until_ms (when the last of its traces
-    ended, in milliseconds since 1970) and quiet (whether `idle` has passed since).
+    Columns trace_id, represents (true), length (traces of the session), active_until_ms (end of its last trace, in
+    milliseconds since 1970) and quiet (whether `idle` has passed since then).
     """
     from pyspark.sql import functions as F
 
@@ -45,10 +45,10 @@ def session_heads(lake: LakeResource, idle: timedelta, window: Window, version: 
 def whole_sessions(
     lake: LakeResource, heads: DataFrame, window: Window, version: int, text: Sequence[str]
 ) -> DataFrame:
-    """The sessions that begin with one of `heads` (column trace_id); `window` must hold them and all that follows.
+    """The sessions that begin with one of `heads` (column trace_id); `window` must cover all of their traces.
 
-    Columns trace_id (of the first), session_id, traces (array of the traces' JSON, in order) and prompt_bytes (of all
-    in the columns `text` of their traces).
+    Columns trace_id (of the first trace), session_id, traces (array of the traces' JSON, in order) and prompt_bytes
+    (bytes of all their traces in the columns `text`).
     """
     from pyspark.sql import functions as F
 
@@ -57,7 +57,7 @@ def whole_sessions(
         members.join(lake.read(AGENT_TRACES, window, version), "trace_id")
         .groupBy("head", "session_id")
         .agg(
-            # No two have the same start and id, so the JSON is carried along and never compared.
+            # Start and id are unique together, so sorting never compares the JSON.
             F.sort_array(F.collect_list(F.struct("started_ms", "trace_id", "trace_json"))).alias("traces"),
             F.sum(text_bytes(text)).alias("prompt_bytes"),
         )
@@ -68,26 +68,26 @@ def whole_sessions(
 
 
 def text_bytes(columns: Sequence[str]) -> Column:
-    """How many bytes of UTF-8 a trace has in the columns."""
+    """The UTF-8 bytes of a trace in the columns."""
     from pyspark.sql import functions as F
 
     return sum((F.octet_length(F.coalesce(name, F.lit(""))) for name in columns), F.lit(0))
 
 
 def earlier(window: Window) -> Window:
-    """The time before `window` in which a session that goes on in it may have begun."""
+    """The time before `window` in which a session that continues in it may have begun."""
     return Window(window.start - SPAN, window.start)
 
 
 def later(window: Window) -> Window:
-    """The time after `window` in which a session that begins in it may go on."""
+    """The time after `window` in which a session that begins in it may continue."""
     return Window(window.end, window.end + SPAN)
 
 
 def _members(lake: LakeResource, window: Window, version: int) -> DataFrame:
     """The traces of `window` that belong to a session: trace_id, head (trace_id of the first), started_ms, ended_ms.
 
-    What is in the first SPAN of the window may in truth belong to a session that began before it.
+    Traces in the first SPAN of the window may actually belong to a session that began before it.
     """
     from pyspark.sql import Window as By
     from pyspark.sql import functions as F

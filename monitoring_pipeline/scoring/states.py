@@ -1,9 +1,10 @@
-"""The states of scorers: a log in the tags of an MLflow experiment that is only ever added to.
+"""Scorer states, kept as an append-only log in the tags of an MLflow experiment.
 
-Each change is one tag, `monitoring.scorer.<name>.<revision>.<8 hexadecimal digits>`, its value a JSON object. The entry
-of the highest revision holds. Should two processes write one revision at once, the earlier `changed_at` (then the
-smaller digits) counts for every reader, and the other stays in the log as not applied. A writer reads back, so it
-learns at once that it lost; where its rival's entry arrives only after that, its next change is refused as stale.
+Each change is one tag, `monitoring.scorer.<name>.<revision>.<8 hexadecimal digits>`, with a JSON object as its value.
+The entry with the highest revision is current. If two processes write the same revision, the entry with the earlier
+`changed_at` (then the smaller digits) wins for every reader, and the other stays in the log as not applied. A writer
+reads its entry back and so detects at once that it lost; if the winning entry arrives only after that, the writer's
+next change is rejected as stale.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 TAG = re.compile(r"monitoring\.scorer\.([A-Za-z0-9_]+)\.([0-9]{6,})\.([0-9a-f]{8})")
-TAG_CHARACTERS = 5000  # what every MLflow server takes for the value of an experiment's tag
+TAG_CHARACTERS = 5000  # the length of an experiment tag's value that every MLflow server accepts
 DEFAULT_EXPERIMENT_ID = "0"
 
 
 class ScorerState(StrEnum):
-    """Where a scorer stands; only an active one runs by itself."""
+    """The state of a scorer; only an active one runs automatically."""
 
     UNREGISTERED = "unregistered"
     REGISTERED = "registered"
@@ -41,11 +42,11 @@ class ScorerState(StrEnum):
 
 
 class LifecycleError(MonitoringError):
-    """A change to a scorer is not possible in its state, or with that rate or filter."""
+    """The scorer's state, or the given rate or filter, does not allow the change."""
 
 
 class StaleHandleError(MonitoringError):
-    """The scorer was changed by another since the handle was made."""
+    """Someone else changed the scorer after the handle was created."""
 
     def __init__(self, name: str, current: Change | None):
         by = (
@@ -54,16 +55,17 @@ class StaleHandleError(MonitoringError):
             else "its entries in the experiment's tags were removed"
         )
         super().__init__(
-            f"scorer {name!r} was changed since this handle was made, {by}; get a new one by lifecycle.handle({name!r})"
+            f"scorer {name!r} was changed after this handle was created, {by}; "
+            f"get a new handle with lifecycle.handle({name!r})"
         )
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What the experiment says of a scorer.
+    """A scorer's state as recorded in the experiment.
 
-    `version` counts the digests that were registered, also across a deletion. `mlflow_version` is MLflow's own number,
-    None where MLflow did not take the scorer.
+    `version` counts the registered digests, also across a deletion. `mlflow_version` is MLflow's own number, None if
+    MLflow did not accept the scorer.
     """
 
     state: ScorerState
@@ -76,9 +78,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Change:
-    """An entry of the log: by `action`, `scorer` became `standing` at `changed_at` (UTC).
+    """An entry of the log: `action` set the state of `scorer` to `standing` at `changed_at` (UTC).
 
-    Not `applied` is an entry whose revision another one had taken.
+    An entry is not `applied` if another one had taken its revision.
     """
 
     scorer: str
@@ -111,7 +113,7 @@ class Change:
 
     @classmethod
     def parse(cls, key: str, value: str) -> Change | None:
-        """The entry that a tag holds; None for a tag that is not of the log.
+        """The log entry in a tag; None if the tag does not belong to the log.
 
         Raises:
             TrackingError: the tag was not written by this package.
@@ -134,25 +136,25 @@ class Change:
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise TrackingError(
-                f"the experiment's tag {key} holds no change of a scorer ({reason}); delete it"
+                f"the experiment's tag {key} is not a valid scorer change ({reason}); delete it"
             ) from error
 
 
 @dataclass(frozen=True)
 class ScorerStates:
-    """The log as one read of the experiment found it: the changes of each scorer, in order of revision."""
+    """A snapshot of the log: the changes of each scorer, in order of revision."""
 
     experiment_id: str
     changes: dict[str, list[Change]]
 
     def current(self, scorer: str) -> Change | None:
-        """The change that holds; None for a scorer that was never registered."""
+        """The latest applied change; None for a scorer that was never registered."""
         return next((change for change in reversed(self.changes.get(scorer, [])) if change.applied), None)
 
 
 @dataclass(frozen=True)
 class ScorerLog:
-    """The log in an experiment: the named one, else the first of the monitored ones, else MLflow's default."""
+    """The log in the named experiment, else in the first monitored experiment, else in MLflow's default experiment."""
 
     tracking: TrackingResource
     experiment: str | None = None
@@ -163,7 +165,7 @@ class ScorerLog:
         return cls(tracking, settings.scoring.experiment)
 
     def read(self) -> ScorerStates:
-        """All states, by one request. Where no experiment is named and MLflow's default is not there, none is kept.
+        """Read all states in one request; empty if no experiment is named and MLflow's default does not exist.
 
         Raises:
             TrackingError: the store cannot be used, the experiment is missing or deleted, or an entry is malformed.
@@ -181,11 +183,11 @@ class ScorerLog:
         return ScorerStates(experiment.experiment_id, {name: _decided(found) for name, found in by_scorer.items()})
 
     def append(self, states: ScorerStates, scorer: str, action: str, standing: Standing) -> Change:
-        """Write the change that follows the current one of `states`; returns it.
+        """Write and return the change that follows the current one of `states`.
 
         Raises:
-            LifecycleError: its filter is too long for a tag; nothing is written.
-            StaleHandleError: another change took its revision; the entry stays in the log as not applied.
+            LifecycleError: the filter is too long for a tag; nothing is written.
+            StaleHandleError: another change took the revision; the entry stays in the log as not applied.
         """
         last = states.current(scorer)
         revision = last.revision + 1 if last else 1
@@ -218,17 +220,17 @@ class ScorerLog:
                 return None
 
     def _checked(self, experiment: Experiment | None) -> Experiment:
-        """The experiment, which must be there and not deleted."""
+        """`experiment`, if it exists and is not deleted; otherwise raises TrackingError."""
         if experiment is not None and _is_active(experiment):
             return experiment
-        asked = f"experiment {self._name!r}" if self._name else "default experiment"
+        name = f"experiment {self._name!r}" if self._name else "the default experiment"
         problem, fix = (
-            ("there is none", "create it")
+            ("does not exist", "create it")
             if experiment is None
-            else ("it is deleted", f"restore it (mlflow experiments restore -x {experiment.experiment_id})")
+            else ("is deleted", f"restore it (mlflow experiments restore -x {experiment.experiment_id})")
         )
         raise TrackingError(
-            f"the scorers' states are kept in the {asked} at {without_password(self.tracking.tracking_uri)}, and "
+            f"the scorers' states are kept in {name} at {without_password(self.tracking.tracking_uri)}, which "
             f"{problem}; {fix}, or set [scoring] experiment to another"
         )
 
@@ -242,7 +244,7 @@ def _keeps_states(experiment: Experiment) -> bool:
 
 
 def _decided(changes: list[Change]) -> list[Change]:
-    """In order of revision; of several entries of one, all but the earliest are not applied."""
+    """The changes in order of revision; of several entries for one revision, only the earliest is applied."""
     ordered = sorted(changes, key=lambda change: (change.revision, change.changed_at, change.id))
     return [
         replace(change, applied=index == 0 or ordered[index - 1].revision != change.revision)
@@ -251,9 +253,9 @@ def _decided(changes: list[Change]) -> list[Change]:
 
 
 def effective(scorers: list[ConfiguredScorer], log: ScorerLog) -> list[ConfiguredScorer]:
-    """The configured scorers with rate, filter, `active` and `version` as the experiment has them, by one read of it.
+    """The configured scorers with rate, filter, `active` and `version` from the experiment, in one read.
 
-    One that was never registered there stays as it is configured. A version is given where it is that of this code.
+    A scorer that was never registered stays as configured. `version` is set only if the registered digest is current.
 
     Raises:
         TrackingError: the store or the experiment cannot be used.

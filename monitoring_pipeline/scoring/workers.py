@@ -1,6 +1,6 @@
-"""Code scorers run by the engine's workers, where the traces are; only results come to this process.
+"""Runs code scorers on the engine's workers, next to the traces; only results reach this process.
 
-A scorer goes to the workers by its settings: they load it again, and must get the same digest.
+The workers load a scorer from its settings and must compute the same digest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row
 
 TASK_TRACES = 1000
-WORKER_ROWS = 100  # traces that a worker has as Python objects at a time
+WORKER_ROWS = 100  # traces that a worker holds as Python objects at a time
 RESULTS = pa.schema(
     [*(column.with_nullable(True) for column in ASSESSMENTS.schema if column.name != "date"), ("applies", pa.bool_())]
 )
@@ -38,9 +38,9 @@ TIMES = ("trace_hour", "assessed_at")
 
 
 def runs_in_engine(lake: LakeResource, scorer: ConfiguredScorer) -> bool:
-    """Whether the engine's workers run the scorer: code, without calls that this process has to limit or count.
+    """Whether the engine's workers run the scorer: a code scorer with no calls for this process to limit or count.
 
-    The embedded engine has no workers: it is this process.
+    The embedded engine has no workers; it runs in this process.
     """
     limited = scorer.model or scorer.limits.concurrency > 1 or scorer.budget != Budget()
     return not (lake.spark.is_embedded or limited or scorer.settings is None)
@@ -49,19 +49,19 @@ def runs_in_engine(lake: LakeResource, scorer: ConfiguredScorer) -> bool:
 def run_in_engine(
     scorer: ConfiguredScorer, parts: Iterable[DataFrame], dagster_run_id: str
 ) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Rows as `assess` gives them of what `pending_rows` gives, in the order in which they are done.
+    """Results of `assess` for the rows of `pending_rows`, in order of completion.
 
     Only for a scorer that `runs_in_engine`.
 
     Raises:
-        EngineError: the workers cannot load the scorer, or have other code of it.
+        EngineError: the workers cannot load the scorer, or have different code for it.
     """
     from pyspark.errors import PySparkException
     from pyspark.sql import functions as F
     from pyspark.sql.pandas.types import from_arrow_schema
 
     if scorer.settings is None:
-        raise ValueError(f"scorer {scorer.name!r} has no settings that a worker could load it by")
+        raise ValueError(f"scorer {scorer.name!r} has no settings that a worker could load it from")
     work = functools.partial(
         _work,
         settings=scorer.settings,
@@ -77,7 +77,7 @@ def run_in_engine(
         spread = rows.repartition(math.ceil(count / TASK_TRACES))
         try:
             results = spread.mapInArrow(work, from_arrow_schema(RESULTS))
-            # Times would arrive in the zone of this machine, and without it.
+            # Collected timestamps would be local times without a time zone.
             counted = results.withColumns({name: F.unix_micros(name) for name in TIMES})
             for row in counted.toLocalIterator():
                 yield _result(row)
@@ -98,7 +98,7 @@ def _work(
     (scorer,) = load_scorers([settings])
     if scorer.digest != digest:
         raise EngineError(
-            f"their code of it has digest {scorer.digest}, not {digest}; install the same version on the workers"
+            f"their code has digest {scorer.digest}, not {digest}; install the same version on the workers"
         )
     scorer = dataclasses.replace(scorer, sample_rate=sample_rate, version=version)
     meter = Meter(scorer.limits)
@@ -118,7 +118,7 @@ def _result(row: Row) -> tuple[dict[str, Any], bool]:
 
 
 def _reason(error: Exception) -> str:
-    """What a worker raised, without its traceback."""
+    """The worker's exception, without its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
     return raised[-1] if raised else lines[0]

@@ -1,4 +1,4 @@
-"""Results as feedback on their traces in MLflow, each once, however often this runs and wherever it was interrupted."""
+"""Writes results to MLflow as feedback on their traces, each exactly once even if a run is interrupted or repeated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 IDENTITY = ["assessment_id", "assessed_at"]
 COMMIT_RESULTS = 500
 THREADS = 8  # requests to a server at a time; a database gets one
-FAILURES = 20  # in a row, after which a server that answers reads is taken to refuse writes
+FAILURES = 20  # consecutive failures after which a server that answers reads is assumed to reject writes
 
 WRITTEN, GONE, REFUSED = "written", "gone", "refused"
 ALREADY_THERE, PENDING = "already_there", "pending"
@@ -46,10 +46,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class WriteBackCounts:
-    """What became of the results that were not in MLflow yet, as far as was known.
+    """Outcomes of the results that were not recorded as written back.
 
-    `written` were sent; `already_there` had been, by a run that could not record it; of `gone` the server no longer has
-    the trace; `refused` it does not take; `pending` are left for the next run, `reason` being why (None without any).
+    `written`: sent. `already_there`: sent earlier by a run that could not record it. `gone`: the server no longer has
+    the trace. `refused`: rejected by the server. `pending`: left for the next run, because of `reason` (None if zero).
     """
 
     written: int = 0
@@ -69,8 +69,8 @@ def write_back(
 ) -> WriteBackCounts:
     """Log the results of the scorers' current digests in `window` as feedback, and record them in `written_back`.
 
-    A result is sent once, and updated in place after its trace was assessed again; errors are not sent. If the store
-    fails, the rest stays pending and nothing is raised. `on_progress` is called after each commit.
+    A result is sent once, and updated in place after its trace is assessed again; errors are not sent. If the store
+    fails, the rest stays pending and no exception is raised. `on_progress` is called after each commit.
     """
     try:
         sender = _Sender(tracking.client, {scorer.name: scorer.model for scorer in scorers})
@@ -90,14 +90,14 @@ def write_back(
 
 
 def unsent(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> pa.Table:
-    """The rows of `assessments` in `window` that MLflow has yet to get: of the current digests, without an error."""
+    """Rows of `assessments` in `window` not yet sent to MLflow: those of the current digests without an error."""
     results = lake.read_columns(ASSESSMENTS, window, *IDENTITY, "trace_hour", "scorer", "scorer_digest", "error_code")
     digests = pa.array([f"{scorer.name}:{scorer.digest}" for scorer in scorers], pa.string())
     is_current = pc.is_in(pc.binary_join_element_wise(results["scorer"], results["scorer_digest"], ":"), digests)
     wanted = results.filter(pc.and_(is_current, pc.is_null(results["error_code"]))).join(
         lake.read_columns(WRITTEN_BACK, window, *IDENTITY), IDENTITY, join_type="left anti"
     )
-    if not wanted.num_rows:  # as most often: the texts need not be read
+    if not wanted.num_rows:  # the common case; skips reading the texts
         return wanted
     rows = lake.read_columns(ASSESSMENTS, window, *(name for name in ASSESSMENTS.schema.names if name != "date"))
     rows = rows.filter(pc.is_in(rows["assessment_id"], wanted["assessment_id"].combine_chunks()))
@@ -105,10 +105,10 @@ def unsent(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) 
 
 
 def as_feedback(row: dict[str, Any], model: str | None) -> Feedback:
-    """A row of `assessments` as the feedback that stands for it in MLflow; `model` is the judge's.
+    """A row of `assessments` as MLflow feedback; `model` is the judge's.
 
     Raises:
-        Exception: whatever MLflow raises on a value that it cannot send.
+        Exception: whatever MLflow raises for a value that it cannot send.
     """
     metadata = {
         AssessmentMetadataKey.SCORER_NAME: row["scorer"],
@@ -131,16 +131,16 @@ def as_feedback(row: dict[str, Any], model: str | None) -> Feedback:
         metadata={key: str(value) for key, value in metadata.items() if value is not None},
         create_time_ms=assessed_ms,
         last_update_time_ms=assessed_ms,
-        # Not None, which would leave that of an earlier result; PostgreSQL takes no NUL.
+        # Not None, which would keep an earlier result's rationale. PostgreSQL does not accept NUL.
         rationale=(row["rationale"] or "").replace("\0", "\N{REPLACEMENT CHARACTER}"),
     )
     feedback.assessment_id = row["assessment_id"]
-    feedback.to_proto()  # a database would take what no server can ever show
+    feedback.to_proto()  # a database would accept values that no server can return
     return feedback
 
 
 def _chunks(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> Iterator[pa.Table]:
-    # Day by day, so that a commit touches one folder of files and a large backfill holds one day's results at a time.
+    # By day, so that a commit touches one folder of files and a large backfill holds one day's results at a time.
     for part in window.by_day():
         rows = unsent(lake, scorers, part)
         for first in range(0, rows.num_rows, COMMIT_RESULTS):
@@ -148,7 +148,7 @@ def _chunks(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window)
 
 
 def _record(lake: LakeResource, chunk: list[dict[str, Any]], outcomes: list[str], counts: WriteBackCounts) -> None:
-    """Keep what became of the results; those still pending have no row."""
+    """Record the outcomes of the results; pending results get no row."""
     now = datetime.now(UTC)
     columns = ("assessment_id", "trace_id", "trace_hour", "scorer", "scorer_digest", "assessed_at")
     recorded = [
@@ -181,18 +181,18 @@ class _Sender:
         self.failures = 0
 
     def send(self, rows: list[dict[str, Any]]) -> list[str]:
-        """What became of each row."""
+        """Send the rows; returns the outcome of each."""
         known = self._known(rows)
         with ThreadPoolExecutor(THREADS if self.is_remote else 1, thread_name_prefix="write-back") as pool:
             return list(pool.map(lambda row: self._send(row, known), rows))
 
     def _known(self, rows: list[dict[str, Any]]) -> dict[str, Assessment] | None:
-        """All assessments of the rows' traces by their ids; None where they cannot be read together."""
+        """All assessments of the rows' traces by id; None if they cannot be read in one batch."""
         try:
             infos = self.client.store.batch_get_trace_infos(sorted({row["trace_id"] for row in rows}))
             return {str(found.assessment_id): found for info in infos for found in info.assessments}
-        except Exception as error:  # noqa: BLE001 - one malformed trace fails them all, in any way
-            log.warning("asking for %d results one by one, as together failed: %s", len(rows), in_a_line(error))
+        except Exception as error:  # noqa: BLE001 - one malformed trace fails the batch, with any exception
+            log.warning("reading %d results one by one after a batch failed: %s", len(rows), in_a_line(error))
             self._stop_unless_answering(rows[0])
             return None
 
@@ -204,31 +204,31 @@ class _Sender:
         except Exception as error:  # noqa: BLE001 - protocol buffers raise many kinds
             return _refused(row, error)
         try:
-            there = self._stored(row) if known is None else known.get(row["assessment_id"])
-            outcome = self._put(feedback, there)
+            stored = self._stored(row) if known is None else known.get(row["assessment_id"])
+            outcome = self._put(feedback, stored)
         except Exception as error:  # noqa: BLE001 - a server, a proxy or a database driver may raise anything
             return self._failed(row, feedback, error)
         self.failures = 0
         return outcome
 
-    def _put(self, feedback: Feedback, there: Assessment | None) -> str:
-        if there is None:
+    def _put(self, feedback: Feedback, stored: Assessment | None) -> str:
+        if stored is None:
             self.client.log_assessment(str(feedback.trace_id), feedback)
-        elif _is_current(there, feedback):
+        elif _is_current(stored, feedback):
             return ALREADY_THERE
         else:
             self.client.update_assessment(str(feedback.trace_id), str(feedback.assessment_id), feedback)
         return WRITTEN
 
     def _failed(self, row: dict[str, Any], feedback: Feedback, error: Exception) -> str:
-        """What a failed attempt means: the store's verdict on the result, or that the result is still to be sent."""
+        """The outcome of a failed attempt: the store's verdict on the result, or pending."""
         match self._answer(error):
             case "RESOURCE_DOES_NOT_EXIST":
                 return GONE
             case "INVALID_PARAMETER_VALUE" | "BAD_REQUEST":
                 return _refused(row, error)
-        there = self._stop_unless_answering(row)
-        if there and _is_current(there, feedback):  # another run was quicker, or only the reply was lost
+        stored = self._stop_unless_answering(row)
+        if stored and _is_current(stored, feedback):  # another run was faster, or only the reply was lost
             return ALREADY_THERE
         self.failures += 1
         self.reason = in_a_line(error)
@@ -236,7 +236,7 @@ class _Sender:
         return PENDING
 
     def _stop_unless_answering(self, row: dict[str, Any]) -> Assessment | None:
-        """The row's feedback; without an answer, none and nothing more is sent."""
+        """The row's feedback in the store; if the store does not answer, return None and stop sending."""
         try:
             return self._stored(row)
         except Exception as error:  # noqa: BLE001 - a server, a proxy or a database driver may raise anything
@@ -253,15 +253,15 @@ class _Sender:
             raise
 
     def _answer(self, error: Exception) -> str | None:
-        """MLflow's error code where the store itself gave it; its client gives the same ones to other failures."""
+        """The error code, if the store itself returned it; MLflow's client uses the same codes for other failures."""
         return error.error_code if isinstance(error, RestException if self.is_remote else MlflowException) else None
 
 
-def _is_current(there: Assessment, feedback: Feedback) -> bool:
+def _is_current(stored: Assessment, feedback: Feedback) -> bool:
     mine = (feedback.metadata or {})[ASSESSED_AT]
-    return (there.metadata or {}).get(ASSESSED_AT, "") >= mine
+    return (stored.metadata or {}).get(ASSESSED_AT, "") >= mine
 
 
 def _refused(row: dict[str, Any], error: Exception) -> str:
-    log.warning("result %s of %s is not taken: %s", row["assessment_id"], row["scorer"], in_a_line(error))
+    log.warning("MLflow rejected result %s of %s: %s", row["assessment_id"], row["scorer"], in_a_line(error))
     return REFUSED

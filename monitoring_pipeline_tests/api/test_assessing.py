@@ -112,7 +112,7 @@ def test_the_archive_stays_as_it_is(made: MadeProject) -> None:
     [
         (
             {"trace_ids": ["tr-nowhere", IDS[0]]},
-            r"^no trace tr-nowhere in the archive; archive its hour first, or give",
+            r"^no trace tr-nowhere in the archive; archive its hour first, or pass",
         ),
         (
             {"trace_ids": [IDS[0]], "start_time": START + HOUR, "end_time": START + 2 * HOUR},
@@ -121,7 +121,7 @@ def test_the_archive_stays_as_it_is(made: MadeProject) -> None:
         ({"trace_ids": [IDS[1]], "filter_string": "tags.env = 'prod'"}, f"^no trace {IDS[1]}"),
         ({**RANGE, "filter_string": "nonsense"}, r"^trace filter 'nonsense': "),
         ({**RANGE, "scorers": ["tool_erors"]}, r"^no scorer 'tool_erors'; configured are response_quality, stage_lat"),
-        ({**RANGE, "scorers": ["stage_latency", stage_latency]}, "^more than one scorer is named stage_latency; give"),
+        ({**RANGE, "scorers": ["stage_latency", stage_latency]}, "^more than one scorer is named stage_latency; "),
         (
             {"traces": [], "trace_ids": [IDS[0]]},
             "^give either traces, or trace_ids, start_time, end_time and filter_string",

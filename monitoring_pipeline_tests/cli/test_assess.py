@@ -57,11 +57,11 @@ def test_scorers_and_traces_may_be_named(call: Call) -> None:
         (["even=0.5"], 0, []),
         (["even=0.5", "stage_latency=1"], 0, []),
         (["even=0.51"], 1, ["too low even: mean score 0.5000 is under 0.51"]),
-        (["nothing=0"], 1, ["too low nothing: no score to hold against 0"]),
+        (["nothing=0"], 1, ["too low nothing: no score to compare with 0"]),
         (
             ["nothing=0", "even=2", "stage_latency=1"],
             1,
-            ["too low nothing: no score to hold against 0", "too low even: mean score 0.5000 is under 2"],
+            ["too low nothing: no score to compare with 0", "too low even: mean score 0.5000 is under 2"],
         ),
     ],
 )

@@ -152,7 +152,7 @@ def test_a_filter_cannot_steer_the_terminal(call: Call) -> None:
 def test_an_unknown_name_is_wrong_usage_and_names_the_known_ones(call: Call, command: str) -> None:
     done = call(command, "lnog", *(["--sample-rate", "1"] if command == "update" else []))
     assert done.code == 2
-    assert "no scorer 'lnog'; there are order_number, long" in done.error
+    assert "no scorer 'lnog'; existing scorers: order_number, long" in done.error
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_missing_experiment_is_one_line(call: Call, config: Path) -> None:
     config.write_text(config.read_text().replace('experiment = "', 'experiment = "no '))
     done = call("list")
     assert done.code == 1
-    assert done.error.endswith("and there is none; create it, or set [scoring] experiment to another")
+    assert done.error.endswith("which does not exist; create it, or set [scoring] experiment to another")
 
 
 def test_another_process_with_the_configuration_named_changes_the_same_scorer(call: Call, config: Path) -> None:

@@ -82,8 +82,8 @@ def test_on_a_laptop_it_makes_tables_and_scorers(made: MadeProject, call: Call) 
     versions = made.versions()
     again = call("--config", str(file)).out.splitlines()
     assert again[-2:] == [
-        "ok   scorer response_quality: there, active at rate 1",
-        "ok   scorer stage_latency: there, active at rate 1",
+        "ok   scorer response_quality: unchanged, active at rate 1",
+        "ok   scorer stage_latency: unchanged, active at rate 1",
     ]
     assert again[: len(TABLES)] == lines[: len(TABLES)]
     assert made.versions() == versions
@@ -94,7 +94,7 @@ def test_a_scorer_that_is_configured_no_longer_is_reported(made: MadeProject) ->
     fewer = made.settings.model_copy(update={"scorers": made.settings.scorers[:1]})
     assert api.setup(fewer)[-2:] == [
         "scorer stage_latency: deleted, unregistered at rate 1",
-        "scorer response_quality: there, active at rate 1",
+        "scorer response_quality: unchanged, active at rate 1",
     ]
 
 
@@ -119,9 +119,9 @@ def test_at_databricks_it_also_sets_up_archival_and_scorers(
     }
     again = call("--config", str(file)).out.splitlines()
     assert again[len(TABLES) :] == [
-        f"ok   archival of experiment {experiment}: there, into main.monitoring.archived",
-        "ok   scorer safety: there, active at rate 1, run by Databricks",
-        "ok   scorer stage_latency: there, stopped at rate 1",
+        f"ok   archival of experiment {experiment}: already started, into main.monitoring.archived",
+        "ok   scorer safety: unchanged, active at rate 1, run by Databricks",
+        "ok   scorer stage_latency: unchanged, stopped at rate 1",
         f"ok   scorers of experiment {experiment}: run every 5 minutes",
     ]
     assert api.setup(load_settings(file)) == [line.removeprefix("ok   ") for line in again]

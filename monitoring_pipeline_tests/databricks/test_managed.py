@@ -237,7 +237,7 @@ def test_what_was_changed_at_databricks_is_shown_and_mended(
 
     assert lifecycle.handle("safety", settings).drift == f"{settings.mlflow.experiments[0]}: {told}"
     (change,) = plan(settings)
-    assert change.fields == {"databricks": (f"{settings.mlflow.experiments[0]}: {told}", "as it is here")}
+    assert change.fields == {"databricks": (f"{settings.mlflow.experiments[0]}: {told}", "as configured")}
     finding = next(finding for finding in examine(settings) if finding.subject == "databricks")
     assert told in finding.detail
     apply([change])

@@ -126,7 +126,7 @@ def test_a_plan_is_refused_where_someone_changed_a_scorer_since(settings_of: Set
     planned = plan(settings)
     lifecycle.handle("long", settings).register()
 
-    with pytest.raises(StaleHandleError, match="scorer 'long' was changed since this handle was made, by 'register'"):
+    with pytest.raises(StaleHandleError, match="'long' was changed after this handle was created, by 'register'"):
         apply(planned)
     assert states(settings) == {"words": "active", "long": "registered"}
     assert [change.handle.name for change in plan(settings)] == ["long"]

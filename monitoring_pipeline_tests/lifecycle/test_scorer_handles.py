@@ -196,7 +196,7 @@ def test_a_wrong_rate_or_filter_is_told_and_nothing_is_written(
 
 
 def test_an_update_of_nothing_is_an_error(local: Callable[..., Settings]) -> None:
-    with pytest.raises(LifecycleError, match="nothing to update of scorer 'long'"):
+    with pytest.raises(LifecycleError, match="nothing to update for scorer 'long'"):
         lifecycle.handle("long", local()).register().update()
 
 
@@ -208,8 +208,8 @@ def test_a_handle_is_of_no_use_once_the_scorer_changed(settings: Settings, actio
     with pytest.raises(StaleHandleError) as error:
         getattr(stale, action)()
     assert str(error.value) == (
-        f"scorer 'long' was changed since this handle was made, by 'start', revision 2 at "
-        f"{current.changed_at:%Y-%m-%d %H:%M:%S} UTC; get a new one by lifecycle.handle('long')"
+        f"scorer 'long' was changed after this handle was created, by 'start', revision 2 at "
+        f"{current.changed_at:%Y-%m-%d %H:%M:%S} UTC; get a new handle with lifecycle.handle('long')"
     )
     assert lifecycle.handle("long", settings) == current
 
@@ -452,7 +452,7 @@ def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
     with pytest.raises(TrackingError) as missing:
         lifecycle.handles(settings_of(uri, "nowhere"))
     assert str(missing.value) == (
-        f"the scorers' states are kept in the experiment 'nowhere' at {uri}, and there is none; create it, or set "
+        f"the scorers' states are kept in experiment 'nowhere' at {uri}, which does not exist; create it, or set "
         "[scoring] experiment to another"
     )
 
@@ -461,7 +461,7 @@ def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
     assert found
     client.delete_experiment(found.experiment_id)
     with pytest.raises(
-        TrackingError, match=f"it is deleted; restore it .mlflow experiments restore -x {found.experiment_id}."
+        TrackingError, match=f"which is deleted; restore it .mlflow experiments restore -x {found.experiment_id}."
     ):
         lifecycle.handles(settings_of(uri, experiment))
 
@@ -470,7 +470,7 @@ def test_a_store_without_its_default_experiment_keeps_no_states(uri: str, monkey
     monkeypatch.setattr("monitoring_pipeline.scoring.states.DEFAULT_EXPERIMENT_ID", "987654321")
     (handle,) = lifecycle.handles(settings_of(uri, None, CODE))
     assert handle.state == "unregistered"
-    with pytest.raises(TrackingError, match=r"kept in the default experiment at .*, and there is none; create it"):
+    with pytest.raises(TrackingError, match=r"kept in the default experiment at .*, which does not exist; create it"):
         handle.register()
 
 
@@ -484,7 +484,7 @@ def test_a_default_experiment_that_was_deleted_keeps_its_states_from_being_forgo
     client.restore_experiment("0")
     handle.register()
     client.delete_experiment("0")
-    with pytest.raises(TrackingError, match=r"default experiment at .*, and it is deleted; restore it"):
+    with pytest.raises(TrackingError, match=r"default experiment at .*, which is deleted; restore it"):
         lifecycle.handles(settings)
 
 
@@ -532,7 +532,7 @@ def test_an_unknown_name_is_told_with_those_there_are(local: Callable[..., Setti
     for look_up in (lifecycle.handle, history):
         with pytest.raises(UnknownScorerError) as error:
             look_up("lnog", local())
-        assert str(error.value) == "no scorer 'lnog'; there are long, order_number"
+        assert str(error.value) == "no scorer 'lnog'; existing scorers: long, order_number"
 
 
 def test_importing_the_package_imports_no_mlflow() -> None:

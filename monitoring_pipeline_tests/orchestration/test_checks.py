@@ -89,10 +89,10 @@ SOUND = {"trace_count": 4, "error_count": 1, "error_rate": 0.25, "p50_duration_m
         (HOURLY_PERFORMANCE, {"error_count": 5}, "error_count above trace_count"),
         (HOURLY_PERFORMANCE, {"trace_count": -4, "error_count": None}, "trace_count below 0"),
         (HOURLY_PERFORMANCE, {"p50_duration_ms": 2.5}, "p50_duration_ms above p95_duration_ms"),
-        (HOURLY_PERFORMANCE, {"error_rate": float("nan")}, "error_rate is no finite number"),
+        (HOURLY_PERFORMANCE, {"error_rate": float("nan")}, "error_rate is not finite"),
         (SPAN_PROFILE, {"self_time_ms": -0.5}, "self_time_ms below 0"),
         (HOURLY_QUALITY, {"ci_low": 0.6, "mean_score": 0.5}, "ci_low above mean_score"),
-        (HOURLY_QUALITY, {"mean_score": float("inf")}, "mean_score is no finite number"),
+        (HOURLY_QUALITY, {"mean_score": float("inf")}, "mean_score is not finite"),
         (HOURLY_QUALITY, {"cost_usd": -0.01}, "cost_usd below 0"),
         (SCORER_AGREEMENT, {"kappa": -1.2}, "kappa outside -1 to 1"),
     ],
@@ -168,14 +168,14 @@ def test_an_hour_that_is_empty_between_busy_ones_is_told_with_what_is_usual(lake
     lake.replace(HOURLY_PERFORMANCE, Window(NOON - 3 * HOUR, NOON - HOUR), HOURLY_PERFORMANCE.schema.empty_table())
     result = no_silent_hour(lake, ANY)
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
-    usual = "no trace, against 50 traces in the median of this hour on 7 days before"
+    usual = "no trace, against a median of 50 traces in this hour on 7 earlier days"
     assert value(result, TOLD).splitlines() == [f"2026-01-10 09:00 {usual}", f"2026-01-10 10:00 {usual}"]
 
 
 def test_a_young_archive_is_compared_with_the_hours_beside(lake: LakeResource) -> None:
     fill(lake, {NOON - 2 * HOUR: 40, NOON: 30})
     told = value(no_silent_hour(lake, ANY), TOLD)
-    assert told == "2026-01-10 11:00 no trace, against at least 30 traces in the hours beside it"
+    assert told == "2026-01-10 11:00 no trace, against at least 30 traces in the adjacent hours"
 
 
 @given(st.dictionaries(st.integers(0, 200), st.integers(0, 9)), st.integers(170, 200))
@@ -196,7 +196,7 @@ def test_the_latest_hour_must_be_there_where_traffic_is_usual(lake: LakeResource
     result = latest_hour_is_there(lake, NOON + 2 * HOUR + timedelta(minutes=20))
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert value(result, "hour") == "2026-01-10 13:00"
-    assert value(result, "usual") == "50 traces in the median of this hour on 7 days before"
+    assert value(result, "usual") == "a median of 50 traces in this hour on 7 earlier days"
 
 
 def test_the_latest_hour_must_have_all_archived_traces(lake: LakeResource) -> None:

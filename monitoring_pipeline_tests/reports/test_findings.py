@@ -53,7 +53,7 @@ def test_the_incident_comes_first_with_what_how_bad_since_when_and_where() -> No
     assert first.details == [
         "Also p95 latency 9.1 s (usually 2.2 s), has_sources 0.52 (usually 0.95).",
         "Main error, new: retrieve: TimeoutError: vector index did not answer within 8 s (70 traces).",
-        "Slow stage: retrieve, 8.0 s a call (usually 150 ms).",
+        "Slow stage: retrieve, 8.0 s per call (usually 150 ms).",
     ]
 
 
@@ -62,18 +62,18 @@ def test_the_verdict_is_the_first_finding_and_the_whole_day() -> None:
     assert verdict["state"] == "trouble"
     assert verdict["headline"].startswith("14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed")
     assert verdict["sentences"][-2:] == [
-        "Over the whole day: 4,057 traces, of which 4.7 % failed.",
-        "2 more things need a look: see below.",
+        "Over the whole day: 4,057 traces, 4.7 % failed.",
+        "2 more findings need a look: see below.",
     ]
 
 
 def test_a_quiet_day_is_said_to_be_one() -> None:
     assert figures(steady())["verdict"] == {
         "state": "good",
-        "headline": "Nothing stands out: 2,400 traces, of which 3.0 % failed.",
+        "headline": "Nothing stands out: 2,400 traces, 3.0 % failed.",
         "sentences": [],
     }
-    assert figures(steady(0))["verdict"]["headline"].endswith("of which none failed.")
+    assert figures(steady(0))["verdict"]["headline"].endswith("traces, none failed.")
     assert figures(empty_day())["verdict"]["state"] == "empty"
 
 
@@ -147,8 +147,8 @@ def test_what_was_not_scored_is_told() -> None:
         coverage_row(1, "1", "fine", archived=100, eligible=100, scored=99, failed=1),
     ]
     assert [(f.severity, f.what) for f in found(steady(coverage=frame(SCORER_COVERAGE, rows)))] == [
-        ("warning", "judge failed on 10 of the 90 traces that it looked at."),
-        ("info", "judge has not scored all that it should: 10 pending of 100."),
+        ("warning", "judge failed on 10 of 90 traces."),
+        ("info", "judge has not scored all eligible traces: 10 pending of 100."),
     ]
 
 

@@ -115,7 +115,7 @@ def test_the_figures_are_those_of_the_frames(incident_page: Page) -> None:
         *("Error rate", f"{100 * rate:.1f} %", f"{errors} failed, {100 * (1 - rate):.1f} % ok")
     ]
     assert incident_page.row("Latency p95", 3) == ["Latency p95", "9.1 s", "p50 3.6 s, p99 13.7 s"]
-    assert incident_page.row("Cost", 3) == ["Cost", f"${0.004 * traces:.2f}", "$0.0040 a trace; scoring $8.38"]
+    assert incident_page.row("Cost", 3) == ["Cost", f"${0.004 * traces:.2f}", "$0.0040 per trace; scoring $8.38"]
     assert incident_page.row("Tokens", 2) == ["Tokens", f"{traces / 1000:.1f} M"]
 
 
@@ -135,7 +135,7 @@ def test_markdown_has_the_same_figures() -> None:
 def test_verdict_findings_and_tables_are_on_the_page(incident_page: Page) -> None:
     assert "14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed" in incident_page.text
     assert "correctness (support-agent) failed on 22 of the 296 traces" in incident_page.text
-    assert "stands out against the other hours of its experiment" in incident_page.text
+    assert "is compared with the other hours of its experiment" in incident_page.text
     assert incident_page.row("70", 3) == ["70", "retrieve", "newTimeoutError: vector index did not answer within 8 s"]
     assert incident_page.row("retrieve", 1) == ["retrieve"]
     assert "new" not in incident_page.row("26", 3)[2]
@@ -233,7 +233,7 @@ def test_a_week_is_shown_by_day_with_its_incident_by_the_hour() -> None:
 @EITHER
 def test_a_period_that_is_not_over_says_so(render: Render) -> None:
     data = day_of([performance_row(5, "1", 3, 0, 100)])
-    assert "was not over when this was made" in render(replace(data, is_complete=False))
+    assert "was not over when this report was created" in render(replace(data, is_complete=False))
     assert "was not over" not in render(data)
 
 
@@ -373,7 +373,7 @@ def test_a_day_without_traces_says_so(render: Render) -> None:
 @EITHER
 def test_traces_without_scorers_or_errors_make_a_report(render: Render) -> None:
     page = render(day_of([performance_row(5, "1", 3, 0, 100)]))
-    assert "Nothing stands out: 3 traces, of which none failed." in page
+    assert "Nothing stands out: 3 traces, none failed." in page
     assert "No scorer ran on this day's traces." in page
     assert "No errors were recorded." in page
     assert "No spans were recorded." in page

@@ -69,7 +69,7 @@ def test_what_is_under_its_threshold_is_told() -> None:
     found = [outcome("low", 0.49996), outcome("high", 0.9), outcome("equal", 0.5), outcome("none", None)]
     assert shortfalls(found, {"low": 0.5, "high": 0.5, "equal": 0.5, "none": 0}) == [
         "low: mean score 0.5000 is under 0.5",
-        "none: no score to hold against 0",
+        "none: no score to compare with 0",
     ]
     assert shortfalls(found, {"high": 0.5}) == []
     assert shortfalls(found, {}) == []
@@ -79,8 +79,8 @@ def test_what_is_under_its_threshold_is_told() -> None:
     ("thresholds", "line"),
     [
         ({"hihg": 0.5, "even": 1}, "fail-under names hihg, but only even, number runs"),
-        ({"even": float("nan")}, "fail-under of even is no number that a score can be held against"),
-        ({"even": float("inf")}, "fail-under of even is no number that a score can be held against"),
+        ({"even": float("nan")}, "fail-under of even must be a finite number"),
+        ({"even": float("inf")}, "fail-under of even must be a finite number"),
     ],
 )
 def test_a_threshold_that_nothing_can_be_held_against_is_refused(thresholds: dict[str, float], line: str) -> None:

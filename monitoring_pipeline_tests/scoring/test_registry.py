@@ -243,10 +243,10 @@ def test_a_judge_costs_what_the_list_says_unless_the_settings_do() -> None:
             {"model": "openai:/not-listed", "max_usd_per_day": 1},
             "max_usd_per_day needs the price of openai:/not-listed",
         ),
-        ({"model": "endpoints:/mine", "requests_per_minute": 5}, "cannot be held for endpoints:/mine"),
-        ({"model": "typesafe:/mine", "requests_per_minute": 5}, "cannot be held for typesafe:/mine"),
-        ({"model": "elsewhere:/mine", "requests_per_minute": 5}, "cannot be held for elsewhere:/mine"),
-        ({"model": None, "requests_per_minute": 5}, "cannot be held for databricks"),
+        ({"model": "endpoints:/mine", "requests_per_minute": 5}, "does not apply to endpoints:/mine"),
+        ({"model": "typesafe:/mine", "requests_per_minute": 5}, "does not apply to typesafe:/mine"),
+        ({"model": "elsewhere:/mine", "requests_per_minute": 5}, "does not apply to elsewhere:/mine"),
+        ({"model": None, "requests_per_minute": 5}, "does not apply to databricks"),
     ],
 )
 def test_a_limit_that_cannot_be_held_is_told_in_a_line(
@@ -260,7 +260,7 @@ def test_a_limit_that_cannot_be_held_is_told_in_a_line(
 
 @pytest.mark.parametrize(
     ("limit", "told"),
-    [("max_usd_per_day", "is for judges, whose calls cost money"), ("requests_per_minute", "asks no model")],
+    [("max_usd_per_day", "is for judges, whose calls cost money"), ("requests_per_minute", "calls no model")],
 )
 def test_a_limit_of_judges_is_refused_for_code(limit: str, told: str) -> None:
     (problem,) = problems(sample("flight", **{limit: 1}))
