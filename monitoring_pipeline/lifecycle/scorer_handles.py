@@ -82,7 +82,8 @@ class ScorerHandle:
     def register(self) -> ScorerHandle:
         """Register the current code here and, if MLflow accepts it, in MLflow (where it is never started).
 
-        If the digest has changed, the version rises by one, and state, rate and filter stay; if not, nothing happens.
+        If a registered scorer's digest has changed, the version rises by one, and state, rate and filter stay; if the
+        digest is unchanged, nothing happens.
         """
         states, code = self._fresh(), self._code("register")
         if self.state is ScorerState.UNREGISTERED:

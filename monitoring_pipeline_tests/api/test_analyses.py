@@ -417,7 +417,7 @@ def test_releases_of_the_archive_are_compared_too(made: MadeProject) -> None:
         api.compare_releases("tags.env", "dev", "test", **choice, settings=made.settings)
     with pytest.raises(MonitoringError, match=r"^no trace has tags.x = '1'; no trace has any value for it$"):
         api.compare_releases("tags.x", "1", "2", **choice, settings=made.settings)
-    with pytest.raises(MonitoringError, match=r"^'release' is no property"):
+    with pytest.raises(MonitoringError, match=r"^'release' is not a property"):
         api.compare_releases("release", "1", "2", **choice, settings=made.settings)
 
 

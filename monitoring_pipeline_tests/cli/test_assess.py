@@ -105,7 +105,7 @@ def test_the_run_in_mlflow_is_printed(call: Call) -> None:
         (("--output", "no/such/folder.csv"), 2, "--output no/such/folder.csv: there is no folder no/such"),
         (("--scores", "even"), 2, "No such option"),
         (("--fail-under", "evn=1"), 1, "error: fail-under names evn, but only stage_latency, even, nothing runs"),
-        (("--fail-under", "even=nan"), 1, "error: fail-under of even is no number"),
+        (("--fail-under", "even=nan"), 1, "error: fail-under of even must be a finite number"),
         (("--filter", "nonsense"), 1, "error: trace filter 'nonsense': "),
         (("--trace-id", "tr-0"), 1, "error: no trace tr-0 in the archive; archive its hour first"),
     ],

@@ -134,7 +134,7 @@ def test_markdown_has_the_same_figures() -> None:
 
 def test_verdict_findings_and_tables_are_on_the_page(incident_page: Page) -> None:
     assert "14:00 to 15:00 UTC, support-agent: 82 of 200 traces failed" in incident_page.text
-    assert "correctness (support-agent) failed on 22 of the 296 traces" in incident_page.text
+    assert "correctness (support-agent) failed on 22 of 296 traces" in incident_page.text
     assert "is compared with the other hours of its experiment" in incident_page.text
     assert incident_page.row("70", 3) == ["70", "retrieve", "newTimeoutError: vector index did not answer within 8 s"]
     assert incident_page.row("retrieve", 1) == ["retrieve"]
@@ -392,6 +392,6 @@ def test_embedded_images_stay_small() -> None:
     embedded = markdown.count("data:image/png")
     assert 10 < embedded < 48
     assert len(markdown) < 310_000
-    assert f"{48 - embedded} charts are in report.html only." in markdown
+    assert f"{48 - embedded} charts are only in report.html." in markdown
     assert "report.html" not in render_markdown(Report(incident_day()), images=True)
-    assert "14 charts are in report.html only." in render_markdown(Report(incident_day()), images=False)
+    assert "14 charts are only in report.html." in render_markdown(Report(incident_day()), images=False)

@@ -179,7 +179,7 @@ def test_each_kind_of_scorer_runs(name: str, expected: object) -> None:
         pytest.param(sample("MODEL"), "is a str, not a scorer", id="a text"),
         pytest.param(sample("nothing"), "has no 'nothing'", id="missing attribute"),
         pytest.param(sample("flight", filter="status = OK"), "trace filter 'status = OK'", id="bad filter"),
-        pytest.param(sample("without_source"), "write it in a module", id="no source"),
+        pytest.param(sample("without_source"), "define it in a module", id="no source"),
         pytest.param(
             ScorerSettings(name="absent", scorer="no_such_module_here:x"), "ModuleNotFoundError", id="missing module"
         ),
