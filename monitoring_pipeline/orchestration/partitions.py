@@ -12,7 +12,7 @@ from monitoring_pipeline.windows import Window
 
 
 def hourly(start: datetime) -> dg.HourlyPartitionsDefinition:
-    """Partitions such as 2026-01-01-05:00; including the current, unfinished hour."""
+    """Partitions such as 2026-01-01-05:00, including the current, unfinished hour."""
     return dg.HourlyPartitionsDefinition(start_date=start, timezone="UTC", end_offset=1)
 
 
