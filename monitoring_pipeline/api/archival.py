@@ -23,7 +23,7 @@ def enable_trace_archival(
     already on.
 
     Raises:
-        MonitoringError: MLflow does not run on Databricks (elsewhere the pipeline archives by itself), a name is
+        MonitoringError: MLflow does not run on Databricks (elsewhere the pipeline archives traces itself), a name is
             invalid, the experiment is missing or archived into another table, or Databricks refuses.
     """
     from monitoring_pipeline.databricks.archival import check_databricks, start_archival, table_name

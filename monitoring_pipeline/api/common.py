@@ -1,4 +1,4 @@
-"""What the functions of the API share."""
+"""Helpers that the functions of the API share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 def renamed(**new_by_old: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let callers of a function still use the former names of keyword arguments, with a DeprecationWarning."""
+    """Accept the former names of keyword arguments, with a DeprecationWarning."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)

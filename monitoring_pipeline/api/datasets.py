@@ -234,7 +234,7 @@ def build_diverse_eval_dataset(
     and seed give the same sample, whatever the order of the traces.
 
     Raises:
-        MonitoringError: as `build_dataset_from_traces`; or `embed` does not give a vector for each text.
+        MonitoringError: as `build_dataset_from_traces`; or `embed` does not return a vector for each text.
     """
     return _build(
         settings,
@@ -255,7 +255,7 @@ def build_diverse_eval_dataset(
 def with_traces(
     records: Iterable[Record] | EvaluationDataset, settings: Settings | None = None
 ) -> list[dict[str, Any]]:
-    """Records, or those of an MLflow dataset, with `trace`: the archived trace that each came from.
+    """Records, or the records of an MLflow dataset, with `trace`: the archived trace that each came from.
 
     With these, scorers in `mlflow.genai.evaluate` see what happened, such as which tools were called; for records with
     outputs only, MLflow makes a bare trace. In an experiment other than the traces' own, MLflow works on copies.

@@ -26,7 +26,7 @@ End = Annotated[str | None, typer.Option("--to", help="End of the range, exclusi
 
 
 def settings_of(config: Path | None) -> Settings:
-    """The settings in force; processes that this one starts use the same configuration file."""
+    """The settings in force; child processes use the same configuration file."""
     from monitoring_pipeline.settings import load_settings
 
     settings = load_settings(config)

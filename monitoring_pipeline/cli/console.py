@@ -28,7 +28,7 @@ from monitoring_pipeline.windows import Window
 
 console = Console()
 if not console.is_terminal:
-    console = Console(width=120)  # a log file has no width of its own, and rich would cut tables at 80
+    console = Console(width=120)  # a log file has no width, and rich would cut tables at 80
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def show_alerts(checked: Checked) -> None:
         if (evaluation.rule.name, evaluation.scope) in still_open:
             state = "[red]alert[/]"
         else:
-            state = "[dim]not known[/]" if evaluation.holds is None else "[green]ok[/]"
+            state = "[dim]unknown[/]" if evaluation.holds is None else "[green]ok[/]"
         table.add_row(evaluation.rule.name, escape(evaluation.scope), state, escape(evaluation.detail))
     console.print(table)
     figures = checked.figures
@@ -154,14 +154,14 @@ def show_datasets(datasets: Sequence[DatasetSettings]) -> None:
     """The configuration of each dataset, and how many of each were built."""
     table = Table()
     table.add_column("dataset", no_wrap=True)
-    for heading in ("kind", "of", "MLflow", "made", "folder"):
+    for heading in ("kind", "of", "MLflow", "built", "folder"):
         table.add_column(heading)
     for entry in datasets:
         folder = Path(entry.location) / entry.name
-        made = sum(1 for _ in folder.glob(f"*/{MANIFEST}"))
+        built = sum(1 for _ in folder.glob(f"*/{MANIFEST}"))
         chosen_by = entry.scorer or entry.tag or entry.filter or ""
         mlflow_name = (entry.mlflow_name or entry.name) if entry.mlflow else ""
-        table.add_row(entry.name, entry.kind, escape(chosen_by), escape(mlflow_name), f"{made:,}", escape(str(folder)))
+        table.add_row(entry.name, entry.kind, escape(chosen_by), escape(mlflow_name), f"{built:,}", escape(str(folder)))
     console.print(table)
 
 

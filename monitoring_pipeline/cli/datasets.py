@@ -23,7 +23,7 @@ def build(
     end: End = None,
     config: Config = None,
 ) -> None:
-    """Build the dataset from the traces of a range of hours, in a folder of its own."""
+    """Build the dataset from the traces of a range of hours, in a separate folder."""
     settings = settings_of(config)
     entry = _entry(settings, name)
     window = window_of(settings, start, end)

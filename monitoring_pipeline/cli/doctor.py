@@ -1,4 +1,4 @@
-"""Checks that everything a run needs is there before it starts."""
+"""Checks that everything a run needs is available."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Yields a finding each for scorers, store, engine and lake, and for Databricks if it runs scorers.
+    """Yield a finding for scorers, store, engine and lake, and for Databricks if it runs scorers.
 
-    The detail of a failed check says what to do.
+    The detail of a failed check says how to fix it.
     """
     checks: dict[str, Callable[[Settings], str]] = {
         "scorers": _scorers,

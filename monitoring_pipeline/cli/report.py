@@ -46,7 +46,7 @@ def _period(settings: Settings, day: str | None, week: str | None) -> Period:
     from monitoring_pipeline.reports.period import Period
 
     if day and week:
-        raise typer.BadParameter("give one of --day and --week")
+        raise typer.BadParameter("give either --day or --week")
     given, option = (week, "--week") if week else (day, "--day")
     now = datetime.now(UTC)
     try:

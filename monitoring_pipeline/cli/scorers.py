@@ -28,7 +28,7 @@ SampleRate = Annotated[
 ]
 Filter = Annotated[str | None, typer.Option(help='MLflow trace filter; "" removes it.', show_default=False)]
 
-WIDE = 10_000  # characters; a pipe has no width of its own, and a table is only as wide as its content
+WIDE = 10_000  # characters; a pipe has no width, and a table is only as wide as its content
 
 
 @app.command()
@@ -56,7 +56,7 @@ def apply(
 
 @app.command("list")
 def list_scorers(config: Config = None) -> None:
-    """List all scorers: those configured, and those that only the experiment has."""
+    """List all scorers: configured ones, and ones that are only registered in the experiment."""
     settings = settings_of(config)
     from monitoring_pipeline import lifecycle
 
@@ -87,7 +87,7 @@ def start(name: Name, sample_rate: SampleRate = None, filter: Filter = None, con
 
 @app.command()
 def update(name: Name, sample_rate: SampleRate = None, filter: Filter = None, config: Config = None) -> None:
-    """Change the rate or the filter of a scorer; what is not given stays unchanged."""
+    """Change the rate or the filter of a scorer; options that are not given stay unchanged."""
     if sample_rate is None and filter is None:
         raise typer.BadParameter("nothing to update: give --sample-rate, --filter or both")
     _change(name, config, lambda handle: handle.update(sample_rate, filter))
@@ -170,7 +170,7 @@ def _print_note(console: Console, handle: ScorerHandle) -> None:
 
 
 def _code(handle: ScorerHandle) -> str:
-    """How the code, and a scorer that Databricks runs, compare with what is registered."""
+    """Whether the code, and a scorer that Databricks runs, match the registered version."""
     return ", ".join(filter(None, (_own_code(handle), handle.drift)))
 
 

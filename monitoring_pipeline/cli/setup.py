@@ -7,7 +7,7 @@ from monitoring_pipeline.lifecycle.setup import set_up
 
 
 def setup(config: Config = None) -> None:
-    """Create the lake's tables, apply the scorers' states, and set up Databricks where it takes part.
+    """Create the lake's tables, apply the scorers' states, and set up Databricks if it is used.
 
     Prints a line for each thing created or found. A second call changes nothing.
     """

@@ -1,4 +1,4 @@
-"""Alerts as Dagster runs them: an asset that is checked every few minutes by a job of its own."""
+"""The Dagster asset of alerts, and its own job, which runs every few minutes."""
 
 from datetime import UTC, datetime
 
@@ -18,13 +18,13 @@ from monitoring_pipeline.tables import ALERTS
 NOTIFIERS_ANSWER = dg.AssetCheckSpec(
     "notifiers_answer",
     asset=ALERTS.name,
-    description="Every message that was due was taken. A warning where one was not; it is tried again.",
+    description="Every message that was due was sent. A warning if one was not; it is sent again later.",
 )
-UNDER_WAY = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+IN_PROGRESS = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
 
 
 def alert_definitions(settings: Settings, scorers: list[ConfiguredScorer], running: bool) -> dg.Definitions:
-    """The asset `alerts`, its job and its schedule, which starts by itself where `running`; nothing without rules."""
+    """The asset `alerts`, its job and its schedule, which is on by default if `running`; empty without rules."""
     if not settings.alerts:
         return dg.Definitions()
     names = settings.dagster.names
@@ -118,12 +118,12 @@ def _schedule(names: Names, every_minutes: int, running: bool) -> dg.ScheduleDef
         cron_schedule="0 * * * *" if every_minutes == 60 else f"*/{every_minutes} * * * *",
         job_name=job,
         default_status=dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED,
-        description="Looks at the rules of [[alerts]].",
+        description="Evaluates the rules of [[alerts]].",
     )
     def alerts(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        # Two checks at a time would send what is pending twice.
-        if context.instance.get_runs_count(dg.RunsFilter(job_name=job, statuses=UNDER_WAY)):
-            return dg.SkipReason("the last check is still under way")
+        # Two concurrent checks would send pending messages twice.
+        if context.instance.get_runs_count(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS)):
+            return dg.SkipReason("the last check is still running")
         return dg.RunRequest()
 
     return alerts

@@ -1,4 +1,4 @@
-"""What Dagster runs by itself once the archive has changed, and how fresh people may expect the tables to be.
+"""Automation conditions of everything downstream of the archive, and freshness policies of tables and reports.
 
 The sensor `new_traces` requests only `archived_traces`; the conditions below run everything downstream of its hours.
 A condition remembers an event (`.since`) until the asset has been requested. Dagster's `eager()` remembers it until the
@@ -61,8 +61,8 @@ def changed_before() -> Condition:
 def failed_once(failure: Condition | None = None) -> Condition:
     """A run that the automation requested failed, for the first time since a parent changed; until requested again.
 
-    So each change is tried at most twice. While the asset keeps failing, Dagster reports no new failure, and each later
-    change is tried once. Runs that a person started or cancelled are not repeated.
+    Each change is thus tried at most twice. While the asset keeps failing, Dagster reports no new failure, so each
+    later change is tried once. Runs that a person started or cancelled are not repeated.
     `failure` is the condition that counts as a failure, `own_failure` by default.
     """
     first = (failure or own_failure()).since(_parents_made()).newly_true()
@@ -124,11 +124,11 @@ def with_the_ledger() -> Condition:
 
 
 def when_a_past_day_settles(names: Names = NO_PREFIX) -> Condition:
-    """For daily assets: at the next half hour after one of the hours of a past day has changed and no run is going on.
+    """For daily assets: at the next half hour after an hour of a past day has changed, unless a run is in progress.
 
-    An hour has changed when its quality, the last of its tables, was computed. Today is never requested, as it would
-    run every few minutes; people can launch it. The half hour must come after the latest change, so that late traces of
-    several hours, and the last ones before midnight, lead to one report.
+    An hour has changed when its quality, the last of its tables, was computed. Today is never requested, because it
+    would run every few minutes; it can be launched by hand. The half hour must come after the latest change, so that
+    late traces of several hours, and the last ones before midnight, lead to one report.
     """
     return _when_past_and_settled(names, REPEAT_REPORTS, "when_a_past_day_settles")
 
@@ -159,7 +159,7 @@ def _parents_made() -> Condition:
 def conditions(
     scorers: Iterable[ConfiguredScorer], settings: AutomationSettings, names: Names = NO_PREFIX
 ) -> dict[dg.AssetKey, Condition]:
-    """The condition of each asset that runs by itself; scorers that are not configured as active have none."""
+    """The condition of each automated asset; scorers that are not configured as active have none."""
     of_a_scorer = when_parents_change()
     if settings.rescore_changed:
         of_a_scorer = of_a_scorer | when_digest_changes(settings.rescore_look_back_hours)
@@ -196,7 +196,7 @@ def automated(
 
 
 def freshness_policies(names: Names = NO_PREFIX) -> dict[dg.AssetKey, dg.FreshnessPolicy]:
-    """How old the tables and reports that people look at may be.
+    """The highest age of the tables and reports that people read.
 
     An hour without traces is never requested, so hourly tables fail only after a day; and any old hour that runs again
     satisfies the policy. The check `latest_hour_is_there` covers both.

@@ -33,7 +33,7 @@ from monitoring_pipeline.windows import HOUR, Window, parts
 # The hourly tables computed from assessments.
 DOWNSTREAM = [dg.AssetKey(SCORER_COVERAGE.name), dg.AssetKey(HOURLY_QUALITY.name)]
 LOCAL_UI = "http://127.0.0.1:3000"
-# How old a daemon's last heartbeat may be. One is due every 30 seconds; Dagster itself waits half an hour.
+# Highest age of a daemon's last heartbeat. One is due every 30 seconds; Dagster itself waits half an hour.
 LATE_SECONDS = 60
 
 
@@ -69,7 +69,7 @@ def launch_backfills(
 ) -> dict[str, str]:
     """Request a backfill of each scorer, and the tables computed from its results, from the daemon; returns their ids.
 
-    Each scorer gets a backfill of its own, so that one that fails does not stop the others.
+    Each scorer gets its own backfill, so that one that fails does not stop the others.
     """
     names = settings.dagster.names
     hours = [partition_key(hour) for hour in window.hours()]
@@ -112,7 +112,7 @@ def run_backfills(
     names = settings.dagster.names
     windows = parts(window, settings.backfill.max_partitions_per_run)
     failed: dict[str, str] = {}
-    # The tables get runs of their own, because Dagster would skip them after a scorer that fails.
+    # The tables get separate runs, because Dagster would skip them after a scorer that fails.
     for selection in ([scorer_key(name) for name in scorers], DOWNSTREAM):
         for part in windows[::-1] if options.newest_first else windows:
             keys = (partition_key(part.start), partition_key(part.end - HOUR))
@@ -159,7 +159,7 @@ def run_side_by_side(
                 with suppress(queue.Empty):
                     on_event(events.get(timeout=0.2))
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)  # running processes have received Ctrl-C too, and end by themselves
+            pool.shutdown(cancel_futures=True)  # running processes have received Ctrl-C too, and end on their own
             raise
         while not events.empty():
             on_event(events.get())

@@ -34,10 +34,10 @@ from monitoring_pipeline.settings import Settings
 
 
 def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
-    """All definitions for `settings`; `resources` replace ours of the same name (`tracking`, `spark`, `lake`).
+    """All definitions for `settings`; `resources` replace the default ones (`tracking`, `spark`, `lake`) by name.
 
     They fit into any code location: `dg.Definitions.merge(theirs, build_definitions(settings))`. Jobs, sensors and
-    schedules select our assets alone, each job has its executor, and `[dagster]` key_prefix, group_prefix and
+    schedules select only our assets, each job has its executor, and `[dagster]` key_prefix, group_prefix and
     resource_prefix keep names apart.
 
     Raises:
@@ -73,7 +73,7 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
 
 
 def _assets(settings: Settings, scorers: list[ConfiguredScorer]) -> list[dg.AssetsDefinition]:
-    """All assets but the alerts, under their names without prefix."""
+    """All assets except alerts, under their names without prefix."""
     hours, days = hourly(settings.archive.start), daily(settings.archive.start)
     ours = [scorer for scorer in scorers if not is_managed(scorer)]  # MLflow has the others' results already
     of_tables = [
@@ -96,7 +96,7 @@ def _assets(settings: Settings, scorers: list[ConfiguredScorer]) -> list[dg.Asse
 
 
 def _addresses_by_name(settings: Settings) -> Settings:
-    """`settings` with the variable's name in place of each address that comes from the environment.
+    """`settings` with addresses from the environment replaced by the name of their variable.
 
     The UI shows the values of resources, and an address may hold a password or token.
     """

@@ -1,6 +1,6 @@
-"""Asset checks: what must hold for a table before anything is computed from it, and what people should know.
+"""Asset checks: conditions that a table must meet before anything is computed from it, and warnings for people.
 
-Checks run within the asset's run, on its window, so each reads the hours of the run and not the whole archive. In a run
+Checks run within the asset's run, on its window, so each reads only the hours of the run. In a run
 over a range, one result names the failing hours. If a blocking check fails, the asset is not materialised (`checked`).
 """
 
@@ -66,7 +66,7 @@ LEDGER_ADDS_UP = dg.AssetCheckSpec(
     asset="scorer_coverage",
     blocking=True,
     description="The ledger accounts for every archived trace, and its counts match the archive and the assessments. "
-    "Quality is not computed from a ledger that fails.",
+    "Quality is not computed from a ledger that fails this check.",
 )
 
 
@@ -76,13 +76,13 @@ CheckedAsset: TypeAlias = Iterator[dg.AssetCheckResult | dg.MaterializeResult]
 def checked(context: dg.AssetExecutionContext, results: Iterable[dg.AssetCheckResult]) -> CheckedAsset:
     """The last events of an asset: its materialisation with the results of its checks.
 
-    In Dagster, a blocking check stops only downstream assets of the same run, and the asset itself counts as
-    materialised. Here it does not, so that no other run starts from it either.
+    In Dagster, a failed blocking check stops only downstream assets of the same run, and the asset itself counts as
+    materialised. Here it does not, so that no other run builds on it either.
 
     Raises:
         Failure: a blocking check has failed with severity ERROR; its results are recorded first.
     """
-    # The key of the asset as it is called in this code location, which may have a prefix.
+    # The asset's key in this code location, which may have a prefix.
     found = [result._replace(asset_key=context.asset_key) for result in results]
     blocking = {spec.name for spec in context.assets_def.check_specs if spec.blocking}
     failed = [str(result.check_name) for result in found if result.check_name in blocking and _is_error(result)]
@@ -101,7 +101,7 @@ def _is_error(result: dg.AssetCheckResult) -> bool:
 
 
 def _summary(problems: Iterable[object]) -> dict[str, int | str]:
-    """The metadata of a check: the number of problems, and the first of them."""
+    """The metadata of a check: the number of problems, and the first ones."""
     lines = [str(problem) for problem in problems]
     return {"problems": len(lines), "first_problems": "\n".join(lines[:SHOWN]) or "none"}
 
@@ -214,10 +214,10 @@ NO_SILENT_HOUR = dg.AssetCheckSpec(
 def no_silent_hour(lake: LakeResource, window: Window) -> dg.AssetCheckResult:
     """The result of the check `no_silent_hour`.
 
-    Hours without traces have no run of their own, so each run also checks the day before its window.
+    Hours without traces are never run, so each run also checks the day before its window.
     """
-    looked_at = Window(window.start - SILENCE_LOOK_BACK, min(window.end, floor_hour(datetime.now(UTC) - GRACE)))
-    silent = silent_hours(_traces_by_hour(lake, looked_at), list(looked_at.hours()))
+    checked_hours = Window(window.start - SILENCE_LOOK_BACK, min(window.end, floor_hour(datetime.now(UTC) - GRACE)))
+    silent = silent_hours(_traces_by_hour(lake, checked_hours), list(checked_hours.hours()))
     return dg.AssetCheckResult(
         asset_key=NO_SILENT_HOUR.asset_key,
         check_name=NO_SILENT_HOUR.name,
@@ -261,7 +261,7 @@ def _traces_by_hour(lake: LakeResource, window: Window) -> dict[datetime, int]:
 
 
 def ledger_adds_up(problems: list[str]) -> dg.AssetCheckResult:
-    """The result of the check `ledger_adds_up`; `problems` are those of the window's ledger."""
+    """The result of the check `ledger_adds_up`; `problems` are the problems of the window's ledger."""
     return dg.AssetCheckResult(
         asset_key="scorer_coverage",
         check_name=LEDGER_ADDS_UP.name,
@@ -296,7 +296,7 @@ def scorer_works(key: dg.AssetKey, results: DataFrame, scored: int | float, fail
 
 
 def within_budget_spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
-    """The check that a scorer's budget was enough for the window; a warning if it was not."""
+    """The check that a scorer's budget sufficed for the window; a warning if it did not."""
     return dg.AssetCheckSpec(
         "within_budget", asset=key, description="The budget was enough. A warning if a later run has to score the rest."
     )

@@ -31,7 +31,7 @@ KEPT_TAGS = {WHOLE_CHAIN_TAG, *AUTOMATION_TAGS}  # tags of the run that the asse
 
 @dataclass(frozen=True)
 class Reported:
-    """What a job has reported: a materialisation for each partition, and the results of the checks."""
+    """The report of a job: a materialisation for each partition, and the results of the checks."""
 
     materializations: list[dg.AssetMaterialization]
     checks: list[dg.AssetCheckEvaluation]
@@ -85,7 +85,7 @@ def on_databricks(asset: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDe
 
 
 def handed_over(settings: Settings) -> dict[str, Any]:
-    """The part of `settings` that a job receives, as JSON: all sections but those on Databricks and Spark.
+    """The part of `settings` that a job receives, as JSON: all sections except Databricks and Spark.
 
     Addresses that hold a password are left out; the job takes them from its own environment.
 
@@ -119,8 +119,8 @@ def handed_over(settings: Settings) -> dict[str, Any]:
 def _run_job(context: dg.AssetExecutionContext, settings: DatabricksSettings, extras: dict[str, Any]) -> Reported:
     """Run the step's asset as a job, and return what it reports once it has succeeded.
 
-    This function submits and polls the job itself, because the clients of dagster-databricks (0.29.27) take a cancelled
-    run for a finished one, abandon it when a request for its state fails, and may start it twice.
+    This function submits and polls the job itself, because the clients of dagster-databricks (0.29.27) treat a
+    cancelled run as finished, abandon it when a request for its state fails, and may start it twice.
 
     Raises:
         MonitoringError: the job failed, was cancelled, did not report every partition, or could not be submitted.
@@ -250,26 +250,26 @@ def _cancel(context: dg.AssetExecutionContext, client: "WorkspaceClient", run_id
 def _reported(
     context: dg.AssetExecutionContext, client: "WorkspaceClient", run: "Run", messages: Sequence[Any], closed: bool
 ) -> Reported:
-    """What the job reported.
+    """Parse the report of the job.
 
     Raises:
         MonitoringError: the job did not succeed or did not report everything; the message links to its page.
     """
     from databricks.sdk.service.jobs import RunResultState
 
-    said: dict[str, list[Any]] = {"failure": [], "materialization": [], "check": []}
+    found: dict[str, list[Any]] = {"failure": [], "materialization": [], "check": []}
     for message in messages:
         for kind, value in message.items():
-            said[kind].append(value)
+            found[kind].append(value)
     page = f"see {run.run_page_url}"
     result = run.state.result_state if run.state else None
     if result != RunResultState.SUCCESS:
         how = "was cancelled" if result == RunResultState.CANCELED else "failed"
-        reason = next(iter(said["failure"]), None) or _reason(client, run)
+        reason = next(iter(found["failure"]), None) or _reason(client, run)
         raise MonitoringError(f"Databricks run {run.run_id} {how}: {reason[:REASON_CHARACTERS]}; {page}")
     reported = Reported(
-        [dg.deserialize_value(event, dg.AssetMaterialization) for event in said["materialization"]],
-        [dg.deserialize_value(check, dg.AssetCheckEvaluation) for check in said["check"]],
+        [dg.deserialize_value(event, dg.AssetMaterialization) for event in found["materialization"]],
+        [dg.deserialize_value(check, dg.AssetCheckEvaluation) for check in found["check"]],
     )
     missing = sorted(
         {*context.partition_keys} - {event.partition for event in reported.materializations if event.partition}

@@ -105,7 +105,7 @@ def _check_version(definitions: Any, key: Any, wanted: str | None) -> None:
 
 
 def _run_config(definitions: Any, key: Any, config: dict[str, Any] | None) -> dict[str, Any]:
-    """The run configuration: the asset's, if it takes any, and a log level that omits a line for each partition."""
+    """The run configuration: the asset's, if it takes any, and a log level that omits the line per partition."""
     step = definitions.resolve_asset_graph().assets_def_for_key(key).op.name
     return {
         "ops": {step: {"config": config}} if config else {},

@@ -1,7 +1,7 @@
-"""Asset jobs: what a person launches at once.
+"""Asset jobs: assets that are launched together.
 
-Dagster refuses a job over assets of different partitions: the chain is hourly; agreement and reports are daily, and
-reports are weekly.
+Dagster refuses a job over assets with different partitions. The chain is hourly, agreement and daily reports are daily,
+and weekly reports are weekly.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from monitoring_pipeline.tables import SCORER_AGREEMENT
 
 
 def jobs(settings: DagsterSettings, datasets: Sequence[DatasetSettings]) -> list[AssetJob]:
-    """The jobs of the hourly chain, of its archive alone, of reports by day and week, and of datasets where there are.
+    """The jobs of the hourly chain, its archive alone, daily and weekly reports and, if configured, datasets.
 
-    They select our assets alone, whatever else is in the code location.
+    They select only our assets, whatever else is in the code location.
     """
     names = settings.names
 
@@ -43,7 +43,7 @@ def jobs(settings: DagsterSettings, datasets: Sequence[DatasetSettings]) -> list
     of_datasets = group(DATASETS_GROUP)
     by_week = dg.AssetSelection.assets(names.key(WEEKLY_REPORT_KEY))
     by_day = (group(REPORTS_GROUP) - by_week) | dg.AssetSelection.assets(names.key(SCORER_AGREEMENT.name))
-    alerting = group(ALERTS_GROUP)  # has a job of its own, and neither hours nor days
+    alerting = group(ALERTS_GROUP)  # has its own job and no partitions
 
     job = functools.partial(asset_job, settings)
     return [
@@ -71,7 +71,7 @@ def asset_job(
     description: str,
     run_tags: Mapping[str, str] | None = None,
 ) -> AssetJob:
-    """A job over assets of ours, with its name behind the prefix and the executor of the settings."""
+    """A job over our assets, with the name prefix and the executor of the settings."""
     return AssetJob(
         name=settings.names.definition(name),
         selection=selection,

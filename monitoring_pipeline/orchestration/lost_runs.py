@@ -1,5 +1,7 @@
-"""Runs of ours whose process is gone. Dagster's default launcher does not notice: they would stay in progress for
-ever, and everything that waits for their hours with them.
+"""Marks runs whose process has died as failed.
+
+Dagster's default launcher does not notice a dead process: its run would stay in progress forever and block everything
+that waits for its hours.
 """
 
 import os
@@ -30,7 +32,7 @@ def lost_runs_sensor(names: Names, is_running: bool) -> dg.SensorDefinition:
     )
     def lost_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         ended = end_lost_runs(context.instance, names)
-        return dg.SkipReason(f"ended {', '.join(ended)}: {GONE}" if ended else "no run is lost")
+        return dg.SkipReason(f"ended {', '.join(ended)}: {GONE}" if ended else "no lost runs")
 
     return lost_runs
 
@@ -72,7 +74,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it exists and belongs to another user
+    except PermissionError:  # the process exists and belongs to another user
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""What makes our definitions fit into any code location: names with prefixes, owners, tags, and no warnings of ours."""
+"""Prefixes, owners and tags of our definitions, so that they fit into any code location without warnings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RESOURCES = ("tracking", "spark", "lake")
 
 
 def named_asset(asset: dg.AssetsDefinition, settings: DagsterSettings) -> dg.AssetsDefinition:
-    """`asset`, which makes one asset, with the prefixes, owners and tags of `settings`; its function stays the same.
+    """`asset`, which must define a single asset, with the prefixes, owners and tags of `settings`.
 
-    Its dependencies must be assets of ours as well: their keys get the prefix too.
+    Its dependencies must be assets of this package, because their keys get the prefix too.
     """
     names = settings.names
     (spec,) = asset.specs
@@ -50,16 +50,16 @@ def named_asset(asset: dg.AssetsDefinition, settings: DagsterSettings) -> dg.Ass
 
 
 def config_fields(asset: dg.AssetsDefinition) -> dict[str, Any] | None:
-    """The fields of the asset's run configuration; None where it takes none."""
+    """The fields of the asset's run configuration; None if it takes none."""
     schema = asset.op.config_schema
     field = schema.as_field() if schema else None
     return getattr(field.config_type, "fields", None) if field else None
 
 
 def with_named_resources(names: Names) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a function of an asset, op or sensor that takes resources of ours by their names without prefix.
+    """A decorator for the function of an asset, op or sensor whose parameters name our resources without prefix.
 
-    Dagster takes a resource's key from the parameter's name; it sees the parameters with the prefix.
+    Dagster takes a resource's key from the parameter's name, so it is shown parameters with the prefix.
     """
     key_of = {name: names.resource(name) for name in RESOURCES}
     name_of = {key: name for name, key in key_of.items()}
@@ -75,7 +75,7 @@ def with_named_resources(names: Names) -> Callable[[Callable[..., Any]], Callabl
         def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
             yield from call(*args, **kwargs)
 
-        # Dagster asks the function whether it is a generator.
+        # Dagster checks whether the function is a generator.
         wrapper: Any = functools.wraps(function)(generate if inspect.isgeneratorfunction(function) else call)
         wrapper.__signature__ = signature.replace(
             parameters=[
@@ -101,10 +101,10 @@ def beta_parameters() -> Iterator[None]:
 
 
 class AssetJob(UnresolvedAssetJobDefinition):
-    """An asset job of ours; as `dg.define_asset_job` makes it, but that it may mix backfill policies.
+    """An asset job as from `dg.define_asset_job`, without Dagster's warning about mixed backfill policies.
 
-    Scorers take some partitions a run and tables take all. A backfill of the job takes the fewer, which is what we
-    want, and which Dagster warns of each time that a code location is loaded.
+    Scorers run a few partitions at a time and tables all at once. A backfill of the job uses the smaller number, as
+    intended, but Dagster warns about it each time it loads a code location.
     """
 
     def resolve(self, *args: Any, **kwargs: Any) -> dg.JobDefinition:

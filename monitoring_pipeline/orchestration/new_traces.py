@@ -1,4 +1,4 @@
-"""The sensor `new_traces`: compares the source with the archive's account, hour by hour, and requests what differs.
+"""The sensor `new_traces`: compares the source with the archive's account by hour, and requests hours that differ.
 
 It compares states and does not follow events: after a missed tick, a crash or a week offline, the next tick finds the
 hours that differ. Its cursor holds only which older day it compares next.
@@ -38,14 +38,14 @@ from monitoring_pipeline.settings import ArchiveSettings, SensorSettings
 from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
-BUDGET_SECONDS = 25.0  # after which no further day is compared; Dagster ends a tick after 60 seconds
+BUDGET_SECONDS = 25.0  # no further day is compared after this time; Dagster ends a tick after 60 seconds
 HOURS_PER_RUN = 24
-RUNS_PER_TICK = 10  # the next tick requests the rest
+RUNS_PER_TICK = 10  # the next tick requests more
 
 
 @dataclass
 class Found:
-    """The result of a comparison: the hours that differ, the account of all hours compared, and how far it got."""
+    """The result of a comparison: the hours that differ, the account of all compared hours, and the progress."""
 
     due: dict[datetime, HourCounts] = field(default_factory=dict)
     account: dict[datetime, AccountedHour] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Request:
 def new_traces_sensor(
     source: ArchiveSettings, settings: SensorSettings, names: Names, is_running: bool
 ) -> dg.SensorDefinition:
-    """The sensor. It starts with Dagster if `is_running`; otherwise people switch it on in the UI."""
+    """The sensor. It starts with Dagster if `is_running`; otherwise it is enabled in the UI."""
     status = dg.DefaultSensorStatus.RUNNING if is_running else dg.DefaultSensorStatus.STOPPED
 
     @dg.sensor(
@@ -96,7 +96,7 @@ def new_traces_sensor(
         for hour in (hour for hour, number in failures.items() if number >= settings.max_attempts):
             context.log.error(
                 f"{partition_key(hour)} is not requested again today: {failures[hour]} runs failed to archive what the "
-                "source has of it now; see these runs"
+                "source now has; see these runs"
             )
         wanted = {hour: number for hour, number in failures.items() if number < settings.max_attempts}
         requests = list(_requests(wanted))
@@ -126,7 +126,7 @@ def look(
     now: datetime,
     cursor: str | None,
 ) -> Found:
-    """Compare the look-back, day by day from the latest, then one older day: that of the `cursor`, else the latest.
+    """Compare the look-back, day by day from the latest, then one older day: the one in `cursor`, else the latest.
 
     Raises:
         TrackingError, LakeError: source or lake cannot be read.
@@ -177,10 +177,10 @@ def _without_fresh_current_hour(found: Found, settings: SensorSettings, now: dat
 
 
 def _failures(hour: datetime, counts: HourCounts, found: Found, requested: list[RequestedRun]) -> int:
-    """How many runs of today for these counts have ended and left the hour due.
+    """The number of today's runs for these counts that ended and left the hour due.
 
-    A run that succeeded counts if the account was not written after it: another run would not help. Without an account,
-    the lake may have been deleted after the run.
+    A successful run counts if the account was not written after it, because another run would not help. If there is no
+    account, it does not count: the lake may have been deleted after the run.
     """
     row = found.account.get(hour)
     same = [run for run in requested if run.counts.get(hour) == text_of(counts)]
@@ -190,7 +190,7 @@ def _failures(hour: datetime, counts: HourCounts, found: Found, requested: list[
 
 
 def _requests(failures: dict[datetime, int]) -> Iterator[Request]:
-    """The hours as ranges, the latest first; an hour that has failed gets a run of its own."""
+    """The hours as ranges, the latest first; an hour that has failed gets its own run."""
     hours: list[datetime] = []
     for hour in sorted(failures, reverse=True):
         follows = hours and hour + HOUR == hours[0] and len(hours) < HOURS_PER_RUN
@@ -215,7 +215,7 @@ def _run_request(
 ) -> dg.RunRequest:
     counts = {hour: text_of(due[hour]) for hour in request.hours}
     first, last = partition_key(request.hours[0]), partition_key(request.hours[-1])
-    # Dagster launches no run key twice, not even after a failure or after the lake has been deleted.
+    # Dagster never launches a run key again, not even after a failure or after the lake has been deleted.
     before = sum(run.counts.get(hour) == text for run in requested for hour, text in counts.items())
     tag = " ".join(counts.values())
     return dg.RunRequest(
@@ -226,13 +226,13 @@ def _run_request(
             REQUESTED_BY_TAG: names.definition(NEW_TRACES),
             COUNTS_TAG: tag,
             ATTEMPT_TAG: f"{request.attempt}/{settings.max_attempts}",
-            PRIORITY: "1",  # before runs downstream, which would otherwise run twice
+            PRIORITY: "1",  # ahead of downstream runs, which would otherwise run twice
         },
     )
 
 
 def _why_nothing(left: Mapping[str, Set[datetime]]) -> str:
-    """Why no run is requested: the hours that differ, grouped by the reason for leaving them."""
+    """Why no run is requested: the hours that differ, grouped by the reason for skipping them."""
     named = {reason: ", ".join(partition_key(hour) for hour in sorted(hours)) for reason, hours in left.items()}
     return "; ".join(f"{reason}: {hours}" for reason, hours in named.items() if hours) or (
         "the archive has what the source has"

@@ -1,4 +1,4 @@
-"""Jobs that materialise no asset: people or schedules launch them, and they write no table of their own."""
+"""Jobs that materialise no asset and write no table; people or schedules launch them."""
 
 from datetime import UTC, datetime
 
@@ -23,7 +23,7 @@ from monitoring_pipeline.windows import Window, parse_utc
 
 
 class AssessConfig(dg.Config):
-    """The traces to assess, the scorers, and the least mean scores."""
+    """The traces to assess, the scorers, and minimum mean scores."""
 
     start: str | None = Field(default=None, description="such as 2026-01-01T05:00Z; default: 24 h before the end")
     end: str | None = Field(default=None, description="exclusive; default: now")
@@ -32,7 +32,7 @@ class AssessConfig(dg.Config):
     scorers: list[str] | None = Field(default=None, description="names of configured scorers; default: all")
     experiment_name: str | None = Field(default=None, description="MLflow experiment to log summary and results to")
     fail_under: dict[str, float] = Field(
-        default={}, description="least mean score by scorer; the run fails if one is lower"
+        default={}, description="minimum mean score by scorer; the run fails if one is lower"
     )
 
 
@@ -99,7 +99,7 @@ def assess_job(settings: Settings) -> dg.JobDefinition:
     @dg.job(
         name=names.definition(ASSESS),
         executor_def=executor(settings.dagster),
-        description="Runs scorers on all of the chosen archived traces, and fails where a mean score is too low.",
+        description="Runs scorers on all of the chosen archived traces, and fails if a mean score is too low.",
     )
     def job() -> None:
         assess()

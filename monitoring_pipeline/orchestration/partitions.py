@@ -12,18 +12,18 @@ from monitoring_pipeline.windows import Window
 
 
 def hourly(start: datetime) -> dg.HourlyPartitionsDefinition:
-    """Partitions such as 2026-01-01-05:00; the current, unfinished hour is one of them."""
+    """Partitions such as 2026-01-01-05:00, including the current, unfinished hour."""
     return dg.HourlyPartitionsDefinition(start_date=start, timezone="UTC", end_offset=1)
 
 
 def daily(start: datetime) -> dg.DailyPartitionsDefinition:
-    """Partitions such as 2026-01-01; today is one of them."""
+    """Partitions such as 2026-01-01, including today."""
     first_day = start.replace(hour=0)
     return dg.DailyPartitionsDefinition(start_date=first_day, timezone="UTC", end_offset=1)
 
 
 def weekly(start: datetime) -> dg.WeeklyPartitionsDefinition:
-    """Partitions such as 2025-12-29, the Mondays that weeks begin with; the current week is one of them."""
+    """Partitions such as 2025-12-29, the Monday of each week, including the current week."""
     monday = start.replace(hour=0) - timedelta(days=start.weekday())
     return dg.WeeklyPartitionsDefinition(start_date=monday, day_offset=1, timezone="UTC", end_offset=1)
 

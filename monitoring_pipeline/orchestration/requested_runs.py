@@ -49,7 +49,7 @@ REASON_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class RequestedRun:
-    """A run that the sensor requested: its hours with the source's counts of each (`text_of`), and how it ended."""
+    """A run that the sensor requested: its hours with the source's counts (`text_of`), and its outcome."""
 
     run_id: str
     created_at: datetime
@@ -61,7 +61,7 @@ class RequestedRun:
 
 @dataclass(frozen=True)
 class GivenUpHour:
-    """An hour that the sensor requests no more today: how many runs failed, the last of them and its reason."""
+    """An hour that the sensor does not request again today: the number of failed runs, the last one and its error."""
 
     hour: datetime
     attempts: int
@@ -76,7 +76,7 @@ def text_of(counts: HourCounts) -> str:
 
 
 def hours_in_progress(instance: dg.DagsterInstance, names: Names, now: datetime) -> set[datetime]:
-    """The hours that a queued or running run archives, whoever launched it; without runs that have fallen silent."""
+    """The hours that queued or running runs archive, whoever launched them, except runs that have fallen silent."""
     hours: set[datetime] = set()
     for record in instance.get_run_records(filters=RunsFilter(statuses=list(NOT_FINISHED))):
         if _archives(record.dagster_run, names) and not _is_silent(instance, record, now):
@@ -92,7 +92,7 @@ def requested_today(instance: dg.DagsterInstance, names: Names, now: datetime) -
 
 
 def given_up(instance: dg.DagsterInstance, names: Names, now: datetime | None = None) -> list[GivenUpHour]:
-    """The hours that the sensor requests no more today, because their last attempt has failed; oldest first.
+    """The hours that the sensor does not request again today because their last attempt failed; oldest first.
 
     Hours that another run has archived since are left out.
     """

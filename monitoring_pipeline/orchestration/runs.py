@@ -42,7 +42,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class ChainResult:
-    """How a run of the chain ended: the steps that failed, with the reason, and the checks that failed."""
+    """The outcome of a run of the chain: failed steps with their reasons, and failed checks."""
 
     failed_steps: dict[str, str]
     failed_checks: list[dg.AssetCheckEvaluation]
@@ -102,7 +102,7 @@ def run_chain(
 
 
 def step_count(definitions: dg.Definitions, settings: Settings, window: Window, scorers: list[str] | None) -> int:
-    """The number of steps of `run_chain`: those of each part of the window, and those of its days."""
+    """The number of steps of `run_chain`, over all parts of the window and its days."""
     runs = len(parts(window, settings.backfill.max_partitions_per_run))
     by_day = definitions.resolve_job_def(
         settings.dagster.names.definition(DAILY_REPORT)

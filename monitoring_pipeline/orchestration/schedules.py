@@ -1,4 +1,4 @@
-"""Schedules: what runs by the clock and not because something has changed. All times are UTC."""
+"""Schedules: what runs at fixed times, whether or not something has changed. All times are UTC."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ LOOK_BACK_WEEKS = 4
 
 
 def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
-    """The schedules of reports, datasets (where there are any), the latest hour and upkeep."""
+    """The schedules of reports, datasets (if configured), the latest hour and upkeep."""
     names = settings.dagster.names
     status = dg.DefaultScheduleStatus.RUNNING if settings.automation.enabled else dg.DefaultScheduleStatus.STOPPED
     return [
@@ -61,7 +61,7 @@ def _daily_report(archive: ArchiveSettings, names: Names, status: dg.DefaultSche
     )
     def daily_report(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         due = days_without_report(context.instance, archive.start, context.scheduled_execution_time, names)
-        # Dagster never launches a key again, even after a failure: each tick has keys of its own.
+        # Dagster never launches a key again, even after a failure: each tick has its own keys.
         at = f"{context.scheduled_execution_time:%Y-%m-%dT%H:%MZ}"
         yield from (dg.RunRequest(run_key=f"{day} at {at}", partition_key=day) for day in due)
         if not due:
@@ -121,7 +121,7 @@ def _daily_datasets(settings: Settings, names: Names, status: dg.DefaultSchedule
 def days_without_report(
     instance: dg.DagsterInstance, start: datetime, now: datetime, names: Names = NO_PREFIX
 ) -> list[str]:
-    """The days of the look-back, from that of `start` on, whose report was not written after the day ended."""
+    """The days of the look-back, from the day of `start` on, whose report was not written after the day ended."""
     return _days_without(instance, names.key(DAILY_REPORT_KEY), start, now)
 
 
@@ -134,7 +134,7 @@ def weeks_without_report(
 ) -> list[str]:
     """The Mondays of the weeks of the look-back whose report was not written after the week ended.
 
-    From the week of `start` to the one before that of `now`, without weeks that the archive no longer keeps in full.
+    Covers the week of `start` to the last full week before `now`, without weeks the archive no longer keeps in full.
     """
     midnight = datetime.combine(now.astimezone(UTC), time(), UTC)
     monday = midnight - timedelta(days=midnight.weekday())

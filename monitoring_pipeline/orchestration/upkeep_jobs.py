@@ -24,7 +24,7 @@ class DeleteConfig(dg.Config):
 
 
 def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
-    """The job that maintains all tables as the settings say, and the one that deletes traces on request."""
+    """The job that maintains all tables, and the job that deletes traces on request."""
 
     names, run_by = settings.dagster.names, executor(settings.dagster)
 

@@ -13,12 +13,12 @@ from pydantic import Field, field_validator, model_validator
 from monitoring_pipeline.settings.base import Section
 from monitoring_pipeline.settings.sections import ScorerSettings
 
-# A rate is a share of traces, from 0 to 1; a total is a sum per hour; the others are neither.
+# A rate is a share of traces, from 0 to 1; a total is a sum per hour; other metrics are neither.
 RATES = ("error_rate", "pass_rate", "coverage", "scorer_failure_rate")
 TOTALS = ("cost_usd_per_hour", "tokens_per_hour")
 METRICS = (*RATES, "p95_duration_ms", *TOTALS, "freshness_hours", "archive_given_up")
 OF_SCORERS = ("pass_rate", "coverage", "scorer_failure_rate")
-WITHOUT_HOURS = ("freshness_hours", "archive_given_up")  # values of this moment, without window or baseline
+WITHOUT_HOURS = ("freshness_hours", "archive_given_up")  # current values, without window or baseline
 BAD_IS_LOW = ("pass_rate", "coverage")
 WINDOWS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
 LOG = "log"  # the notifier that needs no configuration
@@ -70,7 +70,7 @@ class AlertSettings(Section):
         default=">", description="comparison of the metric with `threshold`"
     )
     threshold: float | None = Field(
-        default=None, allow_inf_nan=False, description="alert when the metric compares so with this value"
+        default=None, allow_inf_nan=False, description="alert when the metric is `operator` this value"
     )
 
     change: Literal["up", "down", "both"] | None = Field(
@@ -80,7 +80,7 @@ class AlertSettings(Section):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="smaller changes are ignored: a difference of shares for a rate (default 0.05), relative for other "
+        description="smallest change that alerts: a difference of shares for a rate (default 0.05), relative for other "
         "metrics (default 0.25, i.e. 25 %)",
     )
     baseline_weeks: int = Field(default=4, ge=3, le=12, description="previous weeks to compare with")
@@ -91,10 +91,10 @@ class AlertSettings(Section):
         default=6.0,
         gt=0,
         allow_inf_nan=False,
-        description="alert when the error budget is spent so many times too fast",
+        description="alert when the error budget burns this many times too fast",
     )
     short_window: str = Field(
-        default="1h", description="must burn as fast as `window`, so that the alert ends soon after the cause does"
+        default="1h", description="second window, which must burn as fast, so that the alert ends soon after its cause"
     )
 
     @property
@@ -152,11 +152,11 @@ class AlertSettings(Section):
         if self.kind == "objective" and self.metric not in RATES:
             raise ValueError(f"{self.name}: an objective needs a rate ({', '.join(RATES)}), not {self.metric}")
         if self.metric in WITHOUT_HOURS and "window" in self.model_fields_set:
-            raise ValueError(f"{self.name}: {self.metric} is a value of the moment and has no window; remove window")
+            raise ValueError(f"{self.name}: {self.metric} is a current value and has no window; remove window")
         if self.scope.scorer and self.metric not in OF_SCORERS:
             raise ValueError(f"{self.name}: {self.metric} does not depend on a scorer; remove scope.scorer")
         if self.scope.trace_name and self.metric in (*OF_SCORERS, "archive_given_up"):
-            raise ValueError(f"{self.name}: {self.metric} is not known by trace name; remove scope.trace_name")
+            raise ValueError(f"{self.name}: {self.metric} is not available by trace name; remove scope.trace_name")
         if self.scope.experiment and self.metric == "archive_given_up":
             raise ValueError(f"{self.name}: archive_given_up covers all experiments; remove scope.experiment")
         return self
@@ -176,7 +176,7 @@ class AlertSettings(Section):
             if self.burn_rate * (1 - self.objective) >= 1:
                 raise ValueError(
                     f"{self.name}: burn_rate = {self.burn_rate:g} of objective = {self.objective:g} needs more bad "
-                    f"traces than there are; the highest is below {1 / (1 - self.objective):.3g}"
+                    f"traces than are possible; it must be below {1 / (1 - self.objective):.3g}"
                 )
         return self
 
@@ -250,7 +250,7 @@ class NotifySettings(Section):
     @classmethod
     def _is_a_span(cls, quiet: str | None) -> str | None:
         if quiet is not None and (not _QUIET.fullmatch(quiet) or quiet[:5] == quiet[6:]):
-            raise ValueError(f"{quiet!r} is not a span of hours: write it as 22:00-07:00")
+            raise ValueError(f"{quiet!r} is not a range of hours: write it as 22:00-07:00")
         return quiet
 
     @field_validator("time_zone")
@@ -279,7 +279,7 @@ class NotifySettings(Section):
 def alert_problems(
     alerts: Sequence[AlertSettings], notifiers: Sequence[NotifierSettings], scorers: Sequence[ScorerSettings]
 ) -> list[str]:
-    """What is wrong with rules and notifiers between them: a line for each name that is there twice, or not at all."""
+    """Problems across rules and notifiers: a line for each duplicate or unknown name."""
     problems = []
     for section, names in (("alerts", [rule.name for rule in alerts]), ("notifiers", [n.name for n in notifiers])):
         problems += [
@@ -287,12 +287,12 @@ def alert_problems(
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
     if any(notifier.name == LOG for notifier in notifiers):
-        problems.append(f"notifiers: {LOG!r} is there already; give yours another name")
+        problems.append(f"notifiers: {LOG!r} is built in; choose another name")
     known = [LOG, *(notifier.name for notifier in notifiers)]
     configured = [scorer.name for scorer in scorers]
     for index, rule in enumerate(alerts):
         problems += [
-            f"alerts[{index}].notify = {name!r}: no such notifier; there are {', '.join(known)}"
+            f"alerts[{index}].notify = {name!r}: no such notifier; configured are {', '.join(known)}"
             for name in rule.notify
             if name not in known
         ]

@@ -101,7 +101,7 @@ class _Environment(EnvSettingsSource):
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
             return super().decode_complex_value(field_name, field, value)
-        except ValueError:  # not JSON: the validation refuses it later and names the key
+        except ValueError:  # not JSON: validation rejects it later and names the key
             return value
 
 

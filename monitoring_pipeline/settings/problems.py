@@ -13,7 +13,7 @@ from monitoring_pipeline.settings.sections import SCORER_REFERENCE
 
 
 def problem_line(settings: type[BaseModel], path: Path | None, raw: dict[str, Any], detail: Any) -> str:
-    """A validation error as a line; `raw` is the content of the file, to tell its values from the environment's."""
+    """A validation error as a line; a value not in `raw`, the content of the file, is the environment's."""
     location, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     where = f"{path if _holds(raw, location[:-1] if kind == 'missing' else location) else 'environment'}: {key}"
@@ -33,7 +33,7 @@ def problem_line(settings: type[BaseModel], path: Path | None, raw: dict[str, An
             bound = next(f"{words[name]} {limit}" for name, limit in context.items() if name in words)
             return f"{where} = {value}: must be {bound}"
         case "model_type":
-            return f"{where} = {value}: must be a table, [[scorers]] or [section], with keys of its own"
+            return f"{where} = {value}: must be a table with keys, such as [[scorers]] or [section]"
         case "list_type":
             return f"{where} = {value}: must be a list, such as {_EXAMPLES[str(location[-1])]}"
         case _:

@@ -1,4 +1,4 @@
-"""`[archive.redact]`: what is removed from traces before they are written."""
+"""`[archive.redact]`: removal of personal data and secrets from traces before they are written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import Field, field_validator
 from monitoring_pipeline.settings.base import Section
 
 DetectorName = Literal["email", "phone", "card", "iban", "ip"]
-JSON_PATH = "json_path"  # name of what a path removes, in counts and in the placeholder
+JSON_PATH = "json_path"  # name of values removed by a path, in counts and in the placeholder
 NAME = r"[a-z][a-z0-9_]{0,31}"
 _STEP = r"\.{1,2}(?:\*|[^\W\d][\w-]*)|\[(?:\*|\d+|'[^']*')\]"
 
 
 class RedactSettings(Section):
-    detectors: list[DetectorName] = Field(default=[], description="kinds of personal data to find by their form")
+    detectors: list[DetectorName] = Field(default=[], description="kinds of personal data to detect by their format")
     patterns: dict[str, str] = Field(default={}, description="your own regular expressions, each under a name")
     json_paths: list[str] = Field(default=[], description="values to remove from JSON, such as $.messages[*].content")
 

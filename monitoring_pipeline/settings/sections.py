@@ -75,12 +75,12 @@ class ArchiveSettings(Section):
         "archived traces (delta) or the prefix of its OpenTelemetry tables (otel), as catalog.schema.name or a folder",
     )
     redact: RedactSettings = Field(
-        default_factory=RedactSettings, description="what is removed from traces before they are written"
+        default_factory=RedactSettings, description="values to remove from traces before they are written"
     )
 
     @property
     def location_is_database(self) -> bool:
-        """Whether `location` is the address of a database, which may hold a password, and not that of tables."""
+        """Whether `location` is the address of a database, which may hold a password, rather than of tables."""
         return self.source == "mlflow-sql"
 
     @property
@@ -236,7 +236,7 @@ class ReportSettings(Section):
 
 
 class DagsterSettings(Section):
-    """How jobs run, and what our definitions are called beside others in one code location."""
+    """How jobs run, and prefixes that tell our definitions apart from others in one code location."""
 
     executor: Literal["in_process", "multiprocess"] = Field(
         default="in_process", description="one process for all steps of a run (0.1 s each), or one each (3 s each)"
@@ -280,14 +280,14 @@ class DagsterSettings(Section):
 
     @property
     def names(self) -> Names:
-        """What our definitions are called in the code location."""
+        """The names of our definitions in the code location."""
         from monitoring_pipeline.keys import Names
 
         return Names(tuple(self.key_prefix), self.group_prefix, self.resource_prefix)
 
 
 class DatabricksSettings(Section):
-    """Databricks; its address and credentials come from the environment, as for its own tools."""
+    """Databricks; its address and credentials come from the environment, as for Databricks' own tools."""
 
     jobs: Literal["serverless", "cluster"] | None = Field(
         default=None, description="run the heavy assets as Databricks jobs; none: run them where Dagster runs"

@@ -37,7 +37,7 @@ class UpkeepSettings(Section):
 
 
 def oldest_kept(keep_days: int | None, now: datetime | None = None) -> datetime | None:
-    """The start (UTC) of what is kept: `keep_days` whole days before today; None when everything is kept."""
+    """The start (UTC) of the kept range, `keep_days` whole days before today; None if everything is kept."""
     if keep_days is None:
         return None
     today = (now or datetime.now(UTC)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

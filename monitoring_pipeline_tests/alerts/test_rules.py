@@ -45,7 +45,7 @@ def problems(tmp_path: Path, toml: str) -> list[str]:
             "alerts[0].severity = 'bad': input should be 'info', 'warning' or",
         ),
         (RULE + 'threshold = 0.1\nnotify = "x"', "alerts[0].notify = 'x': must be a list, such as"),
-        (RULE + 'threshold = 0.1\nnotify = ["x"]', "alerts[0].notify = 'x': no such notifier; there are log"),
+        (RULE + 'threshold = 0.1\nnotify = ["x"]', "alerts[0].notify = 'x': no such notifier; configured are log"),
         (
             RULE + "threshold = 0.1\nburn_rate = 2",
             "alerts[0]: a: burn_rate does not apply to a rule with threshold; remove",
@@ -82,9 +82,9 @@ def problems(tmp_path: Path, toml: str) -> list[str]:
             "notifiers[0]: m: the password would be sent unencrypted",
         ),
         (MAIL.replace("d@e.f", "d@e.f, x"), "notifiers[0].to: 'd@e.f, x' is not a mail address"),
-        ('[[notifiers]]\nname = "log"\nkind = "log"', "notifiers: 'log' is there already; give yours another name"),
+        ('[[notifiers]]\nname = "log"\nkind = "log"', "notifiers: 'log' is built in; choose another name"),
         ("[notify]\nevery_minutes = 7", "notify.every_minutes = 7: input should be 1, 2, 3, 5"),
-        ('[notify]\nquiet = "22-7"', "notify.quiet: '22-7' is not a span of hours: write it as 22:00-07:00"),
+        ('[notify]\nquiet = "22-7"', "notify.quiet: '22-7' is not a range of hours: write it as 22:00-07:00"),
         ('[notify]\ntime_zone = "Mars"', "notify.time_zone: 'Mars' is not a time zone: write it as Europe/Berlin"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_check_prints_every_rule_and_sends(call: Call, made: MadeProject, monk
         done = call("check")
     assert done.code == 0
     states = {row[0]: row[2] for row in done.table()[1:] if row[0]}
-    assert states == {"errors": "alert", "quality": "not known"}
+    assert states == {"errors": "alert", "quality": "unknown"}
     assert "1 messages sent, 0 pending" in done.out
     assert [payload["rule"] for payload in endpoint.payloads] == ["errors"]
 

@@ -49,7 +49,7 @@ def test_by_default_it_is_of_yesterday(report: Call, made: MadeProject) -> None:
         (("--week", "2026-02-30"), "'2026-02-30' is not a date"),
         (("--day", "2025-12-31"), "2025-12-31 is before the archive, which starts on 2026-01-01"),
         (("--day", "2999-01-01"), "2999-01-01 is in the future"),
-        (("--day", "2026-01-01", "--week", "2026-01-01"), "give one of --day and --week"),
+        (("--day", "2026-01-01", "--week", "2026-01-01"), "give either --day or --week"),
     ],
 )
 def test_what_cannot_be_reported_on_is_wrong_usage(

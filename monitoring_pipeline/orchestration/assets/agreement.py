@@ -17,9 +17,9 @@ from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_AGREEMENT
 def agreement_assets(
     days: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer]
 ) -> list[dg.AssetsDefinition]:
-    """The table of agreement."""
+    """The asset `scorer_agreement`."""
     current = {(scorer.name, scorer.digest) for scorer in scorers}
-    # Not read, but the last table of an hour: a day waits for it until its hours are complete.
+    # hourly_quality is not read; it is the last table of an hour, so the day waits until its hours are complete.
     upstream = [ARCHIVE_KEY, *(scorer_key(scorer.name) for scorer in scorers), HOURLY_QUALITY.name]
 
     @table_asset(SCORER_AGREEMENT, days, "quality", deps=upstream)
@@ -37,7 +37,7 @@ def agreement_assets(
 
 
 def _figures(rows: pd.DataFrame, current: set[tuple[str, str]]) -> dict[str, float | int]:
-    """The number of rows; agreement and kappa of the current digests with each recorded name, over experiments."""
+    """The number of rows; agreement and kappa of the current digests with each feedback name, over all experiments."""
     pairs = zip(rows["scorer"], rows["scorer_digest"], strict=True)
     is_current = pd.Series([pair in current for pair in pairs], index=rows.index, dtype=bool)
     own = rows[is_current & (rows["reference"] == "human")]

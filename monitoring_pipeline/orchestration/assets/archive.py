@@ -1,4 +1,4 @@
-"""Traces from their source into the lake."""
+"""The asset that archives traces from the source into the lake."""
 
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def archive_assets(hours: dg.TimeWindowPartitionsDefinition, source: ArchiveSettings) -> list[dg.AssetsDefinition]:
-    """The archive itself."""
+    """The asset `archived_traces`."""
 
     @table_asset(
         AGENT_TRACES,
@@ -82,7 +82,7 @@ def _figures(traces: "DataFrame") -> "DataFrame":
 
 
 def _report(window: Window, counts: "ArchiveCounts") -> list[str]:
-    """What the run did, for its log."""
+    """Log lines with the counts of the run."""
     lines = [
         f"{window}: {counts.read} traces read, {counts.written} new or changed, {counts.quarantined} in quarantine, "
         f"{counts.moved} moved from another hour, {counts.deleted} skipped because they were deleted on request"

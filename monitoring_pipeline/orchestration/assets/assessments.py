@@ -54,10 +54,10 @@ def assessment_assets(
     states_in: str | None,
     source: ArchiveSettings,
 ) -> list[dg.AssetsDefinition]:
-    """An asset for each scorer, and the ledger of all of them.
+    """An asset for each scorer, and the ledger of all scorers.
 
-    `states_in` is the experiment of the scorers' states; `source` is where traces are archived from, and with them the
-    results of scorers that Databricks runs.
+    `states_in` is the experiment of the scorers' states; `source` is where traces, and the results of scorers that
+    Databricks runs, are archived from.
     """
     assets = [_scorer_asset(hours, scorer, max_partitions_per_run, states_in, source) for scorer in scorers]
     return [*assets, _coverage_asset(hours, scorers, states_in)]
@@ -85,8 +85,8 @@ def _scorer_asset(
         code_version=scorer.digest,
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run),
         metadata={"scorer_digest": scorer.digest, "sample_rate": scorer.sample_rate},
-        description=f"{scorer.scorer.description or scorer.name}, on {share}. A run scores only what this digest of "
-        "the scorer has not seen; results of earlier digests stay.",
+        description=f"{scorer.scorer.description or scorer.name}, on {share}. A run scores only traces that "
+        "this digest has not scored yet; results of earlier digests stay.",
     )
     def scorer_asset(
         context: dg.AssetExecutionContext, config: ScorerRunConfig, tracking: TrackingResource, lake: LakeResource
@@ -97,8 +97,8 @@ def _scorer_asset(
             current = replace(current, sample_rate=config.sample_rate)
         context.log.info(f"sample rate {current.sample_rate:g}, filter {current.filter or 'none'}")
         if is_managed(scorer):
-            requested, said = not _is_automatic(context), context.log.info
-            take_managed(log, lake, current, window, source, context.run_id, requested=requested, on_progress=said)
+            requested, log_line = not _is_automatic(context), context.log.info
+            take_managed(log, lake, current, window, source, context.run_id, requested=requested, on_progress=log_line)
             over_budget = ""
         else:
             over_budget = _score(context, config, lake, current, window).over_budget
@@ -119,7 +119,7 @@ def _score(
     scorer: ConfiguredScorer,
     window: Window,
 ) -> ScoreCounts:
-    """Score the window, unless the scorer is stopped and no person named it; logs what was done."""
+    """Score the window and log the counts; skip it if the scorer is stopped and the run is automatic."""
     if not scorer.active and _is_automatic(context):
         context.log.info("not active: only backfills run it; `scorers start` makes it run automatically again")
         return ScoreCounts()

@@ -1,4 +1,4 @@
-"""What the assets share: their declaration, how a table is described to Dagster, and each hour's figures."""
+"""Shared by the assets: their declaration, the metadata of their tables, and figures by hour."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def table_asset(
 
 
 def tags(table: Table | None, reads: Literal["mlflow", "lake"] = "lake") -> dict[str, str]:
-    """The tags to select an asset by: the table that it writes, and whether it loads the monitored MLflow server."""
+    """Tags for selecting an asset: the table it writes, and whether it reads from the monitored MLflow server."""
     return {"monitoring/reads": reads, **({"monitoring/table": table.name} if table else {})}
 
 

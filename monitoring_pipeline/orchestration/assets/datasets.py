@@ -1,4 +1,4 @@
-"""The datasets of the settings, by the day."""
+"""The configured datasets, by day."""
 
 import hashlib
 from collections.abc import Sequence
@@ -85,10 +85,10 @@ def _dataset_asset(
 
 
 def _version(entry: DatasetSettings, scorer: ConfiguredScorer | None) -> str:
-    """What changes with what the records are: the choice, and the scorer that it asks."""
+    """A code version that changes with the choice of records and with the scorer it uses."""
     choice = {name: getattr(entry, name) for name in (*Choice.model_fields, "days")}
-    held = (sorted(choice.items()), scorer and (scorer.digest, scorer.pass_if))
-    return f"1 {hashlib.sha256(repr(held).encode()).hexdigest()[:16]}"
+    relevant = (sorted(choice.items()), scorer and (scorer.digest, scorer.pass_if))
+    return f"1 {hashlib.sha256(repr(relevant).encode()).hexdigest()[:16]}"
 
 
 def _filter_problem(entry: DatasetSettings) -> str | None:

@@ -1,4 +1,4 @@
-"""Performance, errors and where the time goes, from the archive alone."""
+"""Assets of performance, errors and span profiles, computed from the archive alone."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -89,7 +89,7 @@ def _error_figures(rows: "DataFrame") -> "DataFrame":
 
 
 def _hourly_figures(rows: "DataFrame") -> "DataFrame":
-    """An hour over all experiments: counts add up; of the percentiles, the worst experiment's."""
+    """Figures of each hour over all experiments: sums of counts, and percentiles of the worst experiment."""
     from pyspark.sql import functions as F
 
     of_all_names = F.col("trace_name").isNull()

@@ -15,7 +15,7 @@ from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 def quality_assets(
     hours: dg.TimeWindowPartitionsDefinition, scorers: list[ConfiguredScorer]
 ) -> list[dg.AssetsDefinition]:
-    """The table of quality."""
+    """The asset `hourly_quality`."""
     current = {(scorer.name, scorer.digest) for scorer in scorers}
     rules = " ".join(["1", *(f"{name} {rule}" for name, rule in sorted(pass_rules(scorers).items()))])
 
@@ -29,7 +29,7 @@ def quality_assets(
 
 
 def _figures(rows: pd.DataFrame, current: set[tuple[str, str]]) -> pd.DataFrame:
-    """Pass rate, else mean score, of each scorer's current digest, a column each; experiments weighted by scores."""
+    """A column for each scorer: pass rate, else mean score, of its current digest; experiments weighted by scores."""
     pairs = zip(rows["scorer"], rows["scorer_digest"], strict=True)
     is_current = pd.Series([pair in current for pair in pairs], index=rows.index, dtype=bool)
     own = rows[is_current & rows["mean_score"].notna()]

@@ -1,4 +1,4 @@
-"""The reports of days and weeks."""
+"""Daily and weekly reports."""
 
 from collections.abc import Callable
 from datetime import date
@@ -28,8 +28,8 @@ UPSTREAM = [
     SCORER_AGREEMENT.name,
 ]
 CONTENT = (
-    "volume, errors, latency, cost and quality, what changed, what stands out and where to look. One HTML file, and "
-    "the same as Markdown and as JSON."
+    "volume, errors, latency, cost and quality, what changed, what stands out and where to look. Written as HTML, "
+    "Markdown and JSON."
 )
 
 
@@ -67,13 +67,13 @@ def _report_asset(
     )
     def report(context: dg.AssetExecutionContext, lake: LakeResource, tracking: TrackingResource) -> None:
         for period in dict.fromkeys(map(period_of, run_window(context, lake).days())):
-            metadata = _made(context, period, lake, tracking, scorers, settings)
+            metadata = _written(context, period, lake, tracking, scorers, settings)
             context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=period.partition_key)
 
     return report
 
 
-def _made(
+def _written(
     context: dg.AssetExecutionContext,
     period: Period,
     lake: LakeResource,
@@ -102,7 +102,7 @@ def _made(
     if settings.reports.log_to_experiment:
         try:
             metadata["mlflow_run"] = log_report(tracking, settings.reports.log_to_experiment, report, folder)
-        except TrackingError as error:  # the report is there, whether or not MLflow takes it
+        except TrackingError as error:  # the report is written, even if MLflow refuses it
             context.log.warning(f"the report of {period.name} was not logged to MLflow: {error}")
             metadata["mlflow_warning"] = f"not logged: {error}"
     return metadata
