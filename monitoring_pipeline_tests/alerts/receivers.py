@@ -1,4 +1,4 @@
-"""Doubles of who is told, on loopback: an HTTP endpoint and a mail server that keep what they were sent."""
+"""Test receivers on loopback: an HTTP endpoint and a mail server that keep the messages they receive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = tuple[int, dict[str, str]]
 
 @dataclass
 class Hook:
-    """An HTTP endpoint; it gives `answers` in turn, then 200, and keeps payloads and headers."""
+    """An HTTP endpoint; it returns `answers` in turn, then 200, and keeps payloads and headers."""
 
     url: str = ""
     answers: list[Answer] = field(default_factory=list)
@@ -43,7 +43,7 @@ def hook() -> Iterator[Hook]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: a test's output is its own."""
+            """Log nothing, to keep the test's output clean."""
 
     with _served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
         double.url = f"http://127.0.0.1:{port}/services/T000/secret-path"

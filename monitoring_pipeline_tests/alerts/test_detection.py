@@ -1,4 +1,4 @@
-"""Tests of change: chance raises fewer alarms than is stated, and an incident is seen within its hour."""
+"""Detection of changes: fewer false alarms than configured, and incidents detected within their hour."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def p_of_level(traffic: Traffic, hour: int, value: float) -> float:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_ninety_quiet_days_raise_fewer_false_alarms_than_stated_on_a_rate(seed: int) -> None:
+def test_a_rate_raises_fewer_false_alarms_than_configured_in_ninety_normal_days(seed: int) -> None:
     traffic = Traffic(seed, PAST + DAYS * 24)
     alpha = false_alarm_chance(PER_30_DAYS, checks_a_day=288)
 
@@ -62,7 +62,7 @@ def test_ninety_quiet_days_raise_fewer_false_alarms_than_stated_on_a_rate(seed: 
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_ninety_quiet_days_raise_fewer_false_alarms_than_stated_on_a_level(seed: int) -> None:
+def test_a_level_raises_fewer_false_alarms_than_configured_in_ninety_normal_days(seed: int) -> None:
     traffic = Traffic(seed, PAST + DAYS * 24)
     alpha = false_alarm_chance(PER_30_DAYS, checks_a_day=24)
 
@@ -73,7 +73,7 @@ def test_ninety_quiet_days_raise_fewer_false_alarms_than_stated_on_a_level(seed:
 
 
 @pytest.mark.parametrize(("usual", "now"), [(0.04, 0.20), (0.10, 0.25)])  # errors; traces that do not pass
-def test_an_incident_is_seen_within_its_hour(usual: float, now: float) -> None:
+def test_an_incident_is_detected_within_its_hour(usual: float, now: float) -> None:
     alpha = false_alarm_chance(PER_30_DAYS, checks_a_day=288)
     seen = []
     for seed in range(40):
@@ -87,7 +87,7 @@ def test_an_incident_is_seen_within_its_hour(usual: float, now: float) -> None:
     assert np.mean(seen) >= 0.9
 
 
-def test_a_doubled_duration_is_seen() -> None:
+def test_a_doubled_duration_is_detected() -> None:
     traffic = Traffic(5, PAST + 24)
 
     assert p_of_level(traffic, PAST + 6, 2 * traffic.p95_ms[PAST + 6]) < false_alarm_chance(PER_30_DAYS, 24)
@@ -98,7 +98,7 @@ def test_a_doubled_duration_is_seen() -> None:
     more=st.integers(0, 60),
     share=st.floats(0.02, 0.6),
 )
-def test_with_a_long_even_past_the_test_is_the_binomial_one(marked: int, more: int, share: float) -> None:
+def test_with_a_long_constant_past_the_test_equals_the_binomial_test(marked: int, more: int, share: float) -> None:
     total = marked + more + 1
     past_total = np.full((4, 168), 1e6)
 
@@ -110,7 +110,7 @@ def test_with_a_long_even_past_the_test_is_the_binomial_one(marked: int, more: i
 
 
 @given(factor=st.floats(1e-3, 1e3))
-def test_a_levels_test_does_not_depend_on_its_unit(factor: float) -> None:
+def test_the_test_of_a_level_does_not_depend_on_its_unit(factor: float) -> None:
     past = np.exp(np.random.default_rng(3).normal(0, 0.1, (4, 168)))
     one, other = level_change(1.5, past, 24, "both"), level_change(1.5 * factor, past * factor, 24, "both")
 
@@ -118,7 +118,7 @@ def test_a_levels_test_does_not_depend_on_its_unit(factor: float) -> None:
     assert other.p_value == pytest.approx(one.p_value, rel=1e-6)
 
 
-def test_of_a_past_that_varies_less_is_alarming() -> None:
+def test_the_same_change_is_more_significant_if_the_past_varies_less() -> None:
     total = np.full((4, 168), 500.0)
     rates = np.clip(np.random.default_rng(2).normal(0.1, 0.04, (4, 168)), 0.001, 1)
     even = rate_change(85, 500, total * 0.1, total, "up")
@@ -129,14 +129,14 @@ def test_of_a_past_that_varies_less_is_alarming() -> None:
 
 
 @pytest.mark.parametrize("weeks_with_traces", [0, 2])
-def test_without_three_weeks_nothing_is_said(weeks_with_traces: int) -> None:
+def test_with_fewer_than_three_weeks_there_is_no_result(weeks_with_traces: int) -> None:
     total = np.zeros((4, 168))
     total[:weeks_with_traces] = 100
     assert rate_change(50, 100, total * 0.1, total, "up") is None
     assert level_change(50.0, np.where(total > 0, total, np.nan), 24, "up") is None
 
 
-def test_the_windows_compared_start_at_the_same_hour_of_the_same_weekday() -> None:
+def test_compared_windows_start_at_the_same_hour_of_the_same_weekday() -> None:
     hours = np.arange(4 * 168 + 6, dtype=float)
     past, last = by_week(hours, 4, 6)
     assert last.tolist() == [672, 673, 674, 675, 676, 677]
