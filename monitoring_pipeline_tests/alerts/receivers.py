@@ -29,7 +29,7 @@ class Hook:
 
 @contextmanager
 def hook() -> Iterator[Hook]:
-    """An endpoint, until the block ends."""
+    """Run an endpoint until the block ends."""
     double = Hook()
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,7 +52,7 @@ def hook() -> Iterator[Hook]:
 
 @dataclass
 class MailServer:
-    """A mail server; `refuses` are replies by command, and it offers no TLS."""
+    """A mail server without TLS; `refuses` maps commands to error replies."""
 
     port: int = 0
     refuses: dict[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class MailServer:
 
 @contextmanager
 def mail_server() -> Iterator[MailServer]:
-    """A mail server, until the block ends."""
+    """Run a mail server until the block ends."""
     double = MailServer()
 
     class Handler(socketserver.StreamRequestHandler):

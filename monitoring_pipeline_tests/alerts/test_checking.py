@@ -73,7 +73,7 @@ def test_an_alert_is_sent_once_and_resolved_after_a_window_without_problems(lake
     assert events(endpoint) == ["open"]
 
     fill(lake, performance(THIS_HOUR, 1000, 20))
-    assert check(lake, ERRORS, now=NOW + 15 * MINUTE).open  # not for a whole window yet
+    assert check(lake, ERRORS, now=NOW + 15 * MINUTE).open  # the window has not passed yet
     fill(lake, performance(THIS_HOUR + HOUR, 1000, 20))
     assert not check(lake, ERRORS, now=NOW + 71 * MINUTE).open
 

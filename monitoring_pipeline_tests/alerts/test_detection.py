@@ -16,7 +16,7 @@ PER_30_DAYS = 0.3
 
 
 class Traffic:
-    """Hours with a daily and a weekly rhythm of traffic, rate and duration, which vary beyond chance besides."""
+    """Hours of traffic, rate and duration with a daily and a weekly rhythm, and variation beyond chance."""
 
     def __init__(self, seed: int, hours: int, mean: int = 200, rate: float = 0.04, correlation: float = 0.003):
         self.random = np.random.default_rng(seed)
@@ -29,7 +29,7 @@ class Traffic:
         weight = 1 / correlation - 1
         self.rate = self.random.beta(centre * weight, (1 - centre) * weight)
         self.marked: Floats = self.random.binomial(self.total.astype(int), self.rate).astype(float)
-        # What a 95th percentile of so many log-normal durations varies by, and a day's own mood
+        # The variation of a 95th percentile of so many log-normal durations, and of the day
         error = self.random.normal(0, 1.27 / np.sqrt(self.total)) + self.random.normal(0, 0.05, hours)
         self.p95_ms: Floats = np.exp(8 + 0.2 * wave + np.where(weekend, 0.1, 0) + error)
 
@@ -58,7 +58,8 @@ def test_a_rate_raises_fewer_false_alarms_than_configured_in_ninety_normal_days(
     )
 
     assert (p_values < alpha).sum() < PER_30_DAYS * DAYS / 30
-    assert 0.3 < (p_values < 0.05).mean() / 0.05 < 1.2  # quiet because chance is measured, not because it is deaf
+    # Few alarms because chance is estimated well, not because the test is insensitive.
+    assert 0.3 < (p_values < 0.05).mean() / 0.05 < 1.2
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -66,7 +66,7 @@ def failure(notifier: NotifierSettings) -> NotifierError:
     return caught.value
 
 
-def test_a_webhook_gets_all_figures_and_a_key_that_stays(endpoint: Hook) -> None:
+def test_a_webhook_gets_all_figures_and_a_stable_key(endpoint: Hook) -> None:
     for _ in range(2):
         send(WEBHOOK, message_of(EPISODE, OPEN), LOG)
     send(WEBHOOK, message_of(replace(EPISODE, state="resolved", resolved_at=NOW), RESOLVED), LOG)
@@ -158,7 +158,7 @@ def test_a_mail_reaches_all_addresses_and_a_name_adds_no_header(mails: MailServe
     assert mail_["From"] == "alerts@example.org"
     assert mail_["Bcc"] is None
     assert mail_["Subject"].strip().startswith("[alert] errors: <!channel>")
-    assert "Bcc: all@example.org" in mail_["Subject"]  # as text, on the one line
+    assert "Bcc: all@example.org" in mail_["Subject"]  # as text, on one line
     assert "Metric: error_rate" in mail_.get_content()
 
 
