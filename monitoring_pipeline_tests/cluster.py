@@ -1,4 +1,4 @@
-"""A Spark cluster of the tests' own on loopback: a master, two workers and a Spark Connect server with Delta Lake."""
+"""A Spark cluster for tests on loopback: a master, two workers and a Spark Connect server with Delta Lake."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class SparkCluster:
             "spark.executor.cores": "1",
             "spark.driver.extraJavaOptions": JVM,
             "spark.executor.extraJavaOptions": JVM,
-            "spark.locality.wait": "0s",  # by default a task waits three seconds for the worker that has its data
+            "spark.locality.wait": "0s",  # by default a task waits three seconds for the worker that stores its data
             "spark.scheduler.revive.interval": "100ms",
             "spark.sql.shuffle.partitions": "2",
             "spark.databricks.delta.snapshotPartitions": "1",
@@ -153,7 +153,7 @@ class SparkCluster:
 
 @contextmanager
 def running(folder: Path, workers: int = 2) -> Iterator[SparkCluster]:
-    """A cluster for the length of a `with` block; skips the test where none can start (in CI: fails it)."""
+    """A cluster for the length of a `with` block; skips the test if none can start (in CI: fails it)."""
     services.starting("a Spark cluster")
     if reason := why_not():
         if os.environ.get("CI") == "true":
@@ -168,7 +168,7 @@ def running(folder: Path, workers: int = 2) -> Iterator[SparkCluster]:
 
 
 def why_not() -> str | None:
-    """Why no cluster can be started here; None where one can."""
+    """The reason why no cluster can be started here; None if one can."""
     java = shutil.which("java")
     if java is None:
         return f"a Spark cluster needs Java {LEAST_JAVA} or later; run scripts/install-spark"

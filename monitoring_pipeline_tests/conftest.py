@@ -1,4 +1,4 @@
-"""What tests share: tiers, seeds, an engine, and stores and lakes that are made once a run and copied or only read."""
+"""Shared by tests: tiers, seeds, an engine, and stores and lakes that are created once per run, then copied or read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from monitoring_pipeline_tests.sources.stores import Store
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-# Seven processes of each `mlflow server`, for jobs that no test asks for, take half a minute of CPU to start.
+# Each `mlflow server` would start seven processes for jobs that no test uses, which takes half a minute of CPU.
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 for variable in ("MLFLOW_TRACKING_URI", "SPARK_REMOTE", "MONITORING_CONFIG", "DAGSTER_HOME"):
     os.environ.pop(variable, None)
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class FilesTogether(LoadFileScheduling):
     """In a parallel run one process runs all tests of a file, and one process all tests that need the cluster.
 
-    `--dist loadgroup` cannot say so: pytest 9.2 ignores the node ids by which xdist 3.8 tells groups apart.
+    `--dist loadgroup` cannot do this: pytest 9.2 ignores the node ids by which xdist 3.8 identifies groups.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -102,7 +102,7 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
-    """Fills a folder once a run: the first process that asks for it calls the function, the others wait for it.
+    """Fills a folder once per run: the first process that needs it calls the function, the others wait.
 
     Takes the name of the folder and the function, and returns the folder, which tests must not change.
     """
@@ -130,7 +130,7 @@ def lake(tmp_path: Path, spark: SparkResource) -> LakeResource:
 
 @pytest.fixture(scope="session")
 def made_folder(make_once: MakeOnce) -> Path:
-    """The folder of a store and a lake of made traces, to be copied."""
+    """The folder of a store and a lake of made traces, to copy."""
     from monitoring_pipeline_tests.made_project import make
 
     return make_once("made", make)
@@ -138,7 +138,7 @@ def made_folder(make_once: MakeOnce) -> Path:
 
 @pytest.fixture
 def made(made_folder: Path, tmp_path: Path) -> MadeProject:
-    """A project of the test's own with 40 made traces, not scored yet."""
+    """The test's own project with 40 made traces, not scored yet."""
     from monitoring_pipeline_tests.made_project import MadeProject
 
     return MadeProject.copy(made_folder, tmp_path / "made")
@@ -155,7 +155,7 @@ def _dagster_home(make_once: MakeOnce) -> Path:
 
 @pytest.fixture
 def dagster_home(_dagster_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DAGSTER_HOME of the test's own; a copy, because making a new one takes seconds."""
+    """The test's own DAGSTER_HOME; a copy, because creating a new one takes seconds."""
     folder = tmp_path / "dagster_home"
     shutil.copytree(_dagster_home, folder)
     monkeypatch.setenv("DAGSTER_HOME", str(folder))
@@ -164,7 +164,7 @@ def dagster_home(_dagster_home: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def store(make_once: MakeOnce, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A SQLite MLflow store for all tests of this process; each test has an experiment of its own in it."""
+    """A SQLite MLflow store for all tests of this process; each test has its own experiment in it."""
     from monitoring_pipeline_tests.sources.stores import Store
 
     folder = tmp_path_factory.mktemp("store")
@@ -181,13 +181,13 @@ def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 @pytest.fixture(autouse=True)
 def _no_configuration_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command with --config names the file to the processes that it starts, which must end with the test."""
+    """A command with --config sets MONITORING_CONFIG for its child processes; unset it after the test."""
     monkeypatch.setenv("MONITORING_CONFIG", "")
 
 
 @pytest.fixture
 def no_active_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unset MLflow's active experiment, which holds for the process and those that it starts, before and after."""
+    """Unset MLflow's active experiment, which applies to the process and its children, before and after."""
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
 
@@ -244,7 +244,7 @@ def recorded_traces(recorded_store: str) -> list[Trace]:
 
 @pytest.fixture(scope="session")
 def archived(recorded_traces: list[Trace], spark: SparkResource, make_once: MakeOnce) -> Path:
-    """The folder of a lake that holds the recorded conversations and nothing else, to read only."""
+    """The folder of a lake with only the recorded conversations, to read only."""
     from monitoring_pipeline.archive.merging import archive
 
     def make(folder: Path) -> None:
@@ -256,7 +256,7 @@ def archived(recorded_traces: list[Trace], spark: SparkResource, make_once: Make
 
 @pytest.fixture
 def archived_lake(archived: Path, spark: SparkResource, tmp_path: Path) -> LakeResource:
-    """A lake of the test's own with the recorded conversations, not scored yet."""
+    """The test's own lake with the recorded conversations, not scored yet."""
     shutil.copytree(archived, tmp_path / "archived")
     return LakeResource(location=str(tmp_path / "archived"), spark=spark)
 

@@ -18,7 +18,7 @@ from monitoring_pipeline.settings import AlertSettings, Settings
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found: the evaluations, the episodes that are open or have just been resolved, and what was sent."""
+    """The result of a check: evaluations, episodes that are open or were just resolved, and deliveries."""
 
     evaluations: list[Evaluation]
     episodes: list[Episode]
@@ -32,7 +32,7 @@ class Checked:
 
     @property
     def figures(self) -> dict[str, int]:
-        """How many rules were looked at, of how many nothing could be told, and what became of alerts and messages."""
+        """Counts of evaluations, of unknown ones (`not_told`), of alerts and of messages."""
         return {
             "checked": len(self.evaluations),
             "not_told": sum(evaluation.holds is None for evaluation in self.evaluations),
@@ -54,10 +54,10 @@ def check_alerts(
     now: datetime,
     log: logging.Logger,
 ) -> Checked:
-    """Evaluate every rule of the settings at `now`, write what changed, and send what is due.
+    """Evaluate every rule of the settings at `now`, write changed episodes, and send the messages that are due.
 
-    `digests` are those of the configured scorers, by name; `given_up` counts the hours that the sensor has given up,
-    and is asked only where a rule wants to know.
+    `digests` are the digests of the configured scorers, by name; `given_up` counts the hours that the sensor has given
+    up, and is called only if a rule needs it.
 
     Raises:
         LakeError: the lake cannot be read or written.

@@ -1,7 +1,7 @@
-"""Sending what is pending: outside of quiet hours, each message until it is sent or given up.
+"""Sends pending messages outside of quiet hours, until each is sent or given up.
 
-An attempt is written down before it is made, and its outcome after. So a process that is killed loses no message, and
-at most repeats the ones it was at; it never repeats one for ever.
+Each attempt is recorded before it is made, and its outcome afterwards. A killed process thus loses no message, and
+repeats at most those it was sending; the count of attempts limits repetitions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from monitoring_pipeline.alerts.episodes import GIVEN_UP, PENDING, SENT, Delivery, Episode, save
-from monitoring_pipeline.alerts.messages import message
+from monitoring_pipeline.alerts.messages import message_of
 from monitoring_pipeline.alerts.notifiers import NotifierError, send
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import NotifierSettings, NotifySettings
@@ -24,7 +24,7 @@ LONGEST_PAUSE = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Delivered:
-    """How many messages were sent, and of those that were not, the reasons by notifier."""
+    """The number of messages sent, and the first error of each notifier that failed."""
 
     sent: int
     failures: dict[str, str]
@@ -38,9 +38,9 @@ def deliver(
     now: datetime,
     log: logging.Logger,
 ) -> tuple[list[Episode], Delivered]:
-    """Send what is due of the episodes' messages; returns the episodes as they are then written, and the outcome.
+    """Send the messages of the episodes that are due; returns the updated episodes, as written, and the outcome.
 
-    A notifier that takes no message at all is asked once. Nothing that a notifier does raises.
+    A notifier that accepts no messages at all is tried only once. Errors of notifiers are not raised.
     """
     by_name = {LOG: NotifierSettings(name=LOG, kind="log"), **{notifier.name: notifier for notifier in notifiers}}
     tried = [_tried(episode, notify, now) for episode in episodes if _has_due(episode, notify, now)]
@@ -58,7 +58,7 @@ def deliver(
                 if delivery.error:
                     failures.setdefault(delivery.notifier, delivery.error)
             deliveries.append(delivery)
-        outcomes.append(_noted(episode, deliveries))
+        outcomes.append(_updated(episode, deliveries))
     return save(lake, outcomes), Delivered(sent, failures)
 
 
@@ -70,18 +70,18 @@ def _sent(
     log: logging.Logger,
     now: datetime,
 ) -> Delivery:
-    """The delivery after one attempt; `dead` notifiers are not asked, and gain those that turn out to be."""
+    """The delivery after one attempt; skips notifiers in `dead`, and adds those that accept no messages."""
     if notifier is None:
         return replace(delivery, state=GIVEN_UP, error="the notifier is no longer configured")
     try:
         if notifier.name in dead:
             raise NotifierError(dead[notifier.name])
-        send(notifier, message(episode, delivery.event), log)
+        send(notifier, message_of(episode, delivery.event), log)
     except NotifierError as error:
         if error.dead:
             dead[notifier.name] = str(error)
         state = GIVEN_UP if delivery.attempts >= MOST_ATTEMPTS else PENDING
-        log.warning("notifier %s did not take a message, which is %s: %s", notifier.name, state, error)
+        log.warning("notifier %s did not send a message, which is %s: %s", notifier.name, state, error)
         return replace(delivery, state=state, error=str(error))
     return replace(delivery, state=SENT, sent_at=now, error=None)
 
@@ -94,7 +94,7 @@ def _is_due(episode: Episode, delivery: Delivery, notify: NotifySettings, now: d
     if delivery.state != PENDING or (notify.is_quiet(now) and episode.severity != "critical"):
         return False
     pause = min(LONGEST_PAUSE, notify.interval * 2 ** max(0, delivery.attempts - 1))
-    # Half an interval less, as no two checks are exactly an interval apart.
+    # Half an interval less, because checks are never exactly one interval apart.
     return delivery.tried_at is None or now - delivery.tried_at >= pause - notify.interval / 2
 
 
@@ -108,6 +108,6 @@ def _tried(episode: Episode, notify: NotifySettings, now: datetime) -> Episode:
     return replace(episode, deliveries=tuple(deliveries))
 
 
-def _noted(episode: Episode, deliveries: Sequence[Delivery]) -> Episode:
+def _updated(episode: Episode, deliveries: Sequence[Delivery]) -> Episode:
     times = [delivery.sent_at for delivery in deliveries if delivery.sent_at]
     return replace(episode, deliveries=tuple(deliveries), last_notified_at=max(times, default=None))

@@ -1,7 +1,7 @@
-"""Whether something changed: tests of a window against the same hours of the weeks before.
+"""Statistical tests of a window against the same hours of previous weeks.
 
-Traffic has a daily and a weekly rhythm, so a window is only ever compared with those that start at the same hour of the
-same weekday. How far such windows differ from each other by themselves is learnt from all hours of the weeks before.
+Traffic has a daily and a weekly rhythm, so a window is compared only with windows that start at the same hour of the
+same weekday. Their usual variation is estimated from all hours of the previous weeks.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Direction = Literal["up", "down", "both"]
 Floats = npt.NDArray[np.float64]
 
 HOURS_OF_A_WEEK = 168
-LEAST_WEEKS = 3  # fewer windows to compare with say nothing of what is usual
+LEAST_WEEKS = 3  # fewer windows do not show what is usual
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
-MAD_EFFICIENCY = 0.37  # of a normal distribution: so much of the sample a standard deviation would need
+MAD_EFFICIENCY = 0.37  # of a normal distribution: share of the sample that a standard deviation would need
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """The outcome of a test: what was seen, what was to be expected, and how likely chance alone makes so much."""
+    """The result of a test: observed and expected value, and the probability of such a difference by chance."""
 
     value: float
     expected: float
@@ -31,10 +31,10 @@ class Deviation:
 
 
 def by_week(hours: Floats, weeks: int, window_hours: int) -> tuple[Floats, Floats]:
-    """Hourly values, oldest first, as windows: (weeks, windows of a week, hours) and, apart, the hours of the last.
+    """Hourly values, oldest first, as past windows (weeks, windows of a week, hours), and the hours of the last window.
 
-    `hours` holds `weeks` weeks and then one window. The first window of each week starts at the hour and weekday of
-    the last window.
+    `hours` contains `weeks` weeks followed by one window. The first window of each week starts at the hour and weekday
+    of the last window.
     """
     past = hours[: weeks * HOURS_OF_A_WEEK].reshape(weeks, HOURS_OF_A_WEEK // window_hours, window_hours)
     return past, hours[weeks * HOURS_OF_A_WEEK :]
@@ -43,14 +43,14 @@ def by_week(hours: Floats, weeks: int, window_hours: int) -> tuple[Floats, Float
 def rate_change(
     marked: float, total: float, past_marked: Floats, past_total: Floats, direction: Direction
 ) -> Deviation | None:
-    """Whether `marked` of `total` traces is another rate than in the windows of (weeks, windows of a week) before.
+    """Test whether the rate of `marked` in `total` traces differs from past windows, shaped (weeks, windows of a week).
 
-    None without traces, or where fewer than three of the same windows of earlier weeks have any.
+    None without traces, or if fewer than three of the same windows of earlier weeks have traces.
 
-    The test is exact under a beta-binomial distribution of the count: its mean is the rate of the same windows of
-    earlier weeks, its spread that of chance, of the limited past, and of how far rates of such windows vary beyond
-    chance. The last is the intra-class correlation by the method of moments over all windows of the past, each
-    measured from the rate of its own hour and weekday.
+    The test is exact under a beta-binomial distribution of the count. Its mean is the rate of the same windows of
+    earlier weeks; its spread combines chance, the limited past, and the variation of rates beyond chance. The last is
+    the intra-class correlation by the method of moments over all past windows, each measured from the rate of its hour
+    and weekday.
 
     Source: J. G. Skellam, J. R. Stat. Soc. B 10, 1948, for the distribution and its moments.
     """
@@ -60,7 +60,7 @@ def rate_change(
     if total < 1 or seen[:, 0].sum() < LEAST_WEEKS:
         return None
     count = past_total.sum(axis=0)
-    rates = (past_marked.sum(axis=0) + 0.5) / (count + 1)  # never 0 or 1, which would leave nothing to chance
+    rates = (past_marked.sum(axis=0) + 0.5) / (count + 1)  # never 0 or 1, which would have no spread
     correlation = _correlation(past_marked, past_total, rates)
     alike = past_total[:, 0]
     informative = float((alike / (1 + correlation * np.maximum(alike - 1, 0))).sum())
@@ -75,7 +75,7 @@ def rate_change(
 def _correlation(marked: Floats, total: Floats, rates: Floats) -> float:
     weeks = (total > 0).sum(axis=0)
     used = (total > 0) & (weeks >= 2)
-    # Measured from a mean that they are part of, squares are too small by one week in all of them.
+    # Each week is part of the mean it is measured from, so squares are too small by (weeks - 1) / weeks.
     squares = (marked - total * rates) ** 2 * (weeks / np.maximum(weeks - 1, 1))
     chance = total * rates * (1 - rates)
     beyond = chance * (total - 1)
@@ -83,13 +83,13 @@ def _correlation(marked: Floats, total: Floats, rates: Floats) -> float:
 
 
 def level_change(value: float, past: Floats, windows_of_a_day: int, direction: Direction) -> Deviation | None:
-    """Whether `value` (above 0) is another level than in the windows of (weeks, windows of a week) before.
+    """Test whether the level `value` (above 0) differs from past windows, shaped (weeks, windows of a week).
 
-    In `past` a window without a value is NaN. None where fewer than three of the same windows of earlier weeks have a
-    value. Values are compared as logarithms, with the median of the same windows; the spread is the median absolute
-    difference of past windows of that hour of the day, each from the median of its other weeks, or of all windows
-    where that is larger. Student's t, with as many degrees of freedom as that median is worth, takes in that the spread
-    is itself an estimate.
+    In `past`, NaN marks a window without a value. None if fewer than three of the same windows of earlier weeks have a
+    value. Values are compared as logarithms with the median of the same windows. The spread is the median absolute
+    difference of past windows at that hour of the day, each from the median of its other weeks; or that of all windows
+    if it is larger. Student's t distribution accounts for the spread being an estimate; its degrees of freedom follow
+    from the efficiency of the median absolute difference.
 
     Source: P. J. Rousseeuw and C. Croux, JASA 88, 1993, for the median absolute difference and its efficiency.
     """
@@ -111,7 +111,7 @@ def level_change(value: float, past: Floats, windows_of_a_day: int, direction: D
 
 
 def _median_of_others(logs: Floats, week: int) -> Floats:
-    # numpy's nanmedian takes a hundred times as long over few rows.
+    # numpy's nanmedian takes a hundred times as long on few rows.
     others = np.sort(np.delete(logs, week, axis=0), axis=0)  # NaN comes last
     count = (~np.isnan(others)).sum(axis=0)
     middle = [
@@ -128,7 +128,7 @@ def _p_value(above: float, below: float, direction: Direction) -> float:
 
 
 def false_alarm_chance(per_30_days: float, checks_a_day: float) -> float:
-    """The p-value under which a check may alert so that chance raises at most `per_30_days` alerts in 30 days.
+    """The p-value below which a check may alert, for at most `per_30_days` alerts by chance in 30 days.
 
     Source: Bonferroni's inequality, over all checks of the 30 days.
     """

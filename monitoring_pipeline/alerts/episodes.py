@@ -1,7 +1,7 @@
-"""Episodes: an alert from when its rule first held in a scope until it has not for a whole window (of an
-objective, the short one), and its messages.
+"""Episodes: an alert and its messages, from when its rule first holds in a scope until it has not held for a window.
 
-One episode of a rule and scope is open at a time, so what goes on is told once.
+For an objective, that is the short window. A rule and scope have at most one open episode, so an ongoing problem is
+reported once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from monitoring_pipeline.settings import AlertSettings
 from monitoring_pipeline.tables import ALERTS
 from monitoring_pipeline.windows import EPOCH, HOUR, Window, floor_hour
 
-OPEN, RESOLVED = "open", "resolved"  # states of an episode, and what its messages tell
-PASSED = "passed"  # of one message that tells both, as the first was still held back
+OPEN, RESOLVED = "open", "resolved"  # states of an episode, and events of its messages
+PASSED = "passed"  # event of a message that reports both, because the alert was not sent before it was resolved
 PENDING, SENT, GIVEN_UP = "pending", "sent", "given up"
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """A message of an episode to one notifier: what it tells, whether it was sent, and why not."""
+    """A message of an episode to one notifier: its event, whether it was sent, and the last error."""
 
     notifier: str
     event: str
@@ -39,7 +39,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Episode:
-    """A row of the table `alerts`; `revision` counts how often it was written."""
+    """A row of the table `alerts`; `revision` counts its writes."""
 
     hour: datetime
     rule: str
@@ -60,12 +60,12 @@ class Episode:
 
     @property
     def key(self) -> tuple[str, str]:
-        """The rule and the scope, of which one episode is open at a time."""
+        """The rule and the scope, which have at most one open episode."""
         return self.rule, self.scope
 
     @property
     def identity(self) -> tuple[datetime, str, str]:
-        """What tells the episode from all others."""
+        """The primary key of the episode."""
         return self.hour, self.rule, self.scope
 
     @property
@@ -87,7 +87,7 @@ def load(lake: LakeResource, now: datetime) -> list[Episode]:
 
 
 def save(lake: LakeResource, episodes: Iterable[Episode]) -> list[Episode]:
-    """Write the episodes in one commit, and return them as they are written."""
+    """Write the episodes in one commit, and return them as written."""
     written = [replace(episode, revision=episode.revision + 1) for episode in episodes]
     if written:
         lake.upsert(ALERTS, from_dicts(ALERTS, [_row(episode) for episode in written]))
@@ -95,10 +95,10 @@ def save(lake: LakeResource, episodes: Iterable[Episode]) -> list[Episode]:
 
 
 def advance(evaluations: Sequence[Evaluation], episodes: Sequence[Episode], now: datetime) -> list[Episode]:
-    """The episodes that the evaluations open, keep open or resolve; those that stay as they are are left out.
+    """The episodes that the evaluations open, keep open or resolve, without unchanged ones.
 
-    An episode is resolved once its rule has not held for a window's length, and at once where rule or scope are no
-    longer configured. An evaluation that cannot be told changes nothing.
+    An episode is resolved once its rule has not held for the length of its window, or at once if its rule or scope is
+    no longer configured. An unknown evaluation changes nothing.
     """
     still_open = {episode.key: episode for episode in episodes if episode.state == OPEN}
     known = {episode.identity for episode in episodes}
@@ -107,7 +107,7 @@ def advance(evaluations: Sequence[Evaluation], episodes: Sequence[Episode], now:
         episode = still_open.pop((evaluation.rule.name, evaluation.scope), None)
         if episode is None and evaluation.holds:
             opened = _opened(evaluation, now)
-            if opened.identity not in known:  # else another check has opened and closed it within the hour
+            if opened.identity not in known:  # otherwise another check opened and resolved it within this hour
                 changed.append(opened)
         elif episode is not None and evaluation.holds:
             changed.append(replace(episode, last_held_at=now))
@@ -121,7 +121,7 @@ def advance(evaluations: Sequence[Evaluation], episodes: Sequence[Episode], now:
 
 
 def _recovery(rule: AlertSettings) -> timedelta:
-    """How long a rule must not hold before its alert is over: the window that reacts first."""
+    """How long a rule must not hold before its alert is resolved: its shortest window."""
     return (rule.short_window_hours if rule.kind == "objective" else rule.window_hours) * HOUR
 
 

@@ -1,8 +1,8 @@
-"""Whether a rule holds: its metric against a threshold, against its own past, or against an objective.
+"""Evaluates alert rules: compares a metric with a threshold, with its own past, or with an objective.
 
-The lake's figures are by the hour. A rate or percentile takes in the hour under way as soon as the window has traces
-enough with it; sums, coverage and changes of a level need finished hours. An hour is finished a quarter of an hour
-after its end, when late traces and the run that takes them in have come.
+The lake's figures are hourly. The window of a rate or percentile includes the current hour once it contains enough
+traces; sums, coverage and changes of a level need finished hours. An hour counts as finished 15 minutes after its end,
+when late traces have arrived and been archived.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a rule says of a scope: whether it holds (None: that cannot be told), on which figures, and why.
+    """The result of a rule in a scope: whether it holds (None: unknown), the figures, and the reason in words.
 
-    `hour` is the start of the last hour that was looked at. `held_against` is the threshold, the usual value or the
-    burn rate, `measured` the metric, or the burn rate of an objective.
+    `hour` is the start of the last hour of the window. `measured` is the metric, or the burn rate of an objective;
+    `held_against` is the threshold, the usual value or the highest burn rate.
     """
 
     rule: AlertSettings
@@ -60,10 +60,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Check:
-    """What an evaluation is made from: a rule in one scope, the figures, and what is known besides.
+    """The input of an evaluation: a rule, one scope, the figures and the context.
 
-    `incidents` are windows of earlier, resolved alerts, which are no measure of what is usual; `given_up` counts the
-    hours that the sensor has given up; `checks_a_day` is how often rules are looked at.
+    `incidents` are the windows of earlier, resolved alerts, which the baseline leaves out; `given_up` counts the hours
+    that the sensor has given up; `checks_a_day` is the number of checks per day.
     """
 
     rule: AlertSettings
@@ -73,7 +73,7 @@ class Check:
     given_up: Callable[[], int]
     checks_a_day: float
 
-    def says(
+    def result(
         self, end: datetime, holds: bool | None, measured: float | None, against: float | None, detail: str
     ) -> Evaluation:
         """The evaluation over a window that ends at `end`."""
@@ -81,23 +81,23 @@ class Check:
 
 
 def scopes(rule: AlertSettings, scorers: Sequence[str]) -> list[ScopeSettings]:
-    """What the rule is checked on: its scope, once for each scorer where it names none and is of scorers."""
+    """The scopes of a rule: its own, or one for each scorer if its metric is of scorers and it names none."""
     if rule.metric not in OF_SCORERS or rule.scope.scorer is not None:
         return [rule.scope]
     return [rule.scope.model_copy(update={"scorer": name}) for name in scorers]
 
 
 def scope_text(scope: ScopeSettings) -> str:
-    """The scope in words, which also tells alerts of a rule apart."""
+    """The scope in words, which also identifies the alert among those of its rule."""
     named = [(word.replace("_", " "), name) for word, name in scope.model_dump(exclude_none=True).items()]
     return ", ".join(f"{word} {name}" for word, name in named) or "all traces"
 
 
 def evaluate(check: Check) -> Evaluation:
-    """Whether the rule holds now."""
+    """Evaluate the rule now."""
     if not check.figures.knows(check.scope):
-        detail = f"no traces of an experiment {check.scope.experiment!r} in the last four weeks; check scope.experiment"
-        return check.says(_now_end(check), None, None, None, detail)
+        detail = f"no traces of experiment {check.scope.experiment!r} in the last four weeks; check scope.experiment"
+        return check.result(_now_end(check), None, None, None, detail)
     match check.rule.kind, check.rule.metric:
         case "threshold", "freshness_hours":
             return _freshness(check)
@@ -119,7 +119,7 @@ def evaluate(check: Check) -> Evaluation:
 
 
 def shown(metric: str, value: float) -> str:
-    """A value of the metric as people read it."""
+    """A value of the metric, formatted for people."""
     if metric in RATES:
         return text.percent(value)
     if metric == "p95_duration_ms":
@@ -143,18 +143,18 @@ def _against_threshold(check: Check, end: datetime, value: float, seen: str) -> 
     rule = check.rule
     threshold = rule.threshold or 0.0
     detail = f"{seen}; the threshold is {rule.operator} {shown(rule.metric, threshold)}"
-    return check.says(end, OPERATORS[rule.operator](value, threshold), value, threshold, detail)
+    return check.result(end, OPERATORS[rule.operator](value, threshold), value, threshold, detail)
 
 
 def _too_few(check: Check, end: datetime, count: float) -> Evaluation:
-    return check.says(
-        end, None, None, None, f"{text.count(count)} traces; no figure is taken of fewer than {check.rule.min_traces}"
+    return check.result(
+        end, None, None, None, f"{text.count(count)} traces; the rule needs at least {check.rule.min_traces}"
     )
 
 
 def _ends(check: Check) -> tuple[datetime, ...]:
-    """Where the window may end, the newest first: with the hour under way, or before it."""
-    if check.rule.metric == "coverage":  # of an hour under way much is still to be scored
+    """The possible ends of the window, latest first: after the current hour, or before it."""
+    if check.rule.metric == "coverage":  # much of the current hour is not scored yet
         return (_finished_end(check),)
     return _now_end(check), _now_end(check) - HOUR
 
@@ -164,7 +164,7 @@ def _window(end: datetime, hours: int) -> Window:
 
 
 def _enough(check: Check, hours: int) -> tuple[datetime, float, float]:
-    """The newest window of so many hours with traces enough, else the last one looked at: end, marked, total."""
+    """End, marked and total traces of the latest window of `hours` with enough traces, else of the earliest tried."""
     end, marked, total = _now_end(check), 0.0, 0.0
     for end in _ends(check):
         counts = check.figures.rate(check.rule.metric, check.scope, _window(end, hours))
@@ -199,7 +199,7 @@ def _p95(check: Check) -> Evaluation:
 
 
 def _total(check: Check) -> Evaluation:
-    """A sum an hour. The hour under way counts once it is too much already: what comes can only add to it."""
+    """Evaluate an hourly sum. The current hour counts if it raises the mean, because its sum can only grow."""
     rule = check.rule
 
     def mean(end: datetime) -> float:
@@ -216,16 +216,17 @@ def _freshness(check: Check) -> Evaluation:
     newest = check.figures.newest_hour(check.scope, Window(end - FRESHNESS_LOOK_BACK, end))
     since = newest + HOUR if newest else end - FRESHNESS_LOOK_BACK
     age_hours = max(timedelta(0), now - since) / HOUR
-    seen = f"the latest traces are of {newest:%Y-%m-%d %H:%M} UTC" if newest else "no traces in the last 7 days"
+    seen = f"the latest traces are from {newest:%Y-%m-%d %H:%M} UTC" if newest else "no traces in the last 7 days"
     return _against_threshold(check, end, age_hours, seen)
 
 
 def _objective(check: Check) -> Evaluation:
-    """The rule holds where both windows spend the objective's budget too fast: the long one so that it matters, the
-    short one so that the alert ends when the trouble does.
+    """Evaluate an objective: it holds if both windows burn the error budget too fast.
 
-    Source: the Google SRE Workbook (B. Beyer et al., 2018), chapter 5, multiwindow burn rates: the share of bad traces
-    over one less the objective.
+    The long window shows that the problem matters; the short one ends the alert when the problem does. The burn rate is
+    the share of bad traces over (1 - objective).
+
+    Source: the Google SRE Workbook (B. Beyer et al., 2018), chapter 5, multiwindow burn rates.
     """
     rule = check.rule
     end, _, count = _enough(check, rule.short_window_hours)
@@ -240,7 +241,7 @@ def _objective(check: Check) -> Evaluation:
         f"the budget of objective {rule.objective:g} is spent {burns[0]:.1f} times too fast over {rule.window} and "
         f"{burns[1]:.1f} times over {rule.short_window}, until {end:%Y-%m-%d %H:%M}; the limit is {rule.burn_rate:g}"
     )
-    return check.says(end, min(burns) >= rule.burn_rate, burns[0], rule.burn_rate, detail)
+    return check.result(end, min(burns) >= rule.burn_rate, burns[0], rule.burn_rate, detail)
 
 
 def _rate_change(check: Check) -> Evaluation:
@@ -257,7 +258,7 @@ def _rate_change(check: Check) -> Evaluation:
         float(marked.sum()), float(total.sum()), past_marked.sum(axis=2), past_total.sum(axis=2), rule.change or "both"
     )
     seen = _rate_seen(rule, float(marked.sum()), float(total.sum()), _window(end, rule.window_hours))
-    # Coverage is looked at in finished hours only, so once an hour.
+    # Coverage is evaluated on finished hours only, so it changes once an hour.
     checks_a_day = HOURS_OF_A_DAY if rule.metric == "coverage" else check.checks_a_day
     return _change_evaluation(
         check, end, change, seen, checks_a_day, lambda change: abs(change.value - change.expected)
@@ -300,7 +301,7 @@ def _with_past(check: Check, end: datetime) -> Window:
 
 
 def _usual(check: Check, window: Window) -> np.ndarray:
-    """For each hour of the window whether it counts: those of earlier alerts do not, but for the last window's."""
+    """Whether each hour counts: hours of earlier alerts do not, unless they are in the last window."""
     recent = window.end - check.rule.window_hours * HOUR
     return np.array(
         [hour >= recent or not any(hour in incident for incident in check.incidents) for hour in window.hours()]
@@ -319,11 +320,11 @@ def _change_evaluation(
         detail = (
             f"{seen}; fewer than {LEAST_WEEKS} of the last {check.rule.baseline_weeks} weeks have traces in these hours"
         )
-        return check.says(end, None, None, None, detail)
+        return check.result(end, None, None, None, detail)
     alpha = false_alarm_chance(check.rule.false_alarms_per_30_days, checks_a_day)
     holds = change.p_value < alpha and size(change) >= check.rule.least_change
     detail = (
         f"{seen}; usual in these hours of the week is {shown(check.rule.metric, change.expected)} "
         f"(p = {change.p_value:.1e}, alert below {alpha:.1e})"
     )
-    return check.says(end, holds, change.value, change.expected, detail)
+    return check.result(end, holds, change.value, change.expected, detail)

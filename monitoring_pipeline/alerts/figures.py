@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOTALS = {"cost_usd_per_hour": "cost_usd", "tokens_per_hour": "total_tokens"}
-NAMES_LOOK_BACK = (timedelta(days=2), timedelta(days=28))  # traces that know the id of an experiment: the latest first
+NAMES_LOOK_BACK = (timedelta(days=2), timedelta(days=28))  # to look up experiment ids in, tried in order
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures at `now`; `digests` are those of the configured scorers, by name.
+    """The figures at `now`; `digests` are the current digests of the configured scorers, by name.
 
-    Of a scorer only results of its present digest count: another digest is another scorer, and no past of this one.
+    Only results of a scorer's current digest count: results of another digest are not comparable.
     """
 
     lake: LakeResource
@@ -43,7 +43,7 @@ class Figures:
     _ids: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
     def rate(self, metric: str, scope: ScopeSettings, window: Window) -> tuple[Floats, Floats]:
-        """For each hour of the window, how many traces have what the rate is of, and out of how many."""
+        """Numerator and denominator of the rate for each hour of the window, as numbers of traces."""
         if metric == "error_rate":
             rows = self._performance(scope, window)
             return _by_hour(window, rows, "error_count"), _by_hour(window, rows, "trace_count")
@@ -59,13 +59,14 @@ class Figures:
         return failed, scored + failed
 
     def total(self, metric: str, scope: ScopeSettings, window: Window) -> Floats:
-        """Dollars or tokens of each hour of the window; 0 where it has none."""
+        """Dollars or tokens of each hour of the window; 0 for an hour without any."""
         return _by_hour(window, self._performance(scope, window), TOTALS[metric])
 
     def p95_by_hour(self, scope: ScopeSettings, window: Window) -> Floats:
-        """The 95th percentile of each hour's durations in milliseconds; NaN where it has none.
+        """The 95th percentile of each hour's durations in milliseconds; NaN for an hour without any.
 
-        Of several experiments it is their geometric mean, weighted by traces: percentiles of parts give none of all.
+        Several experiments are combined as a geometric mean weighted by traces, because the percentile of the whole
+        cannot be computed from the percentiles of its parts.
         """
         rows = self._performance(scope, window)
         rows = rows[rows["p95_duration_ms"] > 0]
@@ -75,7 +76,7 @@ class Figures:
         return np.where(weights > 0, np.exp(sums / np.maximum(weights, 1)), np.nan)
 
     def durations_ms(self, scope: ScopeSettings, window: Window) -> Floats:
-        """The durations of the traces in the window, in milliseconds; those without an end have none."""
+        """The durations of the traces in the window, in milliseconds; traces without an end are left out."""
         rows = self._read(TRACE_PERFORMANCE, window, "experiment_id", "trace_name", "duration_ms")
         if scope.trace_name is not None:
             rows = rows[rows["trace_name"] == scope.trace_name]
@@ -111,7 +112,7 @@ class Figures:
         )
 
     def _experiment_ids(self, name: str) -> frozenset[str]:
-        # From the archive, not from the server: a check must not load it, nor fail with it.
+        # Read from the archive: a check must not depend on the MLflow server or add load to it.
         for span in NAMES_LOOK_BACK:
             if not self._ids.get(name):
                 window = Window(floor_hour(self.now) - span, floor_hour(self.now) + HOUR)
@@ -127,7 +128,7 @@ class Figures:
 
 
 def _by_hour(window: Window, rows: pd.DataFrame, column: str) -> Floats:
-    """The sums of a column for each hour of a window of whole hours, in order; 0 where there is none."""
+    """The sums of a column for each hour of a window of whole hours, in order; 0 for an hour without rows."""
     hours = np.zeros(len(list(window.hours())))
     positions = ((rows["hour"] - window.start) // HOUR).to_numpy(int)
     np.add.at(hours, positions, rows[column].fillna(0).to_numpy(float))

@@ -1,6 +1,6 @@
-"""What an alert's message says, and its form for each kind of notifier.
+"""The messages of alerts, and their format for each kind of notifier.
 
-Names of scopes and the like may hold anything: every form shows them as text on one line and nothing else.
+Names, such as those of scopes, may contain anything: every format shows them as plain text on one line.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 from monitoring_pipeline.alerts.episodes import OPEN, PASSED, RESOLVED, Episode
 from monitoring_pipeline.text import plain
 
-SLACK_HEADER, SLACK_FIELD = 150, 2000  # characters that Slack takes
+SLACK_HEADER, SLACK_FIELD = 150, 2000  # characters that Slack accepts
 _MARKS = {"info": ":information_source:", "warning": ":warning:", "critical": ":rotating_light:"}
-_WORDS = {OPEN: "alert", RESOLVED: "resolved", PASSED: "resolved before it could be told"}
+_WORDS = {OPEN: "alert", RESOLVED: "resolved", PASSED: "resolved before it was sent"}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message: `key` is the same whenever it is sent again, `facts` are lines of name and value."""
+    """A message. `key` stays the same when it is sent again; `facts` are lines of name and value."""
 
     key: str
     event: str
@@ -35,12 +35,12 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The whole message as lines."""
+        """The whole message, one line for the title and each fact."""
         return "\n".join([self.title, *(f"{name}: {value}" for name, value in self.facts.items())])
 
 
-def message(episode: Episode, event: str) -> Message:
-    """The message that tells `event` of the episode."""
+def message_of(episode: Episode, event: str) -> Message:
+    """The message about `event` of the episode."""
     word = _WORDS[event]
     facts = {
         "Severity": episode.severity,
@@ -70,42 +70,42 @@ def message(episode: Episode, event: str) -> Message:
 
 
 def trial(name: str, now: datetime) -> Message:
-    """A message that only shows that the notifier works."""
+    """A test message, to show that a notifier works."""
     key = hashlib.sha256(f"{name} {now.isoformat()}".encode()).hexdigest()[:32]
-    title = f"[test] {name}: this is how alerts of monitoring_pipeline reach you"
+    title = f"[test] {name}: alerts of monitoring_pipeline arrive like this"
     return Message(key, "test", "info", title, {"Sent": _time(now)}, {"event": "test", "severity": "info"})
 
 
-def webhook_payload(told: Message) -> dict[str, Any]:
-    """The JSON object for a webhook; a receiver that keeps `key` tells a message that comes twice."""
-    return {"key": told.key, "title": told.title, "text": told.text, **told.data}
+def webhook_payload(message: Message) -> dict[str, Any]:
+    """The JSON object for a webhook; `key` lets the receiver recognise a repeated message."""
+    return {"key": message.key, "title": message.title, "text": message.text, **message.data}
 
 
-def slack_payload(told: Message) -> dict[str, Any]:
-    """The JSON object for one of Slack's incoming webhooks: a header, and a field for each fact.
+def slack_payload(message: Message) -> dict[str, Any]:
+    """The JSON object for a Slack incoming webhook: a header, and a field for each fact.
 
-    `&`, `<` and `>` are escaped, as Slack asks, so that no mention or link comes out of a name.
+    `&`, `<` and `>` are escaped, as Slack requires, so that a name cannot become a mention or link.
     """
-    mark = ":white_check_mark:" if told.event in (RESOLVED, PASSED) else _MARKS[told.severity]
-    fields = [_slack_text(f"{name}: {value}", SLACK_FIELD) for name, value in told.facts.items()]
+    mark = ":white_check_mark:" if message.event in (RESOLVED, PASSED) else _MARKS[message.severity]
+    fields = [_slack_text(f"{name}: {value}", SLACK_FIELD) for name, value in message.facts.items()]
     return {
-        "text": _slack_escaped(told.title, SLACK_FIELD),
+        "text": _slack_escaped(message.title, SLACK_FIELD),
         "blocks": [
-            {"type": "header", "text": {**_slack_text(f"{mark} {told.title}", SLACK_HEADER), "emoji": True}},
+            {"type": "header", "text": {**_slack_text(f"{mark} {message.title}", SLACK_HEADER), "emoji": True}},
             {"type": "section", "fields": fields},
         ],
     }
 
 
-def mail(told: Message, sender: str, to: list[str], now: datetime) -> EmailMessage:
-    """The message as a mail in plain text; sent again it has the same id."""
+def mail(message: Message, sender: str, to: list[str], now: datetime) -> EmailMessage:
+    """The message as a plain-text mail, with the same Message-ID each time it is sent."""
     written = EmailMessage()
-    written["Subject"] = plain(told.title)
+    written["Subject"] = plain(message.title)
     written["From"], written["To"] = sender, ", ".join(to)
     written["Date"] = format_datetime(now)
-    written["Message-ID"] = f"<{told.key}@{Address(addr_spec=sender).domain}>"
+    written["Message-ID"] = f"<{message.key}@{Address(addr_spec=sender).domain}>"
     written["Auto-Submitted"] = "auto-generated"
-    written.set_content(told.text)
+    written.set_content(message.text)
     return written
 
 
@@ -114,7 +114,7 @@ def _slack_text(text: str, limit: int) -> dict[str, Any]:
 
 
 def _slack_escaped(text: str, limit: int) -> str:
-    # Cut before it is escaped, and so short that what is escaped still fits.
+    # Cut before escaping, so that no escape is cut in half; cut shorter if the escaped text does not fit.
     for length in (limit, limit // 5):
         escaped = plain(text, length).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         if len(escaped) <= limit:

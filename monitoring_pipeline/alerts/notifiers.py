@@ -1,4 +1,4 @@
-"""Sending a message: to a webhook, to Slack, by mail or to the log. Nothing here tells an address or a password."""
+"""Sends messages to a webhook, to Slack, by mail or to the log. Errors and logs contain no address or password."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from monitoring_pipeline.settings import NotifierSettings
 
 ATTEMPTS = 3
 TIMEOUT_S = 10.0
-LONGEST_WAIT_S = 30.0  # between two attempts; who asks for more is tried again by the next check
+LONGEST_WAIT_S = 30.0  # between two attempts; if the receiver asks for more, the next check tries again
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
 
 
 class NotifierError(Exception):
-    """A message was not sent; the text says why and holds no secret.
+    """A message was not sent. The text gives the reason, without secrets.
 
-    `dead` says that the notifier takes no message at all, so that others need not be tried. `retry_after_s` is given
-    where another attempt may help, and says when.
+    `dead`: the notifier accepts no messages at all, so others need not be tried. `retry_after_s`: seconds until another
+    attempt may help; None if it would not.
     """
 
     def __init__(self, reason: str, dead: bool = True, retry_after_s: float | None = None):
@@ -38,11 +38,11 @@ class NotifierError(Exception):
         super().__init__(reason)
 
 
-def send(notifier: NotifierSettings, told: Message, log: logging.Logger) -> None:
-    """Send the message, with up to three attempts where the other side is busy or does not answer.
+def send(notifier: NotifierSettings, message: Message, log: logging.Logger) -> None:
+    """Send the message, with up to three attempts if the receiver is busy or does not answer.
 
     Raises:
-        NotifierError: it was not sent.
+        NotifierError: the message was not sent.
     """
     retrying = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, NotifierError) and error.retry_after_s is not None),
@@ -52,20 +52,20 @@ def send(notifier: NotifierSettings, told: Message, log: logging.Logger) -> None
     )
     match notifier.kind:
         case "log":
-            level = _LEVELS[told.severity] if told.event == OPEN else logging.INFO
-            log.log(level, "%s", " | ".join(told.text.splitlines()))
+            level = _LEVELS[message.severity] if message.event == OPEN else logging.INFO
+            log.log(level, "%s", " | ".join(message.text.splitlines()))
         case "email":
-            if refused := retrying(_mail, notifier, told):
-                log.warning("notifier %s: the mail server does not take %d of the addresses", notifier.name, refused)
+            if refused := retrying(_mail, notifier, message):
+                log.warning("notifier %s: the mail server refused %d of the addresses", notifier.name, refused)
         case kind:
-            payload = slack_payload(told) if kind == "slack" else webhook_payload(told)
-            retrying(_post, _secret(notifier.url_env), payload, told.key)
+            payload = slack_payload(message) if kind == "slack" else webhook_payload(message)
+            retrying(_post, _secret(notifier.url_env), payload, message.key)
 
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_s if isinstance(error, NotifierError) else None
-    return min(LONGEST_WAIT_S, asked or 0.0)
+    wait_s = error.retry_after_s if isinstance(error, NotifierError) else None
+    return min(LONGEST_WAIT_S, wait_s or 0.0)
 
 
 def _secret(variable: str | None) -> str:
@@ -78,7 +78,7 @@ def _secret(variable: str | None) -> str:
 def _post(url: str, payload: dict[str, Any], key: str) -> None:
     if not url.startswith(("http://", "https://")):
         raise NotifierError("the address does not start with https:// or http://")
-    # The words of requests' own errors hold the address, which is the secret.
+    # The errors of requests contain the address, which is the secret.
     try:
         with _silent_about_addresses():
             answer = requests.post(
@@ -96,12 +96,12 @@ def _post(url: str, payload: dict[str, Any], key: str) -> None:
     if status == 429 or status >= 500:
         raise NotifierError(f"it answered {status}", retry_after_s=_retry_after_s(answer.headers.get("Retry-After")))
     if not 200 <= status < 300:
-        # Gone, forbidden or unknown is so for all messages; anything else may be about this one.
+        # These statuses apply to all messages; any other may concern only this one.
         raise NotifierError(f"it answered {status}", dead=status in (401, 403, 404, 410) or status < 400)
 
 
 def _retry_after_s(header: str | None) -> float:
-    """The seconds that a Retry-After header asks for, as a number or a date; 1 without one."""
+    """The seconds in a Retry-After header, which is a number or a date; 1 without one."""
     if header is None:
         return 1.0
     if header.strip().isdecimal():
@@ -115,7 +115,7 @@ def _retry_after_s(header: str | None) -> float:
 
 @contextmanager
 def _silent_about_addresses() -> Iterator[None]:
-    """At its debug level urllib3 logs the path of every request."""
+    """Silence urllib3, whose debug level logs the path of every request."""
     logger = logging.getLogger("urllib3.connectionpool")
 
     def nothing(record: logging.LogRecord) -> bool:
@@ -128,10 +128,10 @@ def _silent_about_addresses() -> Iterator[None]:
         logger.removeFilter(nothing)
 
 
-def _mail(notifier: NotifierSettings, told: Message) -> int:
-    """Send it, and return how many of the addresses the server refused; to send it again would repeat the others'."""
+def _mail(notifier: NotifierSettings, message: Message) -> int:
+    """Send a mail and return how many addresses the server refused; sending it again would repeat it for the others."""
     password = _secret(notifier.password_env) if notifier.password_env else None
-    written = mail(told, notifier.sender or "", notifier.to, datetime.now(UTC))
+    written = mail(message, notifier.sender or "", notifier.to, datetime.now(UTC))
     tls = ssl.create_default_context()
     host = notifier.host or ""
     try:
@@ -147,20 +147,20 @@ def _mail(notifier: NotifierSettings, told: Message) -> int:
                 server.login(notifier.user, password)
             return len(server.send_message(written))
     except smtplib.SMTPAuthenticationError:
-        raise NotifierError("the mail server does not take user and password") from None
+        raise NotifierError("the mail server refused the user or password") from None
     except smtplib.SMTPNotSupportedError:
         raise NotifierError(f"the mail server does not offer what security = {notifier.security!r} needs") from None
     except smtplib.SMTPRecipientsRefused:
-        raise NotifierError("the mail server takes none of the addresses in `to`") from None
+        raise NotifierError("the mail server refused all addresses in `to`") from None
     except smtplib.SMTPResponseException as error:
         busy = 400 <= error.smtp_code < 500
         reason = f"the mail server answered {error.smtp_code}"
         raise NotifierError(reason, dead=busy, retry_after_s=1.0 if busy else None) from None
     except ssl.SSLError:
-        raise NotifierError("the mail server's certificate is not trusted, or it speaks no TLS") from None
+        raise NotifierError("the mail server's certificate is not trusted, or it does not support TLS") from None
     except socket.gaierror:
         raise NotifierError(f"there is no mail server {host}") from None
     except TimeoutError:
-        raise NotifierError(f"no answer of the mail server within {TIMEOUT_S:g} s", retry_after_s=1.0) from None
+        raise NotifierError(f"no answer from the mail server within {TIMEOUT_S:g} s", retry_after_s=1.0) from None
     except (OSError, smtplib.SMTPException):
         raise NotifierError("no connection to the mail server", retry_after_s=1.0) from None

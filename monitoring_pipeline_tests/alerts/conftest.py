@@ -1,4 +1,4 @@
-"""What tests of alerts share: a webhook that answers."""
+"""Fixtures of alert tests: a webhook."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monitoring_pipeline_tests.alerts.receivers import Hook, hook
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
-    """The webhook whose address ALERT_HOOK has; notifiers hardly wait between their tries."""
+    """The webhook at the address in ALERT_HOOK; notifiers barely wait between attempts."""
     monkeypatch.setattr(notifiers, "LONGEST_WAIT_S", 0.01)
     with hook() as double:
         monkeypatch.setenv("ALERT_HOOK", double.url)

@@ -1,4 +1,4 @@
-"""Doubles of who is told, on loopback: an HTTP endpoint and a mail server that keep what they were sent."""
+"""Test receivers on loopback: an HTTP endpoint and a mail server that keep the messages they receive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = tuple[int, dict[str, str]]
 
 @dataclass
 class Hook:
-    """An HTTP endpoint; it gives `answers` in turn, then 200, and keeps payloads and headers."""
+    """An HTTP endpoint; it returns `answers` in turn, then 200, and keeps payloads and headers."""
 
     url: str = ""
     answers: list[Answer] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Hook:
 
 @contextmanager
 def hook() -> Iterator[Hook]:
-    """An endpoint, until the block ends."""
+    """Run an endpoint until the block ends."""
     double = Hook()
 
     class Handler(BaseHTTPRequestHandler):
@@ -43,7 +43,7 @@ def hook() -> Iterator[Hook]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: a test's output is its own."""
+            """Log nothing, to keep the test's output clean."""
 
     with _served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
         double.url = f"http://127.0.0.1:{port}/services/T000/secret-path"
@@ -52,7 +52,7 @@ def hook() -> Iterator[Hook]:
 
 @dataclass
 class MailServer:
-    """A mail server; `refuses` are replies by command, and it offers no TLS."""
+    """A mail server without TLS; `refuses` maps commands to error replies."""
 
     port: int = 0
     refuses: dict[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class MailServer:
 
 @contextmanager
 def mail_server() -> Iterator[MailServer]:
-    """A mail server, until the block ends."""
+    """Run a mail server until the block ends."""
     double = MailServer()
 
     class Handler(socketserver.StreamRequestHandler):

@@ -1,4 +1,4 @@
-"""Whole checks over a real lake: what opens an alert, what is told once, held back, kept for later and resolved."""
+"""Whole checks over a real lake: alerts that open and resolve, and messages that are sent once, delayed or retried."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def events(endpoint: Hook) -> list[str]:
     return [payload["event"] for payload in endpoint.payloads]
 
 
-def test_an_alert_is_told_once_and_resolved_after_a_quiet_window(lake: LakeResource, endpoint: Hook) -> None:
+def test_an_alert_is_sent_once_and_resolved_after_a_window_without_problems(lake: LakeResource, endpoint: Hook) -> None:
     fill(lake, performance(THIS_HOUR, 100, 20))
     for minutes in (0, 5, 10):
         assert len(check(lake, ERRORS, now=NOW + minutes * MINUTE).open) == 1
     assert events(endpoint) == ["open"]
 
     fill(lake, performance(THIS_HOUR, 1000, 20))
-    assert check(lake, ERRORS, now=NOW + 15 * MINUTE).open  # not for a whole window yet
+    assert check(lake, ERRORS, now=NOW + 15 * MINUTE).open  # the window has not passed yet
     fill(lake, performance(THIS_HOUR + HOUR, 1000, 20))
     assert not check(lake, ERRORS, now=NOW + 71 * MINUTE).open
 
@@ -91,7 +91,7 @@ def test_a_check_without_an_alert_writes_nothing(lake: LakeResource, endpoint: H
     assert endpoint.payloads == []
 
 
-def test_few_traces_tell_nothing_and_an_open_alert_stays(lake: LakeResource, endpoint: Hook) -> None:
+def test_too_few_traces_change_nothing_and_an_open_alert_stays_open(lake: LakeResource, endpoint: Hook) -> None:
     fill(lake, performance(THIS_HOUR, 29, 29))
     assert check(lake, ERRORS).evaluations[0].holds is None
     fill(lake, performance(THIS_HOUR, 30, 30))
@@ -100,7 +100,7 @@ def test_few_traces_tell_nothing_and_an_open_alert_stays(lake: LakeResource, end
     assert events(endpoint) == ["open"]
 
 
-def test_a_dead_notifier_fails_nothing_and_gets_the_message_later(lake: LakeResource, endpoint: Hook) -> None:
+def test_a_dead_notifier_does_not_fail_the_check_and_gets_the_message_later(lake: LakeResource, endpoint: Hook) -> None:
     fill(lake, performance(THIS_HOUR, 100, 20))
     endpoint.answers = [(500, {})] * 3
     checked = check(lake, ERRORS, rule(name="second", threshold=0.1))
@@ -112,7 +112,7 @@ def test_a_dead_notifier_fails_nothing_and_gets_the_message_later(lake: LakeReso
     assert {payload["rule"] for payload in endpoint.payloads[3:]} == {"errors", "second"}
 
 
-def test_quiet_hours_hold_back_what_is_not_critical(lake: LakeResource, endpoint: Hook) -> None:
+def test_quiet_hours_delay_alerts_that_are_not_critical(lake: LakeResource, endpoint: Hook) -> None:
     fill(lake, performance(THIS_HOUR, 100, 20))
     rules = (ERRORS, rule(name="grave", threshold=0.1, severity="critical"))
     quiet: dict[str, Any] = {"quiet": "11:00-12:30", "time_zone": "Europe/Berlin"}  # 10:00 to 11:30 UTC
@@ -122,7 +122,7 @@ def test_quiet_hours_hold_back_what_is_not_critical(lake: LakeResource, endpoint
     assert [payload["rule"] for payload in endpoint.payloads] == ["grave", "errors"]
 
 
-def test_what_passes_within_quiet_hours_is_told_in_one_message(lake: LakeResource, endpoint: Hook) -> None:
+def test_an_alert_resolved_within_quiet_hours_is_sent_as_one_message(lake: LakeResource, endpoint: Hook) -> None:
     fill(lake, performance(THIS_HOUR, 100, 20), performance(THIS_HOUR + HOUR, 100, 0))
     check(lake, ERRORS, quiet="10:00-13:00")
     check(lake, ERRORS, now=NOW + 65 * MINUTE, quiet="10:00-13:00")
@@ -133,14 +133,14 @@ def test_what_passes_within_quiet_hours_is_told_in_one_message(lake: LakeResourc
     assert payload["opened_at"] < payload["resolved_at"]
 
 
-def test_an_alert_of_a_rule_that_is_gone_is_resolved(lake: LakeResource, endpoint: Hook) -> None:
+def test_the_alert_of_a_removed_rule_is_resolved(lake: LakeResource, endpoint: Hook) -> None:
     fill(lake, performance(THIS_HOUR, 100, 20))
     check(lake, ERRORS)
     check(lake, rule(name="other", threshold=0.9), now=NOW + 5 * MINUTE)
     assert events(endpoint) == ["open", "resolved"]
 
 
-def test_a_process_killed_while_it_sends_repeats_the_message_and_loses_none(
+def test_a_process_killed_while_sending_repeats_the_message_and_loses_none(
     lake: LakeResource, endpoint: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(lake, performance(THIS_HOUR, 100, 20))
@@ -169,7 +169,7 @@ def quiet_weeks(lake: LakeResource, marked: float = 0.04) -> None:
     lake.replace(HOURLY_PERFORMANCE, Window(hours[0], THIS_HOUR), from_dicts(HOURLY_PERFORMANCE, rows))
 
 
-def test_an_incident_is_told_within_its_hour_and_not_before(lake: LakeResource, endpoint: Hook) -> None:
+def test_an_incident_alerts_within_its_hour_and_not_before(lake: LakeResource, endpoint: Hook) -> None:
     quiet_weeks(lake)
     change = rule(change="up")
     fill(lake, performance(THIS_HOUR, 100, 4))
@@ -180,7 +180,7 @@ def test_an_incident_is_told_within_its_hour_and_not_before(lake: LakeResource, 
     assert endpoint.payloads[0]["kind"] == "change"
 
 
-def test_a_longer_duration_is_told_once_the_hour_is_finished(lake: LakeResource, endpoint: Hook) -> None:
+def test_a_longer_duration_alerts_once_the_hour_is_finished(lake: LakeResource, endpoint: Hook) -> None:
     quiet_weeks(lake)
     slow = rule(name="slow", metric="p95_duration_ms", change="up")
     fill(lake, performance(THIS_HOUR, 300, 10, p95_ms=2000.0))
@@ -188,7 +188,7 @@ def test_a_longer_duration_is_told_once_the_hour_is_finished(lake: LakeResource,
     assert check(lake, slow, now=THIS_HOUR + HOUR + 15 * MINUTE).open
 
 
-def test_a_level_of_scores_counts_the_present_digest_alone(lake: LakeResource, endpoint: Hook) -> None:
+def test_a_pass_rate_counts_only_the_current_digest(lake: LakeResource, endpoint: Hook) -> None:
     rows = [
         {
             **dict.fromkeys(HOURLY_QUALITY.schema.names[:-1]),
@@ -229,7 +229,7 @@ def test_totals_freshness_and_hours_given_up(lake: LakeResource, endpoint: Hook)
     assert [v.holds for v in checked.evaluations] == [True, True, True, True]
 
 
-def test_a_percentile_over_hours_is_that_of_all_their_traces(lake: LakeResource, endpoint: Hook) -> None:
+def test_a_percentile_over_several_hours_covers_all_their_traces(lake: LakeResource, endpoint: Hook) -> None:
     durations = np.random.default_rng(1).lognormal(6, 1, 120)
     rows = [
         {
@@ -246,7 +246,7 @@ def test_a_percentile_over_hours_is_that_of_all_their_traces(lake: LakeResource,
 
 
 @pytest.mark.parametrize(("errors_before", "holds"), [(12, True), (0, False)])
-def test_an_objective_burns_in_both_windows(
+def test_an_objective_alerts_only_if_both_windows_burn_too_fast(
     lake: LakeResource, endpoint: Hook, errors_before: int, holds: bool
 ) -> None:
     fill(lake, *(performance(THIS_HOUR - n * HOUR, 100, errors_before) for n in range(1, 6)))
@@ -256,10 +256,10 @@ def test_an_objective_burns_in_both_windows(
     assert evaluation.measured == pytest.approx(100 * (errors_before * 5 + 12) / 600)
 
 
-def test_an_unknown_experiment_is_told(lake: LakeResource, endpoint: Hook) -> None:
+def test_an_unknown_experiment_is_named_in_the_detail(lake: LakeResource, endpoint: Hook) -> None:
     (evaluation,) = check(lake, rule(threshold=0.1, scope={"experiment": "typo"})).evaluations
     assert evaluation.holds is None
-    assert "no traces of an experiment 'typo'" in evaluation.detail
+    assert "no traces of experiment 'typo'" in evaluation.detail
 
 
 def test_dagster_runs_the_check_and_a_dead_notifier_is_a_warning(lake: LakeResource, endpoint: Hook) -> None:
@@ -274,8 +274,8 @@ def test_dagster_runs_the_check_and_a_dead_notifier_is_a_warning(lake: LakeResou
     (outcome,) = result.get_asset_check_evaluations()
     assert (outcome.passed, outcome.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert outcome.metadata["hook"].value == "it answered 404"
-    (made,) = result.asset_materializations_for_node("evaluate_alerts")
-    figures = {name: entry.value for name, entry in made.metadata.items()}
+    (materialization,) = result.asset_materializations_for_node("evaluate_alerts")
+    figures = {name: entry.value for name, entry in materialization.metadata.items()}
     assert (figures["opened"], figures["messages_pending"], figures["errors/all traces"]) == (1, 1, 0.2)
 
 

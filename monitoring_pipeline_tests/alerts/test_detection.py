@@ -1,4 +1,4 @@
-"""Tests of change: chance raises fewer alarms than is stated, and an incident is seen within its hour."""
+"""Detection of changes: fewer false alarms than configured, and incidents detected within their hour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PER_30_DAYS = 0.3
 
 
 class Traffic:
-    """Hours with a daily and a weekly rhythm of traffic, rate and duration, which vary beyond chance besides."""
+    """Hours of traffic, rate and duration with a daily and a weekly rhythm, and variation beyond chance."""
 
     def __init__(self, seed: int, hours: int, mean: int = 200, rate: float = 0.04, correlation: float = 0.003):
         self.random = np.random.default_rng(seed)
@@ -29,7 +29,7 @@ class Traffic:
         weight = 1 / correlation - 1
         self.rate = self.random.beta(centre * weight, (1 - centre) * weight)
         self.marked: Floats = self.random.binomial(self.total.astype(int), self.rate).astype(float)
-        # What a 95th percentile of so many log-normal durations varies by, and a day's own mood
+        # The variation of a 95th percentile of so many log-normal durations, and of the day
         error = self.random.normal(0, 1.27 / np.sqrt(self.total)) + self.random.normal(0, 0.05, hours)
         self.p95_ms: Floats = np.exp(8 + 0.2 * wave + np.where(weekend, 0.1, 0) + error)
 
@@ -49,7 +49,7 @@ def p_of_level(traffic: Traffic, hour: int, value: float) -> float:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_ninety_quiet_days_raise_fewer_false_alarms_than_stated_on_a_rate(seed: int) -> None:
+def test_a_rate_raises_fewer_false_alarms_than_configured_in_ninety_normal_days(seed: int) -> None:
     traffic = Traffic(seed, PAST + DAYS * 24)
     alpha = false_alarm_chance(PER_30_DAYS, checks_a_day=288)
 
@@ -58,11 +58,12 @@ def test_ninety_quiet_days_raise_fewer_false_alarms_than_stated_on_a_rate(seed: 
     )
 
     assert (p_values < alpha).sum() < PER_30_DAYS * DAYS / 30
-    assert 0.3 < (p_values < 0.05).mean() / 0.05 < 1.2  # quiet because chance is measured, not because it is deaf
+    # Few alarms because chance is estimated well, not because the test is insensitive.
+    assert 0.3 < (p_values < 0.05).mean() / 0.05 < 1.2
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_ninety_quiet_days_raise_fewer_false_alarms_than_stated_on_a_level(seed: int) -> None:
+def test_a_level_raises_fewer_false_alarms_than_configured_in_ninety_normal_days(seed: int) -> None:
     traffic = Traffic(seed, PAST + DAYS * 24)
     alpha = false_alarm_chance(PER_30_DAYS, checks_a_day=24)
 
@@ -73,7 +74,7 @@ def test_ninety_quiet_days_raise_fewer_false_alarms_than_stated_on_a_level(seed:
 
 
 @pytest.mark.parametrize(("usual", "now"), [(0.04, 0.20), (0.10, 0.25)])  # errors; traces that do not pass
-def test_an_incident_is_seen_within_its_hour(usual: float, now: float) -> None:
+def test_an_incident_is_detected_within_its_hour(usual: float, now: float) -> None:
     alpha = false_alarm_chance(PER_30_DAYS, checks_a_day=288)
     seen = []
     for seed in range(40):
@@ -87,7 +88,7 @@ def test_an_incident_is_seen_within_its_hour(usual: float, now: float) -> None:
     assert np.mean(seen) >= 0.9
 
 
-def test_a_doubled_duration_is_seen() -> None:
+def test_a_doubled_duration_is_detected() -> None:
     traffic = Traffic(5, PAST + 24)
 
     assert p_of_level(traffic, PAST + 6, 2 * traffic.p95_ms[PAST + 6]) < false_alarm_chance(PER_30_DAYS, 24)
@@ -98,7 +99,7 @@ def test_a_doubled_duration_is_seen() -> None:
     more=st.integers(0, 60),
     share=st.floats(0.02, 0.6),
 )
-def test_with_a_long_even_past_the_test_is_the_binomial_one(marked: int, more: int, share: float) -> None:
+def test_with_a_long_constant_past_the_test_equals_the_binomial_test(marked: int, more: int, share: float) -> None:
     total = marked + more + 1
     past_total = np.full((4, 168), 1e6)
 
@@ -110,7 +111,7 @@ def test_with_a_long_even_past_the_test_is_the_binomial_one(marked: int, more: i
 
 
 @given(factor=st.floats(1e-3, 1e3))
-def test_a_levels_test_does_not_depend_on_its_unit(factor: float) -> None:
+def test_the_test_of_a_level_does_not_depend_on_its_unit(factor: float) -> None:
     past = np.exp(np.random.default_rng(3).normal(0, 0.1, (4, 168)))
     one, other = level_change(1.5, past, 24, "both"), level_change(1.5 * factor, past * factor, 24, "both")
 
@@ -118,7 +119,7 @@ def test_a_levels_test_does_not_depend_on_its_unit(factor: float) -> None:
     assert other.p_value == pytest.approx(one.p_value, rel=1e-6)
 
 
-def test_of_a_past_that_varies_less_is_alarming() -> None:
+def test_the_same_change_is_more_significant_if_the_past_varies_less() -> None:
     total = np.full((4, 168), 500.0)
     rates = np.clip(np.random.default_rng(2).normal(0.1, 0.04, (4, 168)), 0.001, 1)
     even = rate_change(85, 500, total * 0.1, total, "up")
@@ -129,14 +130,14 @@ def test_of_a_past_that_varies_less_is_alarming() -> None:
 
 
 @pytest.mark.parametrize("weeks_with_traces", [0, 2])
-def test_without_three_weeks_nothing_is_said(weeks_with_traces: int) -> None:
+def test_with_fewer_than_three_weeks_there_is_no_result(weeks_with_traces: int) -> None:
     total = np.zeros((4, 168))
     total[:weeks_with_traces] = 100
     assert rate_change(50, 100, total * 0.1, total, "up") is None
     assert level_change(50.0, np.where(total > 0, total, np.nan), 24, "up") is None
 
 
-def test_the_windows_compared_start_at_the_same_hour_of_the_same_weekday() -> None:
+def test_compared_windows_start_at_the_same_hour_of_the_same_weekday() -> None:
     hours = np.arange(4 * 168 + 6, dtype=float)
     past, last = by_week(hours, 4, 6)
     assert last.tolist() == [672, 673, 674, 675, 676, 677]

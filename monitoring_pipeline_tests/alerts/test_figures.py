@@ -1,4 +1,4 @@
-"""Figures are read once per check, and rules over different columns of a table each get their own."""
+"""Figures are cached per check, separately for different columns of a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOUR_START = datetime(2026, 3, 2, 10, tzinfo=UTC)
 WINDOW = Window(HOUR_START, HOUR_START + HOUR)
 
 
-def test_reads_of_different_columns_are_kept_apart(lake: LakeResource) -> None:
+def test_reads_of_different_columns_are_cached_separately(lake: LakeResource) -> None:
     figures: Any = Figures(lake, {}, HOUR_START)
     assert list(figures._read(TRACE_PERFORMANCE, WINDOW, "duration_ms").columns) == ["duration_ms"]
     first = figures._read(TRACE_PERFORMANCE, WINDOW, "trace_name", "cost_usd")

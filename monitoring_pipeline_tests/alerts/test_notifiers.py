@@ -1,4 +1,4 @@
-"""Messages as they arrive: at a webhook, at Slack's, at a mail server; and what is told when they do not."""
+"""Messages as a webhook, Slack and a mail server receive them, and errors when they do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from monitoring_pipeline.alerts import notifiers
 from monitoring_pipeline.alerts.episodes import OPEN, PASSED, RESOLVED, Episode
-from monitoring_pipeline.alerts.messages import SLACK_FIELD, SLACK_HEADER, mail, message, slack_payload, webhook_payload
+from monitoring_pipeline.alerts.messages import (
+    SLACK_FIELD,
+    SLACK_HEADER,
+    mail,
+    message_of,
+    slack_payload,
+    webhook_payload,
+)
 from monitoring_pipeline.alerts.notifiers import NotifierError, send
 from monitoring_pipeline.settings import NotifierSettings
 from monitoring_pipeline_tests.alerts.receivers import Hook, MailServer, mail_server
@@ -55,14 +62,14 @@ def mailer(port: int, **values: Any) -> NotifierSettings:
 
 def failure(notifier: NotifierSettings) -> NotifierError:
     with pytest.raises(NotifierError) as caught:
-        send(notifier, message(EPISODE, OPEN), LOG)
+        send(notifier, message_of(EPISODE, OPEN), LOG)
     return caught.value
 
 
-def test_a_webhook_gets_all_figures_and_a_key_that_stays(endpoint: Hook) -> None:
+def test_a_webhook_gets_all_figures_and_a_stable_key(endpoint: Hook) -> None:
     for _ in range(2):
-        send(WEBHOOK, message(EPISODE, OPEN), LOG)
-    send(WEBHOOK, message(replace(EPISODE, state="resolved", resolved_at=NOW), RESOLVED), LOG)
+        send(WEBHOOK, message_of(EPISODE, OPEN), LOG)
+    send(WEBHOOK, message_of(replace(EPISODE, state="resolved", resolved_at=NOW), RESOLVED), LOG)
 
     first, again, resolved = endpoint.payloads
     assert first == again
@@ -72,8 +79,8 @@ def test_a_webhook_gets_all_figures_and_a_key_that_stays(endpoint: Hook) -> None
     assert (first["event"], resolved["event"], resolved["resolved_at"]) == ("open", "resolved", first["opened_at"])
 
 
-def test_slack_gets_blocks_in_which_nothing_is_markup(endpoint: Hook) -> None:
-    send(SLACK, message(replace(EPISODE, scope=HOSTILE, detail=HOSTILE), OPEN), LOG)
+def test_names_are_not_markup_in_slack_blocks(endpoint: Hook) -> None:
+    send(SLACK, message_of(replace(EPISODE, scope=HOSTILE, detail=HOSTILE), OPEN), LOG)
 
     (payload,) = endpoint.payloads
     header, section = payload["blocks"]
@@ -86,21 +93,21 @@ def test_slack_gets_blocks_in_which_nothing_is_markup(endpoint: Hook) -> None:
 
 
 @given(scope=st.text(max_size=3000), event=st.sampled_from([OPEN, RESOLVED, PASSED]))
-def test_whatever_a_name_holds_every_form_can_be_made(scope: str, event: str) -> None:
-    told = message(replace(EPISODE, scope=scope, detail=scope * 2), event)
-    slack = slack_payload(told)
+def test_every_payload_can_be_built_whatever_a_name_contains(scope: str, event: str) -> None:
+    message = message_of(replace(EPISODE, scope=scope, detail=scope * 2), event)
+    slack = slack_payload(message)
     assert len(slack["blocks"][0]["text"]["text"]) <= SLACK_HEADER
     assert all(0 < len(entry["text"]) <= SLACK_FIELD for entry in slack["blocks"][1]["fields"])
-    assert webhook_payload(told)["scope"] == scope
-    written = mail(told, "alerts@example.org", ["a@example.org"], NOW)
+    assert webhook_payload(message)["scope"] == scope
+    written = mail(message, "alerts@example.org", ["a@example.org"], NOW)
     assert set(written.keys()) >= {"Subject", "From", "To"}
     assert "bcc" not in {name.lower() for name in written}
 
 
 @pytest.mark.parametrize("answers", [[(429, {"Retry-After": "1"})], [(503, {}), (500, {})], [(429, {}), (502, {})]])
-def test_a_busy_webhook_is_asked_again(endpoint: Hook, answers: list[tuple[int, dict[str, str]]]) -> None:
+def test_a_busy_webhook_is_retried(endpoint: Hook, answers: list[tuple[int, dict[str, str]]]) -> None:
     endpoint.answers = [*answers]
-    send(WEBHOOK, message(EPISODE, OPEN), LOG)
+    send(WEBHOOK, message_of(EPISODE, OPEN), LOG)
     assert len(endpoint.payloads) == len(answers) + 1
 
 
@@ -108,14 +115,14 @@ def test_retry_after_is_a_number_or_a_date(endpoint: Hook, monkeypatch: pytest.M
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     for header, least, most in (("7", 7, 7), (later, 15, 20), ("soon", 1, 1)):
         endpoint.answers = [(429, {"Retry-After": header})] * 3
-        asked = failure(WEBHOOK).retry_after_s
-        assert asked is not None and least <= asked <= most
+        seconds = failure(WEBHOOK).retry_after_s
+        assert seconds is not None and least <= seconds <= most
 
 
 @pytest.mark.parametrize(
     ("status", "dead", "requests"), [(404, True, 1), (400, False, 1), (302, True, 1), (500, True, 3)]
 )
-def test_a_refusal_is_told_without_the_address(
+def test_a_refusal_is_reported_without_the_address(
     endpoint: Hook, caplog: pytest.LogCaptureFixture, status: int, dead: bool, requests: int
 ) -> None:
     endpoint.answers = [(status, {"Location": endpoint.url})] * 3
@@ -135,7 +142,7 @@ def test_a_refusal_is_told_without_the_address(
         ("", "the environment variable ALERT_HOOK is not set"),
     ],
 )
-def test_an_address_that_is_none_is_told_without_it(monkeypatch: pytest.MonkeyPatch, address: str, reason: str) -> None:
+def test_an_unusable_address_is_reported_without_it(monkeypatch: pytest.MonkeyPatch, address: str, reason: str) -> None:
     monkeypatch.setattr(notifiers, "LONGEST_WAIT_S", 0.01)
     monkeypatch.setenv("ALERT_HOOK", address.format(port=free_port()))
     error = failure(WEBHOOK)
@@ -143,15 +150,15 @@ def test_an_address_that_is_none_is_told_without_it(monkeypatch: pytest.MonkeyPa
     assert error.__suppress_context__ or error.__context__ is None
 
 
-def test_a_mail_arrives_at_all_addresses_and_carries_no_header_of_a_name(mails: MailServer) -> None:
-    send(mailer(mails.port), message(replace(EPISODE, scope=HOSTILE), OPEN), LOG)
+def test_a_mail_reaches_all_addresses_and_a_name_adds_no_header(mails: MailServer) -> None:
+    send(mailer(mails.port), message_of(replace(EPISODE, scope=HOSTILE), OPEN), LOG)
 
     (mail_,) = mails.mails
     assert mails.recipients == [["a@example.org", "b@example.org"]]
     assert mail_["From"] == "alerts@example.org"
     assert mail_["Bcc"] is None
     assert mail_["Subject"].strip().startswith("[alert] errors: <!channel>")
-    assert "Bcc: all@example.org" in mail_["Subject"]  # as text, on the one line
+    assert "Bcc: all@example.org" in mail_["Subject"]  # as text, on one line
     assert "Metric: error_rate" in mail_.get_content()
 
 
@@ -159,13 +166,13 @@ def test_a_mail_arrives_at_all_addresses_and_carries_no_header_of_a_name(mails: 
     ("values", "refuses", "reason"),
     [
         ({"security": "starttls"}, {}, "the mail server does not offer what security = 'starttls' needs"),
-        ({}, {"RCPT": "550 no such user"}, "the mail server takes none of the addresses in `to`"),
+        ({}, {"RCPT": "550 no such user"}, "the mail server refused all addresses in `to`"),
         ({}, {"MAIL": "550 not you"}, "the mail server answered 550"),
         ({}, {"DATA": "451 later"}, "the mail server answered 451"),
-        ({"security": "tls"}, {}, "the mail server's certificate is not trusted, or it speaks no TLS"),
+        ({"security": "tls"}, {}, "the mail server's certificate is not trusted, or it does not support TLS"),
     ],
 )
-def test_a_mail_server_that_refuses_is_told(
+def test_a_refusal_of_the_mail_server_is_reported(
     mails: MailServer, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], refuses: dict[str, str], reason: str
 ) -> None:
     monkeypatch.setattr(notifiers, "LONGEST_WAIT_S", 0.01)
@@ -174,14 +181,14 @@ def test_a_mail_server_that_refuses_is_told(
     assert mails.mails == []
 
 
-def test_a_mail_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mail_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notifiers, "LONGEST_WAIT_S", 0.01)
     assert str(failure(mailer(free_port()))) == "no connection to the mail server"
 
 
 def test_the_log_gets_a_line_at_the_alerts_level(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        send(NotifierSettings(name="log", kind="log"), message(EPISODE, OPEN), LOG)
+        send(NotifierSettings(name="log", kind="log"), message_of(EPISODE, OPEN), LOG)
     (record,) = caplog.records
     assert record.levelno == logging.CRITICAL
     assert record.getMessage().startswith("[alert] errors: experiment my-agent | Severity: critical")

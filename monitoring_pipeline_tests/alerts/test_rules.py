@@ -1,4 +1,4 @@
-"""Rules and notifiers as they are written: a line for everything that can be wrong, and hours that are quiet."""
+"""Configuration of rules and notifiers: a line for each mistake, and quiet hours."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def test_a_wrong_value_is_one_line_with_its_key(tmp_path: Path, toml: str, line:
 
 
 @pytest.mark.parametrize("key", ["url_env", "url", "password_env"])
-def test_an_address_in_the_place_of_a_variables_name_is_not_repeated(tmp_path: Path, key: str) -> None:
+def test_an_address_given_instead_of_a_variables_name_is_not_printed(tmp_path: Path, key: str) -> None:
     (found,) = problems(tmp_path, f'[[notifiers]]\nname = "s"\nkind = "slack"\n{key} = "https://hooks/T0/hunter2"')[:1]
     assert "hunter2" not in found
 
 
-def test_the_documented_rules_are_taken(tmp_path: Path) -> None:
+def test_the_documented_rules_are_valid(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text(encoding="utf-8")
     toml = text.split("```toml\n")[1].split("```")[0].replace('"safety"', '"tool_errors"')
     file = tmp_path / "monitoring.toml"
@@ -112,6 +112,6 @@ def test_the_documented_rules_are_taken(tmp_path: Path) -> None:
     ("quiet", "hour", "expected"),
     [("22:00-07:00", 21, True), ("22:00-07:00", 6, False), ("09:00-17:00", 8, True), ("09:00-17:00", 16, False)],
 )
-def test_quiet_hours_are_of_their_time_zone_and_half_open(quiet: str, hour: int, expected: bool) -> None:
+def test_quiet_hours_use_their_time_zone_and_exclude_the_end(quiet: str, hour: int, expected: bool) -> None:
     settings = NotifySettings(quiet=quiet, time_zone="Europe/Berlin")  # an hour ahead of UTC in winter
     assert settings.is_quiet(datetime(2026, 1, 5, hour, tzinfo=UTC)) is expected

@@ -1,4 +1,4 @@
-"""Agreement: hand-made traces and results, and the recorded conversations against figures from their own file."""
+"""Agreement: on hand-made traces and results, and on the recorded conversations against figures from their file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def judge(name: str = "judge", pass_if: str | None = None, compare_with: tuple[s
 
 
 def feedback(value: Any, minute: int = 0, **changes: Any) -> dict[str, Any]:
-    """Something recorded on a trace: by default a person's feedback named after the scorer `judge`."""
+    """An assessment on a trace: by default a person's feedback named after the scorer `judge`."""
     moment = NOON + timedelta(minutes=minute)
     return {
         "assessment_id": f"a-{minute}",
@@ -91,7 +91,7 @@ def compared(
     results: list[dict[str, Any]],
     *scorers: ConfiguredScorer,
 ) -> list[dict[str, Any]]:
-    """The rows of `agreement` as the table would hold them (null as None), in the order of its key."""
+    """The rows of `agreement` as the table stores them (null as None), in the order of its key."""
 
     def stored(table: Table, rows: list[dict[str, Any]]) -> DataFrame:
         return lake.spark.session.createDataFrame(from_dicts(table, rows)) if rows else lake.read(table)
@@ -106,7 +106,7 @@ def counts(row: dict[str, Any]) -> tuple[int, ...]:
 
 
 def verdict(lake: LakeResource, *recorded: dict[str, Any], scorer: ConfiguredScorer | None = None) -> bool | None:
-    """What counts of that which was recorded on one trace: pass, fail, or nothing."""
+    """The verdict of the assessments on one trace: pass, fail, or none."""
     rows = compared(lake, [trace("t", *recorded)], [result("t", 1.0)], scorer or judge())
     assert len(rows) <= 1
     return {"(1, 0, 0, 0)": True, "(0, 1, 0, 0)": False}[str(counts(rows[0]))] if rows else None
@@ -126,7 +126,9 @@ def verdict(lake: LakeResource, *recorded: dict[str, Any], scorer: ConfiguredSco
         ("== 1", [1.0]),
     ],
 )
-def test_scores_pass_as_the_settings_say(spark: SparkResource, pass_if: str | None, passing: list[float]) -> None:
+def test_scores_pass_by_the_rule_in_the_settings(
+    spark: SparkResource, pass_if: str | None, passing: list[float]
+) -> None:
     if pass_if:
         ScorerSettings(name="judge", scorer="a:b", pass_if=pass_if)
     scores = pa.table({"score": [-1.0, 0.0, 0.49, 0.5, 0.8, 1.0, 7.0, None]})
@@ -152,14 +154,14 @@ values = st.one_of(
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(values, min_size=20, max_size=60), st.booleans())
-def test_a_recorded_value_counts_as_a_scorers_does(spark: SparkResource, given: list[Any], as_ascii: bool) -> None:
+def test_a_recorded_value_counts_like_a_scorers_value(spark: SparkResource, given: list[Any], as_ascii: bool) -> None:
     texts = pa.table({"value": [json.dumps(value, ensure_ascii=as_ascii) for value in given]})
     rows = spark.session.createDataFrame(texts).select(score_of(F.col("value")).alias("score")).collect()
     assert [row["score"] for row in rows] == [as_score(value) for value in given]
 
 
 @pytest.mark.parametrize("text", [None, "", "NaN", "broken", '"yes', "yes"])
-def test_what_is_no_json_has_no_score(spark: SparkResource, text: str | None) -> None:
+def test_invalid_json_has_no_score(spark: SparkResource, text: str | None) -> None:
     values = spark.session.createDataFrame(pa.table({"value": pa.array([text], pa.string())}))
     assert values.select(score_of(F.col("value")).alias("score")).collect()[0]["score"] is None
 
@@ -186,7 +188,7 @@ def test_every_pair_of_verdicts_is_counted_with_the_scorers_first(lake: LakeReso
     }
 
 
-def test_the_settings_say_what_passes_and_with_whose_feedback_it_is_compared(lake: LakeResource) -> None:
+def test_the_settings_determine_what_passes_and_which_feedback_is_compared(lake: LakeResource) -> None:
     errors = judge("errors", "<= 0", ("thumbs_up", "resolved"))
     traces = [
         trace("t1", feedback(True, name="thumbs_up"), feedback(False, name="resolved"), feedback(True)),
@@ -197,7 +199,7 @@ def test_the_settings_say_what_passes_and_with_whose_feedback_it_is_compared(lak
     assert rows == {"thumbs_up": (1, 0, 0, 1), "resolved": (0, 1, 0, 0)}
 
 
-def test_traces_that_only_one_judged_are_left_out(lake: LakeResource) -> None:
+def test_traces_with_only_one_verdict_are_left_out(lake: LakeResource) -> None:
     traces = [trace("both", feedback(True)), trace("person", feedback(True)), trace("scorer"), trace("text")]
     traces += [trace("error", feedback(True)), trace("unsure", feedback("unsure"))]
     results = [result("both", 1.0), result("scorer", 1.0), result("unsure", 1.0)]
@@ -206,7 +208,7 @@ def test_traces_that_only_one_judged_are_left_out(lake: LakeResource) -> None:
     assert counts(row) == (1, 0, 0, 0)
 
 
-def test_nothing_to_compare_gives_no_row(lake: LakeResource) -> None:
+def test_without_pairs_there_is_no_row(lake: LakeResource) -> None:
     assert compared(lake, [], []) == []
     assert compared(lake, [trace("t", feedback(True))], [result("t", 1.0, scorer="removed")]) == []
     frame = agreement(lake.read(AGENT_TRACES), lake.read(ASSESSMENTS), [])
@@ -221,7 +223,7 @@ def test_the_latest_of_several_counts(lake: LakeResource) -> None:
     assert verdict(lake, feedback(False, 1), edited, feedback(False, 2)) is True
 
 
-def test_of_those_updated_at_once_the_one_created_last_counts_then_the_greater_id(lake: LakeResource) -> None:
+def test_of_assessments_updated_together_the_last_created_counts_then_the_greater_id(lake: LakeResource) -> None:
     later = NOON + timedelta(minutes=9)
     one = feedback(True, 1, last_update_time=later)
     assert verdict(lake, one, feedback(False, 2, last_update_time=later)) is False
@@ -236,12 +238,12 @@ def test_feedback_with_an_error_or_without_a_value_does_not_count(lake: LakeReso
         assert verdict(lake, late) is None
 
 
-def test_who_is_no_longer_sure_has_no_verdict(lake: LakeResource) -> None:
+def test_if_the_latest_feedback_has_no_score_there_is_no_verdict(lake: LakeResource) -> None:
     assert verdict(lake, feedback(True, 0), feedback("hard to say", 1)) is None
 
 
 @pytest.mark.parametrize("source_type", ["CODE", "LLM_JUDGE"])
-def test_under_a_scorers_name_only_people_count(lake: LakeResource, source_type: str) -> None:
+def test_under_a_scorers_name_only_human_feedback_counts(lake: LakeResource, source_type: str) -> None:
     written_back = feedback(True, 5, source_type=source_type)
     assert verdict(lake, written_back) is None
     assert verdict(lake, feedback(False, 0), written_back) is False
@@ -251,7 +253,7 @@ def test_under_a_scorers_name_only_people_count(lake: LakeResource, source_type:
     assert rows == []
 
 
-def test_under_another_name_programs_count_and_people_before_them(lake: LakeResource) -> None:
+def test_under_another_name_code_feedback_counts_after_human_feedback(lake: LakeResource) -> None:
     scorer = judge(compare_with=("solved",))
     checker = feedback(False, 5, name="solved", source_type="CODE")
     assert verdict(lake, checker, scorer=scorer) is False
@@ -263,7 +265,7 @@ def test_expectations_count_and_issues_do_not(lake: LakeResource, kind: str, exp
     assert verdict(lake, feedback(True, kind=kind)) is expected
 
 
-def test_days_experiments_and_scorers_are_kept_apart(lake: LakeResource) -> None:
+def test_days_experiments_and_scorers_have_separate_rows(lake: LakeResource) -> None:
     last_hour, next_day = MIDNIGHT + timedelta(hours=23), MIDNIGHT + timedelta(days=1)
     traces = [trace("t1", feedback(True), hour=last_hour), trace("t2", feedback(True), hour=next_day)]
     traces += [trace("t3", feedback(True), feedback(True, name="strict")), trace("t4", feedback(True))]
@@ -284,7 +286,7 @@ def test_days_experiments_and_scorers_are_kept_apart(lake: LakeResource) -> None
 # ---- digests ----
 
 
-def test_the_current_digest_is_compared_with_each_other_one(lake: LakeResource) -> None:
+def test_the_current_digest_is_compared_with_every_other_digest(lake: LakeResource) -> None:
     older = "2" * 16
     results = [result("t1", 1.0), result("t2", 0.0), result("t3", 1.0), result("only new", 1.0)]
     results += [result("t1", 1.0, OLD), result("t2", 1.0, OLD), result("t3", None, OLD), result("only old", 1.0, OLD)]
@@ -294,20 +296,20 @@ def test_the_current_digest_is_compared_with_each_other_one(lake: LakeResource) 
     assert {row["reference_name"]: counts(row) for row in rows} == {OLD: (1, 0, 1, 0), older: (0, 1, 0, 0)}
 
 
-def test_every_digest_is_compared_with_people(lake: LakeResource) -> None:
+def test_every_digest_is_compared_with_human_feedback(lake: LakeResource) -> None:
     traces = [trace("t1", feedback(True)), trace("t2", feedback(False))]
     results = [result("t1", 1.0), result("t2", 0.0), result("t1", 1.0, OLD), result("t2", 1.0, OLD)]
     rows = [row for row in compared(lake, traces, results) if row["reference"] == "human"]
     assert {row["scorer_digest"]: counts(row) for row in rows} == {NEW: (1, 0, 0, 1), OLD: (1, 1, 0, 0)}
 
 
-def test_kappa_that_has_no_value_is_null_in_the_table(lake: LakeResource) -> None:
+def test_undefined_kappa_is_null_in_the_table(lake: LakeResource) -> None:
     results = [result("t1", 1.0), result("t2", 1.0)]
     rows = compared(lake, [trace("t1", feedback(True)), trace("t2", feedback(False))], results)
     assert [rows[0][name] for name in ("agreement", "kappa", "kappa_low", "kappa_high")] == [0.5, None, None, None]
 
 
-def test_days_add_up_to_the_kappa_of_all_their_traces() -> None:
+def test_counts_of_days_add_up_to_the_kappa_of_all_their_traces() -> None:
     days = pd.DataFrame([[5, 1, 0, 2], [3, 0, 2, 4]], columns=pd.Index(COUNTS))
     total = with_kappa(pd.DataFrame([days.sum()]))
     verdicts = [(1, 1)] * 8 + [(1, 0)] * 1 + [(0, 1)] * 2 + [(0, 0)] * 6
@@ -349,7 +351,7 @@ def last_turn(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def verdicts_on_file(conversations: list[dict[str, Any]], scorer: str) -> Iterator[tuple[bool, bool]]:
-    """What the scorer must find in the last turn of each conversation, and what the benchmark's checker found."""
+    """The scorer's expected verdict on the last turn of each conversation, and the benchmark checker's verdict."""
     for conversation in conversations:
         answers = [message for message in last_turn(conversation["traj"]) if message["role"] == "tool"]
         solved = conversation["reward"] == 1.0
@@ -361,7 +363,7 @@ def verdicts_on_file(conversations: list[dict[str, Any]], scorer: str) -> Iterat
 
 
 @pytest.mark.parametrize("scorer", ["tool_errors", "tool_selection_accuracy"])
-def test_kappa_on_the_recorded_conversations_is_that_of_their_file(
+def test_kappa_on_the_recorded_conversations_equals_that_of_their_file(
     scorer: str, recorded_agreement: pd.DataFrame, recorded_conversations: list[dict[str, Any]]
 ) -> None:
     own = recorded_agreement[recorded_agreement["scorer"] == scorer]

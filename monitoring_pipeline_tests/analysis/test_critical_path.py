@@ -46,7 +46,7 @@ ROOT = span("root", 0, 100)
         ([ROOT, span("a", 100, 120, "root"), span("b", -9, 0, "root")], [("root", 100)]),
         ([ROOT, span("a", 10, 50, "root"), span("b", 20, 80, "a")], [("root", 60), ("a", 10), ("b", 30)]),
         ([ROOT, span("a", 0, 200, "root"), span("b", 10, 300, "root")], [("a", 100)]),
-        # ends and starts that are missing or the wrong way round
+        # ends and starts that are missing or swapped
         ([span("root", 0, None)], []),
         ([span("root", 0, None), span("a", 10, 40, "root")], [("root", 10), ("a", 30)]),
         ([ROOT, span("a", 10, None, "root"), span("b", 20, 60, "a")], [("root", 50), ("a", 10), ("b", 40)]),
@@ -55,7 +55,7 @@ ROOT = span("root", 0, 100)
         ([ROOT, span("a", None, 50, "root"), span("b", 20, 60, "a")], [("root", 60), ("b", 40)]),
         ([span("root", None, None)], []),
         ([], []),
-        # trees that are none
+        # malformed trees
         ([ROOT, span("a", 10, 40, "gone")], [("root", 70), ("a", 30)]),
         ([ROOT, span("other", 10, 40), span("a", 20, 30, "other")], [("root", 70), ("other", 20), ("a", 10)]),
         ([span("a", 20, 40, "gone"), span("b", 10, 90, "gone")], [("b", 60), ("a", 20)]),
@@ -71,7 +71,7 @@ def test_the_path(spans: list[dict[str, Any]], expected: list[tuple[str, float]]
     assert path(*spans) == expected
 
 
-def test_names_and_types_that_are_missing() -> None:
+def test_missing_names_and_types() -> None:
     [part] = critical_path([span("root", 0, 1) | {"name": None, "span_type": None}])
     assert part == ("root", "", "UNKNOWN", 1.0)
 
@@ -89,7 +89,7 @@ def trees(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 def by_moments(spans: list[dict[str, Any]]) -> Counter[str]:
-    """What the docstring says, at the middle of each millisecond of the root."""
+    """The path by the definition in the docstring, at the middle of each millisecond of the root."""
 
     def ms(moment: datetime) -> float:
         return (moment - START) / timedelta(milliseconds=1)
@@ -104,7 +104,7 @@ def by_moments(spans: list[dict[str, Any]]) -> Counter[str]:
 
     def at(moment: float, one: dict[str, Any]) -> str:
         begun = [child for child in below(one) if ms(child["start_time"]) < moment]
-        # of equals max takes the first, which is the first given where they also begin together
+        # max takes the first of equal spans, which is the first given if they also start together
         last = max(begun, key=lambda child: (min(end_of(child), end_of(one)), -ms(child["start_time"])), default=None)
         return at(moment, last) if last and end_of(last) > moment else one["span_id"]
 
@@ -112,7 +112,7 @@ def by_moments(spans: list[dict[str, Any]]) -> Counter[str]:
 
 
 @given(trees())
-def test_the_path_is_what_brute_force_finds(spans: list[dict[str, Any]]) -> None:
+def test_the_path_equals_the_one_found_by_brute_force(spans: list[dict[str, Any]]) -> None:
     assert dict(path(*spans)) == by_moments(spans)
 
 
@@ -121,10 +121,10 @@ ANY_SPAN = st.tuples(st.integers(0, 5), MOMENTS, MOMENTS, st.none() | st.integer
 
 
 @given(st.lists(ANY_SPAN, max_size=12))
-def test_whatever_the_spans_the_parts_add_up_to_the_root(
+def test_the_parts_add_up_to_the_root_for_any_spans(
     spans: list[tuple[int, int | None, int | None, int | None]],
 ) -> None:
-    """Ids that repeat, parents that are missing, cycles; the root, with an id of its own, begins and ends."""
+    """Spans with repeated ids, missing parents and cycles; the root has a unique id, a start and an end."""
     others = [span(str(name), start, end, None if up is None else str(up)) for name, start, end, up in spans]
     parts = critical_path([span("root", 3, 20), *others])
     assert sum(part.self_ms for part in parts) == 17

@@ -56,7 +56,7 @@ def test_traces_are_counted_by_signature_and_span(spark: SparkResource) -> None:
     assert seats["last_seen"] == pd.Timestamp("2026-01-01 05:01")
 
 
-def test_of_parents_with_the_same_message_only_the_innermost_counts(spark: SparkResource) -> None:
+def test_only_the_innermost_of_nested_spans_with_the_same_message_counts(spark: SparkResource) -> None:
     found = groups_of(
         spark,
         [("agent", "AGENT", "KeyError: 'a'"), ("plan", "CHAIN", "KeyError: 'a'"), ("look up", "TOOL", "KeyError: 'a'")],
@@ -71,14 +71,14 @@ def test_of_parents_with_the_same_message_only_the_innermost_counts(spark: Spark
     ]
 
 
-def test_the_first_traces_are_the_sample_whatever_the_order_of_rows(spark: SparkResource) -> None:
+def test_the_sample_is_the_first_traces_in_any_order_of_rows(spark: SparkResource) -> None:
     found = groups_of(spark, *[[("book", "TOOL", f"no seat {9 - n}")] for n in range(9)])
     assert [*found.loc[0, "sample_trace_ids"]] == [f"t{n}" for n in range(SAMPLE_TRACES)]
     assert found.loc[0, "sample_message"] == "no seat 9"
 
 
 @pytest.mark.parametrize(("known", "new"), [([], ["a", "b"]), (["a"], ["b"]), (["a", "b"], []), (["c"], ["a", "b"])])
-def test_new_groups_are_those_not_known(spark: SparkResource, known: list[str], new: list[str]) -> None:
+def test_new_groups_are_the_groups_not_seen_before(spark: SparkResource, known: list[str], new: list[str]) -> None:
     after = groups_of(spark, [("book", "TOOL", "a")], [("book", "TOOL", "b")])
     before = groups_of(spark, *[[("book", "TOOL", message)] for message in known])
     assert [*new_groups(after, before)["signature"]] == new

@@ -94,9 +94,7 @@ SOURCES = pytest.mark.parametrize("source", ["recorded_store", "recorded_server"
 
 
 @SOURCES
-def test_latencies_of_every_hour_are_those_of_mlflow(
-    recorded: Recorded, request: pytest.FixtureRequest, source: str
-) -> None:
+def test_latencies_of_every_hour_equal_mlflows(recorded: Recorded, request: pytest.FixtureRequest, source: str) -> None:
     uri = request.getfixturevalue(source)
     average = MetricAggregation(AggregationType.AVG)
     expected = mlflow_metric(uri, recorded.experiment_id, "latency", *PERCENTILES, average)
@@ -119,7 +117,7 @@ def test_latencies_of_every_hour_are_those_of_mlflow(
 @pytest.mark.parametrize(
     ("column", "filters"), [("trace_count", None), ("error_count", ["trace.status = 'ERROR'"])], ids=["all", "errors"]
 )
-def test_counts_of_every_hour_are_those_of_mlflow(
+def test_counts_of_every_hour_equal_mlflows(
     recorded: Recorded, request: pytest.FixtureRequest, source: str, column: str, filters: list[str] | None
 ) -> None:
     uri, count = request.getfixturevalue(source), MetricAggregation(AggregationType.COUNT)
@@ -131,20 +129,20 @@ def test_counts_of_every_hour_are_those_of_mlflow(
 
 
 @pytest.mark.parametrize("metric", ["input_tokens", "output_tokens", "total_tokens"])
-def test_tokens_of_every_hour_are_those_of_mlflow(recorded: Recorded, recorded_store: str, metric: str) -> None:
+def test_tokens_of_every_hour_equal_mlflows(recorded: Recorded, recorded_store: str, metric: str) -> None:
     expected = mlflow_metric(recorded_store, recorded.experiment_id, metric, MetricAggregation(AggregationType.SUM))
     assert {hour.to_pydatetime(): number for hour, number in recorded.all_names[metric].items()} == {
         hour: values["SUM"] for hour, values in expected.items()
     }
 
 
-def test_percentiles_are_those_of_numpy(recorded: Recorded) -> None:
+def test_percentiles_equal_numpys(recorded: Recorded) -> None:
     for hour, rows in recorded.traces.groupby("hour"):
         expected = np.percentile(rows["duration_ms"], [50, 95, 99])
         assert recorded.all_names.loc[hour, FIGURES].to_list() == pytest.approx(expected, abs=1e-6)
 
 
-def test_with_one_name_the_figures_by_name_are_those_of_all(recorded: Recorded) -> None:
+def test_with_a_single_name_figures_by_name_equal_the_figures_of_all_names(recorded: Recorded) -> None:
     assert set(recorded.by_name["trace_name"]) == {"airline_agent"}
     columns = recorded.by_name.columns.drop("trace_name")
     pd.testing.assert_frame_equal(recorded.by_name[columns], recorded.all_names[columns])
@@ -207,7 +205,7 @@ def frame(spark: SparkResource) -> Callable[..., DataFrame]:
 
 
 def records(rows: DataFrame, *keys: str) -> dict[Any, dict[str, Any]]:
-    """The rows as dictionaries by the value (or values) of `keys`; no NaN may be among the values."""
+    """The rows as dictionaries by the value (or values) of `keys`; values must not be NaN."""
     found = rows.toArrow().to_pylist()
     assert not [value for row in found for value in row.values() if isinstance(value, float) and math.isnan(value)]
     return {row[keys[0]] if len(keys) == 1 else tuple(row[key] for key in keys): row for row in found}
@@ -244,7 +242,7 @@ def test_a_row_of_trace_performance(frame: Frame) -> None:
         ([span(end_ms=None)], 0, None),
         ([span(start_ms=None)], 0, None),
         ([span(end_ms=0)], 0, 0),
-        ([span(start_ms=10, end_ms=4), span("t")], 10, 5),  # the clock was put back: no time, not less than none
+        ([span(start_ms=10, end_ms=4), span("t")], 10, 5),  # the clock was set back: the duration is 0, not negative
         ([span(end_ms=0.001)], 0.001, 0.001),
     ],
 )
@@ -323,7 +321,7 @@ def test_a_row_of_hourly_performance(frame: Frame) -> None:
     }
 
 
-def test_hours_experiments_and_names_are_kept_apart(frame: Frame) -> None:
+def test_hours_experiments_and_names_have_separate_rows(frame: Frame) -> None:
     later = START + timedelta(hours=1)
     traces = [
         trace("a"),
@@ -344,7 +342,7 @@ def test_hours_experiments_and_names_are_kept_apart(frame: Frame) -> None:
     }
 
 
-def test_the_percentiles_of_one_trace_are_its_duration(frame: Frame) -> None:
+def test_the_percentiles_of_a_single_trace_equal_its_duration(frame: Frame) -> None:
     row = hourly(frame, trace("a", duration_ms=7.5))[START, "1", None]
     assert [row[column] for column in [*FIGURES, "avg_duration_ms"]] == [7.5] * 4
 
@@ -357,7 +355,7 @@ def test_without_any_duration_there_are_no_latencies(frame: Frame) -> None:
 
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(durations=st.lists(st.floats(0, 1e9), min_size=1, max_size=60), unfinished=st.integers(0, 3))
-def test_percentiles_of_any_durations_are_those_of_numpy(frame: Frame, durations: list[float], unfinished: int) -> None:
+def test_percentiles_of_any_durations_equal_numpys(frame: Frame, durations: list[float], unfinished: int) -> None:
     traces = [trace(f"tr-{index}", duration_ms=ms) for index, ms in enumerate([*durations, *[None] * unfinished])]
     row = hourly(frame, *traces)[START, "1", None]
     assert row["trace_count"] == len(traces)
@@ -445,7 +443,7 @@ def test_self_time(frame: Frame, children: list[tuple[float | None, float | None
     assert self_ms(frame, "root", span("root", 0, 100), *spans) == expected
 
 
-def test_only_children_count_and_not_theirs(frame: Frame) -> None:
+def test_only_direct_children_are_subtracted(frame: Frame) -> None:
     spans = [span("root", 0, 100), span("a", 10, 20, parent="root"), span("b", 0, 100, parent="a")]
     assert self_ms(frame, "root", *spans) == 90
 
@@ -467,7 +465,7 @@ def test_a_span_without_an_end_has_no_times(frame: Frame) -> None:
     assert (row["span_count"], [row[column] for column in times]) == (1, [None] * 7)
 
 
-def test_cyclic_parents_end(frame: Frame) -> None:
+def test_cyclic_parents_do_not_loop(frame: Frame) -> None:
     spans = [span("a", 0, 10, parent="b"), span("b", 0, 20, parent="a"), span("c", 0, 5, parent="c")]
     found = profile(frame, trace("tr-1", *spans))
     assert [found["TOOL", name]["self_time_ms"] for name in ("a", "b", "c")] == [0, 10, 0]
@@ -500,7 +498,9 @@ def brute_force_self_us(own: Interval, children: list[Interval]) -> int | None:
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(trees=TREES)
-def test_self_time_is_what_brute_force_finds(frame: Frame, trees: list[list[tuple[int, int, int | None]]]) -> None:
+def test_self_time_equals_the_one_found_by_brute_force(
+    frame: Frame, trees: list[list[tuple[int, int, int | None]]]
+) -> None:
     traces, expected = [], {}
     for tree, nodes in enumerate(trees):
         children: dict[int, list[Interval]] = defaultdict(list)

@@ -57,7 +57,7 @@ def summed_up(
     by_hour: bool = True,
     pass_if: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows that `quality` makes of what is stored, in order, with None for null."""
+    """The rows that `quality` computes from the stored tables, in order, with None for null."""
 
     def stored(table: Table, rows: list[dict[str, Any]]) -> DataFrame:
         if not rows:
@@ -78,11 +78,11 @@ def of_values(lake: LakeResource, *values: Any, population: int | None = None) -
     return row
 
 
-def test_the_columns_are_those_of_the_table(lake: LakeResource) -> None:
+def test_the_columns_match_the_table(lake: LakeResource) -> None:
     assert [*of_values(lake, True), "date"] == HOURLY_QUALITY.schema.names
 
 
-def test_the_mean_is_that_of_the_scores(lake: LakeResource) -> None:
+def test_the_mean_is_the_mean_of_the_scores(lake: LakeResource) -> None:
     assert of_values(lake, 1, 2, 4.5)["mean_score"] == pytest.approx(2.5)
 
 
@@ -143,13 +143,13 @@ def test_failures_alone_have_no_mean(lake: LakeResource) -> None:
     )
 
 
-def test_a_complete_sample_has_an_interval_without_width(lake: LakeResource) -> None:
+def test_a_complete_sample_has_an_interval_of_zero_width(lake: LakeResource) -> None:
     row = of_values(lake, 0.2, 0.4, 0.9)
 
     assert row["ci_low"] == row["ci_high"] == pytest.approx(0.5)
 
 
-def test_the_population_is_what_passed_the_filter_sampled_or_not(lake: LakeResource) -> None:
+def test_the_population_is_all_traces_that_passed_the_filter(lake: LakeResource) -> None:
     values = [0.2, 0.4, 0.9, 0.7]
     error = stats.sem(values) * (1 - 4 / 10) ** 0.5
 
@@ -158,7 +158,7 @@ def test_the_population_is_what_passed_the_filter_sampled_or_not(lake: LakeResou
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.t.interval(0.95, 3, 0.55, error))
 
 
-def test_traces_that_failed_are_of_the_population_and_not_of_the_sample(lake: LakeResource) -> None:
+def test_failed_traces_belong_to_the_population_but_not_to_the_sample(lake: LakeResource) -> None:
     rows = [assessment(0.2), assessment(0.8), assessment(error_code="SCORER_ERROR")]
 
     (row,) = summed_up(lake, rows, [ledger(3)])
@@ -166,7 +166,7 @@ def test_traces_that_failed_are_of_the_population_and_not_of_the_sample(lake: La
     assert row["ci_low"] < row["mean_score"] < row["ci_high"]
 
 
-def test_hours_are_kept_apart(lake: LakeResource) -> None:
+def test_hours_have_separate_rows(lake: LakeResource) -> None:
     rows = [assessment(1), assessment(3, trace_hour=SIX), assessment(5, trace_hour=SIX)]
 
     found = summed_up(lake, rows, [ledger(1), ledger(2, hour=SIX)])
@@ -174,7 +174,7 @@ def test_hours_are_kept_apart(lake: LakeResource) -> None:
     assert [(pd.Timestamp(row["hour"], tz="UTC"), row["mean_score"]) for row in found] == [(FIVE, 1), (SIX, 4)]
 
 
-def test_a_day_takes_hours_together(lake: LakeResource) -> None:
+def test_a_day_combines_its_hours(lake: LakeResource) -> None:
     rows = [assessment(1), assessment(3, trace_hour=SIX), assessment(5, trace_hour=SIX)]
 
     (row,) = summed_up(lake, rows, [ledger(1, 7), ledger(2, 90, hour=SIX)], by_hour=False)
@@ -187,7 +187,7 @@ def test_a_day_takes_hours_together(lake: LakeResource) -> None:
 
 
 @pytest.mark.parametrize("column", ["scorer_digest", "scorer", "experiment_id"])
-def test_digests_scorers_and_experiments_are_kept_apart(lake: LakeResource, column: str) -> None:
+def test_digests_scorers_and_experiments_have_separate_rows(lake: LakeResource, column: str) -> None:
     rows = [assessment(True), assessment(0.25, **{column: "z"}), assessment(0.75, **{column: "z"})]
 
     first, other = summed_up(lake, rows, [ledger(1), ledger(2, 50, **{column: "z"})])
@@ -205,7 +205,7 @@ def test_traces_without_an_experiment_find_their_ledger(lake: LakeResource) -> N
     assert row["ci_low"] == row["ci_high"] == 0.75
 
 
-def test_costs_are_added_where_there_are_any(lake: LakeResource) -> None:
+def test_known_costs_are_added_up(lake: LakeResource) -> None:
     rows = [assessment(1, cost_usd=0.25), assessment(1), assessment(error_code="X", cost_usd=0.5)]
 
     (row,) = summed_up(lake, rows, [ledger(3)])
@@ -213,7 +213,7 @@ def test_costs_are_added_where_there_are_any(lake: LakeResource) -> None:
     assert row["cost_usd"] == 0.75
 
 
-def test_without_any_cost_it_is_null(lake: LakeResource) -> None:
+def test_without_any_cost_the_sum_is_null(lake: LakeResource) -> None:
     assert of_values(lake, 1)["cost_usd"] is None
 
 
@@ -228,7 +228,7 @@ def test_a_ledger_without_assessments_gives_no_row(lake: LakeResource) -> None:
 
 
 @pytest.mark.parametrize("by_hour", [True, False])
-def test_nothing_gives_an_empty_frame_that_can_be_stored(lake: LakeResource, by_hour: bool) -> None:
+def test_empty_input_yields_an_empty_frame_that_can_be_stored(lake: LakeResource, by_hour: bool) -> None:
     frame = quality(lake.read(ASSESSMENTS), lake.read(SCORER_COVERAGE), {}, by_hour=by_hour)
 
     assert len(frame) == 0
@@ -248,7 +248,7 @@ def test_nothing_gives_an_empty_frame_that_can_be_stored(lake: LakeResource, by_
         (">= 0.5", ["blue", "red"], None),
     ],
 )
-def test_the_scores_that_pass_are_for_the_scorer_to_say(
+def test_the_pass_rule_of_the_scorer_determines_which_scores_pass(
     rule: str, values: list[Any], rate: float | None, lake: LakeResource
 ) -> None:
     rows = [assessment(value) for value in values]

@@ -1,4 +1,4 @@
-"""Signatures of error messages; Python and the engine must say the same of every message."""
+"""Signatures of error messages; Python and the engine must agree on every message."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_any_message_has_a_short_signature_on_one_line_without_digits(message: s
     assert not set(signature) & set("0123456789")
 
 
-def test_the_engine_says_the_same(spark: SparkResource) -> None:
+def test_the_engine_computes_the_same_signature(spark: SparkResource) -> None:
     draw = random.Random(5)
     messages = [*SIGNATURES, *("".join(draw.choices(FRAGMENTS, k=draw.randrange(1, 25))) for _ in range(3000))]
     rows = spark.session.createDataFrame(list(enumerate([None, *messages])), "number int, message string")

@@ -1,4 +1,4 @@
-"""Intervals of means, differences and kappa: the formulas again, their limits, and how often they hold the truth."""
+"""Intervals of means, differences and kappa: their formulas, their limits and their coverage."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_bounds_of_a_proportion_are_proportions_around_it(values: list[float], m
 
 
 @pytest.mark.parametrize("values", [[0.0, 1.0, 1.0, 1.0], [0.1, 0.5, 0.6, 0.9]], ids=["proportion", "mean"])
-def test_fewer_scores_of_the_same_spread_give_a_wider_interval(values: list[float]) -> None:
+def test_fewer_scores_of_the_same_spread_have_a_wider_interval(values: list[float]) -> None:
     widths = [high - low for low, high in (interval(values * times, 1000) for times in (1, 2, 5, 20, 100, 250))]
 
     assert widths == sorted(widths, reverse=True)
@@ -87,7 +87,7 @@ def test_fewer_scores_of_the_same_spread_give_a_wider_interval(values: list[floa
 
 
 @pytest.mark.parametrize("values", [[0.0, 1.0, 1.0], [0.1, 0.5, 0.9]], ids=["proportion", "mean"])
-def test_the_same_scores_say_less_of_a_larger_population(values: list[float]) -> None:
+def test_the_same_scores_have_a_wider_interval_in_a_larger_population(values: list[float]) -> None:
     widths = [high - low for low, high in (interval(values, size) for size in (3, 4, 10, 100, 10**6))]
 
     assert widths == sorted(widths)
@@ -106,7 +106,7 @@ def test_one_pass_or_fail_of_many_still_bounds_the_share(score: float) -> None:
 
 
 def share_covered(population: np.ndarray, count: int, trials: int, rng: np.random.Generator) -> float:
-    """How often the interval from `count` scores of `population` holds its mean."""
+    """The share of intervals from `count` scores of `population` that contain its mean."""
     truth = population.mean()
     samples = (rng.choice(population, count, replace=False, shuffle=False).tolist() for _ in range(trials))
     bounds = [interval(sample, len(population)) for sample in samples]
@@ -160,7 +160,7 @@ def kappa_of_shares(shares: np.ndarray) -> float:
 
 
 @given(counts)
-def test_kappa_is_that_of_scikit_learn(counts: tuple[int, int, int, int]) -> None:
+def test_kappa_equals_scikit_learns(counts: tuple[int, int, int, int]) -> None:
     pairs = [pair for pair, count in zip(VERDICTS, counts, strict=True) for _ in range(count)]
     both_varied = all(len(set(verdicts)) == 2 for verdicts in zip(*pairs, strict=True)) and pairs
 
@@ -173,12 +173,12 @@ def test_kappa_is_that_of_scikit_learn(counts: tuple[int, int, int, int]) -> Non
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 0, 0), (9, 0, 0, 0), (0, 4, 0, 0), (5, 5, 0, 0), (0, 3, 0, 9), (1, 0, 1, 0)])
-def test_one_verdict_throughout_has_no_kappa(counts: tuple[int, int, int, int]) -> None:
+def test_kappa_of_a_single_verdict_is_undefined(counts: tuple[int, int, int, int]) -> None:
     assert cohen_kappa(*counts) == NO_KAPPA
 
 
 @given(counts)
-def test_the_interval_of_kappa_is_that_of_the_delta_method(counts: tuple[int, int, int, int]) -> None:
+def test_the_interval_of_kappa_equals_that_of_the_delta_method(counts: tuple[int, int, int, int]) -> None:
     # Fleiss, Cohen and Everitt's formula is the delta method's variance, which a numerical gradient gives as well.
     kappa = cohen_kappa(*counts)
     assume(kappa.low is not None and kappa.high is not None)
@@ -192,7 +192,7 @@ def test_the_interval_of_kappa_is_that_of_the_delta_method(counts: tuple[int, in
 
 
 @pytest.mark.parametrize("counts", [(7, 0, 0, 1), (150, 0, 0, 150), (0, 5, 5, 0)])
-def test_agreement_without_exception_has_a_kappa_and_no_interval(counts: tuple[int, int, int, int]) -> None:
+def test_perfect_agreement_has_a_kappa_and_no_interval(counts: tuple[int, int, int, int]) -> None:
     kappa = cohen_kappa(*counts)
 
     assert (abs(kappa.value or 0), kappa.low, kappa.high) == (1, None, None)
@@ -269,7 +269,7 @@ def test_differences_of_shares_are_newcombes(
 
 @pytest.mark.parametrize("shares", [(0.05, 0.05), (0.1, 0.2), (0.5, 0.5), (0.03, 0.1)])
 def test_differences_of_shares_are_covered_95_times_in_100(shares: tuple[float, float]) -> None:
-    # Exactly, over all that can come of 200 and 240 trials.
+    # Exact, over all possible results of 200 and 240 trials.
     counts = (200, 240)
     chances = np.outer(*(stats.binom.pmf(np.arange(n + 1), n, p) for n, p in zip(counts, shares, strict=True)))
     truth = shares[1] - shares[0]
@@ -293,7 +293,7 @@ DISTRIBUTIONS = {"lognormal": stats.lognorm(0.8), "exponential": stats.expon(), 
 def test_differences_of_quantiles_are_covered_95_times_in_100(name: str, share: float, counts: tuple[int, int]) -> None:
     # 3,000 pairs of samples add 0.8 points (two standard errors).
     drawn = (DISTRIBUTIONS[name].rvs((3000, count), np.random.default_rng(SEED + count)) for count in counts)
-    shift = 7.0  # the second release is slower by so much
+    shift = 7.0  # how much slower the second release is
 
     bounds = [quantile_difference(first, second + shift, share) for first, second in zip(*drawn, strict=True)]
     covered = np.mean([low <= shift <= high for _, low, high in bounds if low is not None and high is not None])
@@ -303,7 +303,7 @@ def test_differences_of_quantiles_are_covered_95_times_in_100(name: str, share: 
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95])
-def test_the_width_is_that_of_the_maritz_jarrett_standard_errors(share: float) -> None:
+def test_the_width_equals_that_of_maritz_jarrett_standard_errors(share: float) -> None:
     # scipy weighs by the beta distribution of the nearest rank, and so differs a little.
     random = np.random.default_rng(SEED)
     first, second = random.exponential(size=700), random.exponential(size=900)
@@ -328,11 +328,11 @@ def test_too_few_values_have_a_difference_and_no_bounds(counts: tuple[int, int],
     assert (low is not None, high is not None) == (known, known)
 
 
-def test_quantiles_of_nothing_differ_by_nothing_known() -> None:
+def test_without_values_the_difference_is_unknown() -> None:
     value, low, high = quantile_difference(np.array([]), np.arange(50.0), 0.5)
     assert math.isnan(value)
     assert (low, high) == (None, None)
 
 
-def test_equal_values_differ_by_nothing() -> None:
+def test_equal_values_have_a_difference_of_zero() -> None:
     assert quantile_difference(np.full(50, 3.0), np.full(60, 3.0), 0.5) == pytest.approx((0, 0, 0))

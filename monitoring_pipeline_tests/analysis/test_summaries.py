@@ -39,7 +39,7 @@ def traces() -> list[dict[str, Any]]:
     ]
 
 
-def test_totals_are_those_of_pandas(spark: SparkResource, traces: list[dict[str, Any]]) -> None:
+def test_totals_equal_those_of_pandas(spark: SparkResource, traces: list[dict[str, Any]]) -> None:
     found = totals(frame(spark, TRACE_PERFORMANCE, traces)).toPandas()
     expected = pd.DataFrame(traces).fillna({"experiment_id": ""})
     assert sorted(found["experiment_id"].fillna("all")) == ["", "1", "2", "all"]
@@ -59,7 +59,7 @@ def test_totals_are_those_of_pandas(spark: SparkResource, traces: list[dict[str,
         assert row["p95_low"] < row["p95_duration_ms"] < row["p95_high"]
 
 
-def test_the_interval_of_p95_holds_it_as_often_as_is_stated(spark: SparkResource) -> None:
+def test_the_interval_of_p95_has_its_nominal_coverage(spark: SparkResource) -> None:
     random, samples, size = np.random.default_rng(5), 1500, 400
     durations = random.lognormal(0, 1, (samples, size))
     true = math.exp(1.6448536)
@@ -80,7 +80,7 @@ def test_the_interval_of_p95_holds_it_as_often_as_is_stated(spark: SparkResource
     assert held == pytest.approx(CONFIDENCE, abs=0.01)
 
 
-def test_of_few_traces_p95_has_no_interval(spark: SparkResource, traces: list[dict[str, Any]]) -> None:
+def test_p95_of_few_traces_has_no_interval(spark: SparkResource, traces: list[dict[str, Any]]) -> None:
     found = totals(frame(spark, TRACE_PERFORMANCE, traces[1:60])).toPandas()
     assert found["p95_duration_ms"].notna().all()
     assert found["p95_high"].isna().all()
@@ -100,7 +100,7 @@ def assessment(n: int, scorer: str, value: str, score: float | None, error: str 
     }
 
 
-def test_scores_have_their_moments_and_a_pass_rate_where_something_says_what_passes(spark: SparkResource) -> None:
+def test_scores_have_moments_and_with_a_pass_rule_a_pass_rate(spark: SparkResource) -> None:
     random = np.random.default_rng(9)
     numbers = [float(value) for value in random.random(50)]
     rows = [assessment(n, "number", f"{value}", value) for n, value in enumerate(numbers)]

@@ -1,4 +1,4 @@
-"""Analyses for notebooks, of the archived conversations and of what MLflow gives of them, against numpy and pandas."""
+"""Analyses for notebooks, of archived conversations and of MLflow's copies, against numpy and pandas."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def settings(archived: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def table(recorded_store: str) -> pd.DataFrame:
-    """What MLflow's search gives."""
+    """The result of MLflow's search."""
     with global_tracking_uri(recorded_store):
         experiment = mlflow.get_experiment_by_name("airline")
         assert experiment is not None
@@ -48,7 +48,7 @@ def table(recorded_store: str) -> pd.DataFrame:
 
 
 def sources(recorded_traces: list[Trace], table: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
-    """The ways to give the recorded traces to an analysis."""
+    """The ways to pass the recorded traces to an analysis."""
     queried = api.query_archived_traces(**RANGE, settings=settings)
     given = [{"traces": traces, "settings": settings} for traces in (table, recorded_traces, queried)]
     return [{**RANGE, "settings": settings}, *given]
@@ -108,7 +108,7 @@ def test_search_returns_the_table_that_mlflow_returns(table: pd.DataFrame, setti
 # Errors
 
 
-def test_errors_are_those_that_a_loop_over_spans_finds(
+def test_errors_equal_those_found_by_a_loop_over_spans(
     recorded_traces: list[Trace], table: pd.DataFrame, settings: Settings
 ) -> None:
     traces: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
@@ -146,7 +146,7 @@ def test_a_failed_trace_without_a_failed_span_has_a_group(settings: Settings) ->
 # Performance
 
 
-def test_durations_are_those_of_the_recordings(
+def test_durations_equal_those_of_the_recordings(
     recorded_conversations: list[dict], load_tau: ModuleType, settings: Settings
 ) -> None:
     expected = {}
@@ -160,7 +160,7 @@ def test_durations_are_those_of_the_recordings(
     assert list(found["span_count"]) == [expected[trace_id][1] for trace_id in found.index]
 
 
-def test_performance_is_a_row_a_trace(recorded_traces: list[Trace], table: pd.DataFrame, settings: Settings) -> None:
+def test_performance_has_a_row_per_trace(recorded_traces: list[Trace], table: pd.DataFrame, settings: Settings) -> None:
     traces = newest_first(recorded_traces)
     for source in sources(recorded_traces, table, settings):
         found = api.analyze_trace_performance(**source).toPandas()
@@ -170,7 +170,7 @@ def test_performance_is_a_row_a_trace(recorded_traces: list[Trace], table: pd.Da
         assert list(found["total_tokens"]) == [usage(trace, "total_tokens") for trace in traces]
 
 
-def test_history_is_a_row_an_hour(recorded_traces: list[Trace], settings: Settings) -> None:
+def test_history_has_a_row_per_hour(recorded_traces: list[Trace], settings: Settings) -> None:
     by_hour: defaultdict[pd.Timestamp, list[Trace]] = defaultdict(list)
     for trace in recorded_traces:
         by_hour[started(trace).floor("h")].append(trace)
@@ -185,7 +185,7 @@ def test_history_is_a_row_an_hour(recorded_traces: list[Trace], settings: Settin
         assert [row[rank] for rank in ranks] == pytest.approx(np.percentile(durations_ms(traces), [50, 95, 99]))
 
 
-def test_quality_is_what_numpy_says(recorded_traces: list[Trace], table: pd.DataFrame, settings: Settings) -> None:
+def test_quality_equals_numpys_figures(recorded_traces: list[Trace], table: pd.DataFrame, settings: Settings) -> None:
     states = [trace.info.state for trace in recorded_traces]
     failed = [trace for trace in newest_first(recorded_traces) if trace.info.state == "ERROR"]
     p50, p95, p99 = np.percentile(durations_ms(recorded_traces), [50, 95, 99])
@@ -208,7 +208,7 @@ def test_quality_is_what_numpy_says(recorded_traces: list[Trace], table: pd.Data
     assert api.analyze_trace_quality(experiment_id, traces=table, settings=settings) == expected
 
 
-def test_quality_of_no_traces_is_no_error(recorded_traces: list[Trace], settings: Settings) -> None:
+def test_quality_without_traces_does_not_raise(recorded_traces: list[Trace], settings: Settings) -> None:
     assert api.analyze_trace_quality(settings=settings) == {"total_traces": 0}
     assert api.analyze_trace_quality("other", traces=recorded_traces[:9], settings=settings) == {"total_traces": 0}
     kept = settings.model_copy(update={"upkeep": UpkeepSettings(keep_archive_days=3)})
@@ -233,7 +233,7 @@ def span_ms(span: Span) -> float:
     return (span.end_time_ns // 1000 - span.start_time_ns // 1000) / 1000
 
 
-def test_a_profile_is_what_a_loop_over_spans_finds(recorded_traces: list[Trace], settings: Settings) -> None:
+def test_a_profile_equals_a_loop_over_spans(recorded_traces: list[Trace], settings: Settings) -> None:
     longest = max(recorded_traces, key=lambda trace: len(trace.data.spans))
     [root, *children] = longest.data.spans
     found = api.profile_trace_performance(longest.info.trace_id, settings=settings)
@@ -269,7 +269,9 @@ def test_a_profile_is_what_a_loop_over_spans_finds(recorded_traces: list[Trace],
         ),
     ],
 )
-def test_a_profile_of_no_trace_is_one_line(settings: Settings, choice: dict[str, Any], line: str) -> None:
+def test_a_profile_without_a_trace_is_refused_in_one_line(
+    settings: Settings, choice: dict[str, Any], line: str
+) -> None:
     with pytest.raises(MonitoringError, match=line):
         api.profile_trace_performance(**choice, settings=settings)
 
@@ -277,7 +279,7 @@ def test_a_profile_of_no_trace_is_one_line(settings: Settings, choice: dict[str,
 # Properties
 
 
-def test_a_breakdown_is_what_pandas_finds(
+def test_a_breakdown_equals_that_of_pandas(
     recorded_traces: list[Trace],
     recorded_conversations: list[dict],
     load_tau: ModuleType,
@@ -421,13 +423,13 @@ def test_releases_of_the_archive_are_compared_too(made: MadeProject) -> None:
         api.compare_releases("release", "1", "2", **choice, settings=made.settings)
 
 
-# Choices that are none
+# Invalid choices
 
 
 @pytest.mark.parametrize(
     "analyse", [api.analyze_trace_errors, api.analyze_trace_performance, partial(api.break_down, "status")]
 )
-def test_traces_and_times_are_one_too_many(settings: Settings, analyse: Any) -> None:
+def test_traces_and_times_together_are_refused(settings: Settings, analyse: Any) -> None:
     for times in ({"start_time": RECORDED_WINDOW.start}, {"end_time": RECORDED_WINDOW.end}):
         with pytest.raises(
             MonitoringError, match=r"^give either traces, or start_time and end_time of archived traces$"
@@ -435,12 +437,12 @@ def test_traces_and_times_are_one_too_many(settings: Settings, analyse: Any) -> 
             analyse(traces=[made_trace(1)], **times, settings=settings)
 
 
-def test_no_days_are_one_line(settings: Settings) -> None:
+def test_zero_days_are_refused_in_one_line(settings: Settings) -> None:
     with pytest.raises(MonitoringError, match=r"^days = 0: must be at least 1$"):
         api.analyze_trace_quality(days=0, settings=settings)
 
 
-def test_no_traces_are_no_error(settings: Settings) -> None:
+def test_without_traces_nothing_raises(settings: Settings) -> None:
     assert api.analyze_trace_errors([], settings=settings).count() == 0
     assert api.analyze_trace_performance([], settings=settings).count() == 0
     assert api.break_down("status", [], settings=settings).count() == 0

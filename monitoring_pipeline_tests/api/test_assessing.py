@@ -1,4 +1,4 @@
-"""Assessment from notebooks: which traces and scorers it takes, what it returns and logs, and what it refuses."""
+"""Assessment from notebooks: accepted traces and scorers, results, logging, and errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_list_of_traces_needs_neither_archive_nor_store(made: MadeProject, tmp
     assert not (tmp_path / "no lake").exists()
 
 
-def test_the_table_of_search_traces_is_taken(recorded_server: str, made: MadeProject) -> None:
+def test_the_table_of_search_traces_is_accepted(recorded_server: str, made: MadeProject) -> None:
     experiment = MlflowClient(recorded_server).get_experiment_by_name("airline")
     assert experiment is not None
     with global_tracking_uri(recorded_server):
@@ -87,7 +87,7 @@ def test_archived_traces_by_id_by_time_and_by_filter(made: MadeProject) -> None:
     assert found() == set()  # the last 24 hours
 
 
-def test_a_time_without_a_zone_is_a_local_one(made: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_without_a_zone_is_local(made: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")  # nine hours ahead
     time.tzset()
     try:
@@ -99,7 +99,7 @@ def test_a_time_without_a_zone_is_a_local_one(made: MadeProject, monkeypatch: py
     assert ids(results) == set(IDS[:10])
 
 
-def test_the_archive_stays_as_it_is(made: MadeProject) -> None:
+def test_the_archive_does_not_change(made: MadeProject) -> None:
     before = made.versions()
     assert len(assess(**RANGE, settings=made.settings)) == 80
     assess(**RANGE, scorers=[odd_scorers.nothing, odd_scorers.even], settings=made.settings)
@@ -135,13 +135,13 @@ def test_the_archive_stays_as_it_is(made: MadeProject) -> None:
         ),
     ],
 )
-def test_what_cannot_be_assessed_is_one_line(made: MadeProject, choice: dict[str, Any], line: str) -> None:
+def test_invalid_arguments_are_refused_in_one_line(made: MadeProject, choice: dict[str, Any], line: str) -> None:
     with pytest.raises(MonitoringError, match=line) as raised:
         assess(**choice, settings=made.settings)
     assert "\n" not in str(raised.value)
 
 
-# Which scorers, and what they give
+# Scorers and their results
 
 
 def assert_same_results(one: pd.DataFrame, other: pd.DataFrame) -> None:
@@ -169,7 +169,7 @@ def test_results_are_what_the_scorers_return(made: MadeProject) -> None:
     assert results["error_code"].notna().sum() == 8
 
 
-def test_scorers_as_objects_take_the_place_of_names(made: MadeProject, model: ModelDouble) -> None:
+def test_scorer_objects_are_accepted_instead_of_names(made: MadeProject, model: ModelDouble) -> None:
     @as_scorer
     def shouts(outputs: Any) -> bool:
         return str(outputs).isupper()
@@ -190,24 +190,24 @@ def test_scorers_as_objects_take_the_place_of_names(made: MadeProject, model: Mo
     assert judged["cost_usd"].gt(0).all()
 
 
-def test_a_trace_that_is_given_twice_is_scored_once(made: MadeProject, model: ModelDouble) -> None:
+def test_a_trace_passed_twice_is_scored_once(made: MadeProject, model: ModelDouble) -> None:
     polite = make_judge(name="polite", instructions="Is {{ outputs }} polite?", model="openai:/gpt-4o-mini")
     results = assess(traces()[:3] * 3, scorers=[polite], settings=made.settings)
     assert list(results["trace_id"]) == IDS[:3]
     assert len(model.requests) == 3
 
 
-def test_a_scorer_of_sessions_gives_a_row_for_each_session(made: MadeProject) -> None:
+def test_a_scorer_of_sessions_returns_a_row_per_session(made: MadeProject) -> None:
     results = assess(**RANGE, scorers=[odd_scorers.length], settings=made.settings)
     assert results[["trace_id", "session_id", "score"]].values.tolist() == [[IDS[0], "a", 3.0], [IDS[3], "b", 3.0]]
 
 
-def test_a_scorer_without_anything_to_say_gives_no_row(made: MadeProject) -> None:
+def test_a_scorer_that_does_not_apply_returns_no_row(made: MadeProject) -> None:
     assert assess(**RANGE, scorers=[odd_scorers.nothing], settings=made.settings).empty
     assert list(assess(**RANGE, scorers=[], settings=made.settings).columns) == COLUMNS
 
 
-def test_neither_budget_nor_sample_nor_filter_of_production_bounds_it(made: MadeProject) -> None:
+def test_budget_sample_rate_and_filter_of_production_do_not_apply(made: MadeProject) -> None:
     narrow = QUALITY.model_copy(update={"sample_rate": 0.1, "max_traces_per_hour": 2, "filter": "tags.env = 'dev'"})
     assert len(assess(**RANGE, settings=made.having(narrow).settings)) == 40
 
@@ -215,7 +215,7 @@ def test_neither_budget_nor_sample_nor_filter_of_production_bounds_it(made: Made
 # Figures and results in MLflow
 
 
-def test_a_run_has_the_figures_that_the_table_has(
+def test_the_run_has_the_figures_of_the_table(
     made: MadeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -254,16 +254,14 @@ def test_a_run_has_the_figures_that_the_table_has(
 
 
 def cells(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The cells of a table whatever the types of its columns, without the durations."""
+    """The cells of a table as text, whatever the types of its columns, without durations."""
     timed = table.assign(assessed_at=pd.to_datetime(table["assessed_at"], utc=True)).drop(columns="duration_ms")
     return [
         {name: None if pd.isna(cell) else cell for name, cell in row.items()} for row in timed.to_dict(orient="records")
     ]
 
 
-def test_an_experiment_is_made_where_there_is_none(
-    made: MadeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_experiment_is_created(made: MadeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     evaluated = evaluate_production_traces(
         WINDOW.start, WINDOW.end, ["stage_latency"], experiment_name="new", settings=made.settings
@@ -276,7 +274,7 @@ def test_an_experiment_is_made_where_there_is_none(
     assert run.data.metrics["stage_latency/n"] == 40
 
 
-def test_an_experiment_that_cannot_be_used_is_told_before_a_scorer_runs(made: MadeProject, model: ModelDouble) -> None:
+def test_an_unusable_experiment_is_reported_before_a_scorer_runs(made: MadeProject, model: ModelDouble) -> None:
     client = MlflowClient(made.settings.mlflow.tracking_uri)
     client.delete_experiment(client.create_experiment("gone"))
     polite = make_judge(name="polite", instructions="Is {{ outputs }} polite?", model="openai:/gpt-4o-mini")

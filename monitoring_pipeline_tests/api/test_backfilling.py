@@ -1,4 +1,4 @@
-"""Backfills from notebooks: what they score, in this process or by a daemon, and what they refuse."""
+"""Backfills from notebooks, in this process or by a daemon, and their errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monitoring_pipeline_tests.made_project import IDS, WINDOW, MadeProject, fai
 from monitoring_pipeline_tests.sources.stores import START
 
 
-def test_history_is_scored_once(made: MadeProject, dagster_home: Path) -> None:
+def test_past_traces_are_scored_once(made: MadeProject, dagster_home: Path) -> None:
     start, end = (moment.astimezone().replace(tzinfo=None) for moment in (START + HOUR, START + 3 * HOUR))
     backfill_historical_metrics("stage_latency", start, end, settings=made.settings)
     assert made.scored("stage_latency") == IDS[10:30]
@@ -32,20 +32,20 @@ def test_history_is_scored_once(made: MadeProject, dagster_home: Path) -> None:
     assert made.scored("response_quality") == []
 
 
-def test_a_rate_takes_the_place_of_the_scorers_own(made: MadeProject, dagster_home: Path) -> None:
+def test_a_given_rate_replaces_the_scorers_own(made: MadeProject, dagster_home: Path) -> None:
     backfill_historical_metrics("stage_latency", WINDOW.start, WINDOW.end, sample_rate=0.5, settings=made.settings)
     assert 0 < len(made.scored("stage_latency")) < 40
     assert {row["sample_rate"] for row in made.rows()} == {0.5}
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
-def test_a_rate_that_is_none_is_one_line(made: MadeProject, dagster_home: Path, rate: float) -> None:
+def test_an_invalid_rate_is_refused_in_one_line(made: MadeProject, dagster_home: Path, rate: float) -> None:
     with pytest.raises(MonitoringError, match=r"^sample rate .*: must be from 0 to 1$"):
         backfill_historical_metrics("stage_latency", WINDOW.start, WINDOW.end, rate, settings=made.settings)
     assert made.rows() == []
 
 
-def test_batches_of_days_leave_nothing_out_and_one_failing_scorer_stops_no_other(
+def test_batches_of_days_cover_everything_and_a_failing_scorer_does_not_stop_others(
     made: MadeProject, dagster_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows = []
@@ -72,12 +72,12 @@ def test_batches_of_days_leave_nothing_out_and_one_failing_scorer_stops_no_other
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_batch_without_days_is_one_line(made: MadeProject, dagster_home: Path, size: int) -> None:
+def test_a_batch_of_zero_days_is_refused_in_one_line(made: MadeProject, dagster_home: Path, size: int) -> None:
     with pytest.raises(MonitoringError, match=rf"^batch_size_days = {size}: must be at least 1$"):
         backfill_workflow(["stage_latency"], WINDOW.start, WINDOW.end, batch_size_days=size, settings=made.settings)
 
 
-def test_an_unknown_scorer_is_one_line_and_nothing_runs(made: MadeProject, dagster_home: Path) -> None:
+def test_an_unknown_scorer_is_refused_in_one_line_and_nothing_runs(made: MadeProject, dagster_home: Path) -> None:
     line = r"^no scorer latency; configured are response_quality, stage_latency$"
     with pytest.raises(SettingsError, match=line):
         backfill_historical_metrics("latency", WINDOW.start, WINDOW.end, settings=made.settings)
@@ -86,7 +86,7 @@ def test_an_unknown_scorer_is_one_line_and_nothing_runs(made: MadeProject, dagst
     assert made.rows() == []
 
 
-def test_where_a_daemon_runs_it_is_asked(
+def test_a_running_daemon_gets_the_backfill(
     made: MadeProject, dagster_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(monitoring_pipeline.orchestration.backfills, "daemon_is_running", lambda instance: True)

@@ -1,4 +1,4 @@
-"""Functions that are given settings read no monitoring.toml, not even an unreadable one in the working folder."""
+"""Functions with explicit settings read no monitoring.toml, not even an unreadable one in the working folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "setup_trace_archival": ("main", "monitoring", "agent_traces", "made"),
     "with_traces": (NO_RECORDS,),
 }
-# What a call may raise: the reason has nothing to do with settings.
+# Errors that a call may raise; they do not depend on the settings.
 REFUSED = {
     "assess": MonitoringError,  # no such trace
     "compare_releases": MonitoringError,
@@ -62,7 +62,7 @@ REFUSED = {
 
 @pytest.fixture
 def unreadable(made: MadeProject, dagster_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeProject:
-    """A project whose settings are at hand, in a working folder with a monitoring.toml that nobody can read."""
+    """A project with explicit settings, in a working folder with an unreadable monitoring.toml."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "monitoring.toml").write_bytes(b"\xff[")
@@ -80,7 +80,7 @@ def test_each_function_that_takes_settings_is_called_below() -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_given_settings_no_file_is_read(unreadable: MadeProject, name: str) -> None:
+def test_with_explicit_settings_no_file_is_read(unreadable: MadeProject, name: str) -> None:
     function: Callable[..., Any] = getattr(api, name)
     try:
         function(*CALLS[name], settings=unreadable.settings)
@@ -97,7 +97,7 @@ def test_given_settings_no_file_is_read(unreadable: MadeProject, name: str) -> N
         lambda settings: lifecycle.history("stage_latency", settings),
     ],
 )
-def test_given_settings_the_lifecycle_reads_no_file(
+def test_with_explicit_settings_the_lifecycle_reads_no_file(
     unreadable: MadeProject, call: Callable[[Settings], object]
 ) -> None:
     call(unreadable.settings)

@@ -14,8 +14,8 @@ from monitoring_pipeline_tests.api.public_names import listing
 LISTED = Path(__file__).with_name("public_names.txt")
 
 
-def test_public_names_are_those_listed() -> None:
-    """Fails with the difference; a deliberate change belongs into the listing and into CHANGELOG.md."""
+def test_public_names_match_the_listing() -> None:
+    """Fails with the difference; a deliberate change belongs in the listing and in CHANGELOG.md."""
     difference = difflib.unified_diff(
         LISTED.read_text(encoding="utf-8").splitlines(),
         listing().splitlines(),

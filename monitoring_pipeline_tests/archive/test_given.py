@@ -29,7 +29,7 @@ def rows_of(frame: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("form", [list, iter, traces_to_df], ids=["list", "iterator", "table"])
-def test_rows_are_those_of_the_archive(
+def test_rows_equal_those_of_the_archive(
     form: Any, recorded_traces: list[Trace], archived: Path, spark: SparkResource
 ) -> None:
     some = recorded_traces[::7]
@@ -50,7 +50,7 @@ def test_rows_of_the_archive_are_returned_unchanged(archived: Path, spark: Spark
         archive_rows(spark.session, rows.drop("spans", "date"))
 
 
-def test_a_repeated_trace_counts_once_and_no_trace_is_no_row(spark: SparkResource) -> None:
+def test_a_repeated_trace_counts_once_and_an_empty_list_has_no_rows(spark: SparkResource) -> None:
     assert archive_rows(spark.session, [made_trace(1), made_trace(2), made_trace(1)]).count() == 2
     assert archive_rows(spark.session, []).count() == 0
     assert archive_rows(spark.session, traces_to_df([])).count() == 0
@@ -64,7 +64,7 @@ def test_a_malformed_trace_is_left_out_with_a_warning(spark: SparkResource) -> N
     assert [row["trace_id"] for row in rows_of(rows)] == [made_trace(n).info.trace_id for n in (1, 3)]
 
 
-def test_json_of_traces_is_read_too() -> None:
+def test_traces_as_json_are_accepted() -> None:
     trace = made_trace(1)
     assert [found.to_dict() for found in mlflow_traces(traces_to_df([trace]))] == [trace.to_dict()]
     assert mlflow_traces([trace]) == [trace]
@@ -83,7 +83,7 @@ def test_json_of_traces_is_read_too() -> None:
         ([json.dumps({"data": {}})], r"is not a trace \(.+\); pass"),
     ],
 )
-def test_anything_but_a_trace_is_an_error_of_one_line(traces: Any, line: str) -> None:
+def test_anything_but_a_trace_is_refused_in_one_line(traces: Any, line: str) -> None:
     with pytest.raises(MonitoringError, match=line) as raised:
         mlflow_traces(traces)
     assert "\n" not in str(raised.value)

@@ -1,6 +1,6 @@
-"""The archive: it holds what the source holds or has held, and one bad trace harms no other.
+"""The archive keeps every trace that the source has or had, and a malformed trace does not affect others.
 
-The oracle is MLflow's own client, on the recorded conversations and on a store full of hostile traces.
+Expected values come from MLflow's own client, on the recorded conversations and on a store full of hostile traces.
 """
 
 from __future__ import annotations
@@ -104,17 +104,17 @@ def test_the_recorded_errors_are_archived(recorded: Recorded) -> None:
     assert Counter(row["trace_info"]["status"] for row in recorded.rows.values()) == {"OK": 665, "ERROR": 16}
 
 
-def test_a_row_holds_all_that_the_source_gives(recorded: Recorded) -> None:
+def test_a_row_contains_everything_that_the_source_returns(recorded: Recorded) -> None:
     kept = {key: json.loads(row["trace_json"]) for key, row in recorded.rows.items()}
     assert kept == {key: trace.to_dict() for key, trace in recorded.of_source.items()}
 
 
-def test_a_row_becomes_the_very_trace_that_the_server_gives(from_server: Recorded) -> None:
+def test_a_row_restores_the_trace_that_the_server_returns(from_server: Recorded) -> None:
     traces = {key: Trace.from_json(row["trace_json"]).to_dict() for key, row in from_server.rows.items()}
     assert traces == {key: trace.to_dict() for key, trace in from_server.of_source.items()}
 
 
-def test_a_row_becomes_the_very_trace_that_the_database_gives(from_database: Recorded) -> None:
+def test_a_row_restores_the_trace_that_the_database_returns(from_database: Recorded) -> None:
     traces = {key: Trace.from_json(row["trace_json"]).to_dict() for key, row in from_database.rows.items()}
     assert traces == {key: without_validity(trace.to_dict()) for key, trace in from_database.of_source.items()}
 
@@ -138,19 +138,21 @@ def test_the_spans_column_agrees_with_mlflow(from_database: Recorded) -> None:
         ]
 
 
-# The server writes the JSON of a span's attributes again, with non-ASCII characters unescaped. These columns hold it.
+# The server re-encodes the JSON of span attributes, with non-ASCII characters unescaped. These columns contain it.
 RESPELLED = {"spans", "request", "response", "trace_json", "content_digest"}
 
 
 @pytest.mark.parametrize("column", sorted(set(COMPARED) - RESPELLED))
-def test_database_and_server_give_the_same(from_database: Recorded, from_server: Recorded, column: str) -> None:
+def test_database_and_server_return_the_same_traces(
+    from_database: Recorded, from_server: Recorded, column: str
+) -> None:
     assert {key: row[column] for key, row in from_database.rows.items()} == {
         key: row[column] for key, row in from_server.rows.items()
     }
 
 
 @pytest.mark.parametrize("column", ["spans", "request", "response", "trace_json"])
-def test_database_and_server_give_the_same_but_for_the_spelling_of_json(
+def test_database_and_server_return_the_same_traces_except_for_json_formatting(
     from_database: Recorded, from_server: Recorded, column: str
 ) -> None:
     first, second = (
@@ -269,7 +271,7 @@ def test_a_late_trace_of_an_old_hour_is_added_and_nothing_else_changes(store: St
     assert after == before
 
 
-def test_the_time_of_archiving_of_unchanged_rows_stays(store: Store, lake: LakeResource) -> None:
+def test_unchanged_rows_keep_their_archiving_time(store: Store, lake: LakeResource) -> None:
     store.log(1)
     store.log(2)
     archive_store(lake, store)
@@ -283,7 +285,7 @@ def test_the_time_of_archiving_of_unchanged_rows_stays(store: Store, lake: LakeR
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.mark.usefixtures("small_commits")
@@ -320,7 +322,7 @@ def test_progress_is_reported_after_every_commit(store: Store, lake: LakeResourc
 
 
 @pytest.mark.usefixtures("small_commits")
-def test_a_killed_run_leaves_neither_thread_nor_setting(store: Store, lake: LakeResource) -> None:
+def test_a_killed_run_leaves_no_thread_and_no_setting_behind(store: Store, lake: LakeResource) -> None:
     for number in range(1, 6):
         store.log(number)
     before = gc.get_threshold()
@@ -334,7 +336,7 @@ def test_a_killed_run_leaves_neither_thread_nor_setting(store: Store, lake: Lake
     assert gc.get_threshold() == before
 
 
-def test_commits_are_bounded_by_size_too(store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commits_are_also_limited_by_size(store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_module, "COMMIT_CHARACTERS", 20_000)
     for number in range(1, 6):
         store.log(number, [span_json(number, attributes={"mlflow.spanInputs": json.dumps("x" * 9_000)})])
@@ -348,14 +350,14 @@ def test_an_empty_window_leaves_the_archive_empty(store: Store, lake: LakeResour
     assert rows(lake) == {}
 
 
-def test_the_name_of_the_experiment_is_kept(store: Store, lake: LakeResource) -> None:
+def test_the_name_of_the_experiment_is_archived(store: Store, lake: LakeResource) -> None:
     store.log(1)
     archive_store(lake, store)
     assert rows(lake)[trace_id(1)]["experiment_name"] == "made"
 
 
 @pytest.mark.parametrize("commit_traces", [1, 1000])
-def test_a_source_that_stops_answering_raises_and_blames_no_trace(
+def test_a_source_that_stops_answering_raises_and_quarantines_no_trace(
     store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch, commit_traces: int
 ) -> None:
     monkeypatch.setattr(mlflow_source, "BATCH", 1)
@@ -497,7 +499,7 @@ def test_hostile_content_is_archived(hostile: Hostile, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*STORED_AND_QUARANTINED, *OTHERS_QUARANTINED])
-def test_what_cannot_be_read_is_in_quarantine_with_a_reason(hostile: Hostile, name: str) -> None:
+def test_unreadable_traces_are_quarantined_with_a_reason(hostile: Hostile, name: str) -> None:
     place = trace_id(NUMBER[name])
     assert (place in hostile.archived, place in hostile.quarantined) == (False, True)
     row = hostile.quarantined[place]
@@ -542,7 +544,7 @@ def test_archived_hostile_traces_are_lossless(hostile: Hostile, name: str) -> No
     assert Trace.from_json(hostile.archived[place]["trace_json"]).to_dict() == given.to_dict()
 
 
-def test_all_of_30000_spans_are_archived(hostile: Hostile) -> None:
+def test_all_30000_spans_of_a_trace_are_archived(hostile: Hostile) -> None:
     spans = hostile.archived[trace_id(NUMBER["30,000 spans"])]["spans"]
     assert {span["span_id"] for span in spans} == {f"{index:016x}" for index in range(1, 30_001)}
 
@@ -627,14 +629,14 @@ def test_a_trace_repaired_after_a_kill_leaves_quarantine(store: Store, lake: Lak
     assert rows(lake, QUARANTINED_TRACES) == {}
 
 
-def test_a_reason_that_is_no_text_is_kept_escaped(lake: LakeResource) -> None:
+def test_a_reason_that_is_not_valid_text_is_stored_escaped(lake: LakeResource) -> None:
     unreadable = UnreadableTrace("tr-1", START, "bad \ud800", "raw \udfff")
     archive(lake, HOUR, [[unreadable]], {})
     row = rows(lake, QUARANTINED_TRACES)["tr-1"]
     assert (row["reason"], row["raw"]) == ("bad \\ud800", "raw \\udfff")
 
 
-def test_a_trace_that_raises_anything_while_it_is_flattened_is_kept_aside(store: Store, lake: LakeResource) -> None:
+def test_a_trace_that_raises_any_error_while_flattened_is_quarantined(store: Store, lake: LakeResource) -> None:
     class Raising(Trace):
         def to_dict(self) -> dict[str, Any]:
             raise ZeroDivisionError("odd")

@@ -60,7 +60,7 @@ def results(lake: LakeResource, number: int) -> None:
 
 
 def lower_start(store: Store, number: int) -> None:
-    """Let a span arrive late that began an hour earlier: MLflow lowers the trace's start by itself."""
+    """Log a late span that began an hour earlier: MLflow then lowers the trace's start."""
     from mlflow.entities import Span
 
     late = span_json(number, 2, started=START - timedelta(minutes=30))
@@ -120,7 +120,7 @@ def test_only_traces_that_were_not_seen_are_looked_up(
 
 
 @pytest.mark.parametrize("fails_in", ["insert", "remove"])
-def test_a_move_that_is_interrupted_is_completed_by_the_next_run(
+def test_an_interrupted_move_is_completed_by_the_next_run(
     store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch, fails_in: str
 ) -> None:
     store.log(1)
@@ -138,7 +138,7 @@ def test_a_move_that_is_interrupted_is_completed_by_the_next_run(
         assert places(lake, table) == [(trace_id(1), -1)]
 
 
-def test_a_trace_of_tables_moves_when_its_new_hour_is_archived(
+def test_a_trace_from_tables_moves_when_its_new_hour_is_archived(
     store: Store, lake: LakeResource, tmp_path: Path
 ) -> None:
     store.log(1)
@@ -158,7 +158,7 @@ def test_a_trace_of_tables_moves_when_its_new_hour_is_archived(
     assert [hour for _, hour in places(lake)] == [-1]
 
 
-def test_traces_of_tables_are_redacted_and_deleted_ones_left_out(
+def test_traces_from_tables_are_redacted_and_deleted_ones_left_out(
     store: Store, lake: LakeResource, tmp_path: Path
 ) -> None:
     text = json.dumps({"to": "jane@example.com"})

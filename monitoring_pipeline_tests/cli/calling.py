@@ -1,4 +1,4 @@
-"""Calls of the command line in the process of the test, which spares each call the seconds that imports take."""
+"""Calls the command line in the process of the test, which saves the seconds that imports take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monitoring_pipeline.cli.app import main
 
 @dataclass(frozen=True)
 class Called:
-    """How a call ended: its exit code, and what it printed to stdout and stderr."""
+    """The result of a call: its exit code and its output on stdout and stderr."""
 
     code: int
     out: str
@@ -22,7 +22,7 @@ class Called:
 
     @property
     def error(self) -> str:
-        """What it printed to stderr, in one line and without typer's frame."""
+        """Its output on stderr, in one line and without typer's frame."""
         return " ".join(self.err.replace("│", " ").split())
 
     def table(self) -> list[list[str]]:
@@ -43,7 +43,7 @@ def run_command(*arguments: str) -> None:
 def calling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *command: str) -> Call:
     """A function that calls `monitoring-pipeline <command>` with arguments, as the console script does."""
     monkeypatch.setattr("monitoring_pipeline.cli.console.console", Console(width=160))
-    monkeypatch.setenv("MONITORING_CONFIG", "")  # --config sets it; so it is as before when the test ends
+    monkeypatch.setenv("MONITORING_CONFIG", "")  # --config sets it; monkeypatch restores it when the test ends
 
     def call(*arguments: str) -> Called:
         monkeypatch.setattr(sys, "argv", ["monitoring-pipeline", *command, *arguments])

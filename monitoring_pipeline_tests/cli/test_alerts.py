@@ -47,7 +47,9 @@ def call(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     return calling(monkeypatch, capsys, "alerts")
 
 
-def test_a_check_prints_every_rule_and_sends(call: Call, made: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_prints_every_rule_and_sends_messages(
+    call: Call, made: MadeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(made.lake, performance(floor_hour(datetime.now(UTC)), 100, 20))
     with hook() as endpoint:
         monkeypatch.setenv("ALERT_HOOK", endpoint.url)
@@ -59,7 +61,7 @@ def test_a_check_prints_every_rule_and_sends(call: Call, made: MadeProject, monk
     assert [payload["rule"] for payload in endpoint.payloads] == ["errors"]
 
 
-def test_a_notifier_is_tried(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notifier_can_be_tested(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     with hook() as endpoint:
         monkeypatch.setenv("ALERT_HOOK", endpoint.url)
         assert call("test", "hook").out == "sent by hook\n"
@@ -69,7 +71,7 @@ def test_a_notifier_is_tried(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (refused.code, refused.error) == (1, "error: notifier hook: it answered 404")
 
 
-def test_what_cannot_be_done_is_reported(call: Call, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_reported_in_one_line(call: Call, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALERT_HOOK", raising=False)
     assert call("test", "pager").error == "error: pager: no such notifier; configured are hook"
     assert call("test", "hook").error == "error: notifier hook: the environment variable ALERT_HOOK is not set"

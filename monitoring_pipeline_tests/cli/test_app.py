@@ -1,4 +1,4 @@
-"""The command line as a user calls it: what it prints, its exit codes, and one clear line for each mistake."""
+"""The command line as a user calls it: output, exit codes, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RANGE = ("--from", "2026-01-01T00:00Z", "--to", "2026-01-01T03:00Z")
 
 
 class Shell:
-    """A folder with a configuration, in which the command is called, in this process or in one of its own."""
+    """A folder with a configuration, in which the command is called, in this process or in a new one."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         self.folder = folder
@@ -37,7 +37,7 @@ class Shell:
 
     def call(self, *arguments: str) -> Called:
         self.monkeypatch.chdir(self.folder)
-        # A run sets it; so the test leaves it as it was, and each folder has an instance of its own.
+        # A run sets it; monkeypatch restores it, and each folder has its own instance.
         self.monkeypatch.setenv("DAGSTER_HOME", "")
         self.monkeypatch.delenv("DAGSTER_HOME")
         return self.calling(*arguments)
@@ -49,7 +49,7 @@ class Shell:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=300,  # a busy machine takes minutes for what a quiet one does in seconds
+            timeout=300,  # takes seconds on an idle machine, minutes on a busy one
         )
 
     def start_process(self, *arguments: str) -> Fork:
@@ -134,7 +134,7 @@ def test_wrong_usage_is_exit_code_2(airline: Shell, arguments: tuple[str, ...], 
         ('[lake]\nlocatoin = "x"\n', "lake.locatoin: unknown key"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_exit_code_1(shell: Shell, configuration: str, named: str) -> None:
+def test_errors_are_one_line_with_exit_code_1(shell: Shell, configuration: str, named: str) -> None:
     shell.configure(configuration)
     done = shell.call("run", *RANGE)
     assert done.code == 1
@@ -152,7 +152,7 @@ def test_the_console_script_ends_with_the_exit_code(shell: Shell) -> None:
     assert "No such option: --form" in misused.stderr
 
 
-def test_a_missing_experiment_is_named_with_those_there_are(shell: Shell, recorded_store: str) -> None:
+def test_a_missing_experiment_is_named_with_the_existing_ones(shell: Shell, recorded_store: str) -> None:
     shell.configure(f'[mlflow]\ntracking_uri = "{recorded_store}"\nexperiments = ["airlin"]\n')
     done = shell.call("run", *RANGE)
     assert done.code == 1
@@ -168,7 +168,7 @@ def test_a_lake_that_cannot_be_written_is_named(shell: Shell, recorded_store: st
     assert str(shell.folder / "file" / "lake") in done.err
 
 
-def test_a_scorer_that_always_raises_fails_the_run_but_nothing_else(
+def test_a_scorer_that_always_raises_fails_the_run_but_no_other_asset(
     shell: Shell, recorded_store: str, spark: SparkResource
 ) -> None:
     (shell.folder / "broken.py").write_text(
@@ -191,7 +191,7 @@ def test_a_scorer_that_always_raises_fails_the_run_but_nothing_else(
     assert rows[rows["scorer"] == "tool_errors"]["error_code"].isna().all()
 
 
-def test_doctor_says_what_is_well_and_what_is_not(airline: Shell) -> None:
+def test_doctor_prints_passed_and_failed_checks(airline: Shell) -> None:
     well = airline.call("doctor")
     assert well.code == 0
     assert well.out.count("ok") >= 5

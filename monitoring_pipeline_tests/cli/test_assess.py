@@ -29,7 +29,7 @@ def call(project: MadeProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     return calling(monkeypatch, capsys, "assess")
 
 
-def test_figures_are_printed_and_the_archive_stays_as_it_is(call: Call, project: MadeProject) -> None:
+def test_figures_are_printed_and_the_archive_does_not_change(call: Call, project: MadeProject) -> None:
     before = project.versions()
     done = call(*RANGE)
     assert done.code == 0
@@ -72,7 +72,7 @@ def test_the_gate_decides_the_exit_code(call: Call, thresholds: list[str], code:
     assert len(done.table()) == 4
 
 
-def test_results_are_written_also_where_the_gate_fails(call: Call, project: MadeProject) -> None:
+def test_results_are_written_even_if_the_gate_fails(call: Call, project: MadeProject) -> None:
     done = call(*RANGE, "--output", "results.csv", "--scorer", "even", "--fail-under", "even=1")
     assert done.code == 1
     with (project.folder / "results.csv").open(newline="") as file:
@@ -110,14 +110,14 @@ def test_the_run_in_mlflow_is_printed(call: Call) -> None:
         (("--trace-id", "tr-0"), 1, "error: no trace tr-0 in the archive; archive its hour first"),
     ],
 )
-def test_what_cannot_be_done_is_reported(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
+def test_errors_are_reported_in_one_line(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
     done = call(*arguments)
     assert done.code == code
     assert message in done.error
     assert done.out == ""
 
 
-def test_results_are_no_markup(call: Call, project: MadeProject, tmp_path: Path) -> None:
+def test_results_are_not_markup(call: Call, project: MadeProject, tmp_path: Path) -> None:
     done = call(*RANGE, "--filter", "tags.env = '[red]prod[/]'")
     assert done.code == 0
     assert done.out.startswith("0 traces\n")

@@ -42,7 +42,7 @@ def backfill_ids() -> set[str]:
         return {backfill.backfill_id for backfill in instance.get_backfills()}
 
 
-def test_a_dry_run_prints_figures_and_makes_nothing(
+def test_a_dry_run_prints_figures_and_changes_nothing(
     call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, launched = project.versions(), backfill_ids()
@@ -61,7 +61,7 @@ def test_a_dry_run_prints_figures_and_makes_nothing(
     assert backfill_ids() == launched
 
 
-def test_what_was_not_seen_is_scored_also_by_a_stopped_scorer(call: Call, project: MadeProject) -> None:
+def test_unscored_traces_are_scored_even_by_a_stopped_scorer(call: Call, project: MadeProject) -> None:
     lifecycle.handle("even", project.settings).register().start().stop()
     done = call(*RANGE, "--scorer", "even", "--scorer", "even")
     assert done.code == 0, done.out
@@ -82,7 +82,7 @@ def test_a_scorer_that_fails_is_named_and_the_exit_code_is_1(
     assert "failed assessments/even: RuntimeError: [red]no disk" in done.out
 
 
-def test_a_daemon_that_runs_is_asked(call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_daemon_gets_the_backfill(call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backfills, "daemon_is_running", lambda instance: True)
     monkeypatch.setattr(backfills, "address_of", lambda backfill_id: f"<{backfill_id}>")
     arguments = ("--scorer", "even", "--scorer", "stage_latency", "--newest-first", "--retry-failed")
@@ -118,7 +118,7 @@ def test_wrong_usage_is_reported(call: Call, project: MadeProject, arguments: tu
     assert project.rows() == []
 
 
-def test_ctrl_c_ends_it_soon_and_keeps_what_was_done(
+def test_ctrl_c_ends_the_backfill_soon_and_keeps_its_results(
     call: Call, project: MadeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.having(JUDGE).configure()  # the others' modules are not found by another process
@@ -140,4 +140,4 @@ def test_ctrl_c_ends_it_soon_and_keeps_what_was_done(
         assert 8 <= kept < len(IDS)
         assert call(*RANGE, "--scorer", "safety").code == 0
         assert project.scored("safety") == IDS
-        assert len(model.requests) <= len(IDS) + 8  # those under way have been asked again
+        assert len(model.requests) <= len(IDS) + 8  # requests in progress were repeated

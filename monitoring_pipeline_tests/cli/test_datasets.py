@@ -39,7 +39,7 @@ def call(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     return calling(monkeypatch, capsys, "datasets")
 
 
-def test_a_dataset_is_built_listed_and_made_again(call: Call, made: MadeProject) -> None:
+def test_a_dataset_is_built_listed_and_rebuilt(call: Call, made: MadeProject) -> None:
     built = call("build", "prod", "--from", FROM, "--to", TO)
     folder = made.folder / "data" / "datasets" / "prod" / "2026-01-01T05--2026-01-01T09"
     assert (built.code, built.out.splitlines()) == (
@@ -67,7 +67,7 @@ def test_a_dataset_is_built_listed_and_made_again(call: Call, made: MadeProject)
     assert len(read_dataset(folder)) == 20
 
 
-def test_what_cannot_be_done_is_reported(call: Call, file: Path, made: MadeProject) -> None:
+def test_errors_are_reported_in_one_line(call: Call, file: Path, made: MadeProject) -> None:
     assert call("build", "pord").error == "error: pord: no such dataset; configured are prod, varied"
     nowhere = call("rebuild", "nowhere")
     assert nowhere.code == 1

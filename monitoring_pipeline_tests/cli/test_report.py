@@ -12,7 +12,7 @@ from monitoring_pipeline_tests.made_project import MadeProject
 
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dagster_home: Path) -> Call:
-    """What calls `monitoring-pipeline report` with arguments."""
+    """A function that calls `monitoring-pipeline report` with arguments."""
     return calling(monkeypatch, capsys, "report")
 
 
@@ -25,7 +25,7 @@ def configured(made: MadeProject) -> Path:
 @pytest.mark.parametrize(
     ("option", "name"), [(("--day", "2026-01-01"), "2026-01-01"), (("--week", "2026-01-03"), "2026-W01")]
 )
-def test_the_report_is_made_and_where_it_is_is_printed(
+def test_the_report_is_written_and_its_path_printed(
     report: Call, made: MadeProject, option: tuple[str, str], name: str
 ) -> None:
     called = report(*option, "--config", f"{configured(made)}")
@@ -36,7 +36,7 @@ def test_the_report_is_made_and_where_it_is_is_printed(
     assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["name"] == name
 
 
-def test_by_default_it_is_of_yesterday(report: Call, made: MadeProject) -> None:
+def test_the_default_day_is_yesterday(report: Call, made: MadeProject) -> None:
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     called = report("--config", f"{configured(made)}")
     assert called.out.splitlines()[-1] == f"{made.folder / 'reports' / f'{yesterday}' / 'report.html'}"
@@ -52,7 +52,7 @@ def test_by_default_it_is_of_yesterday(report: Call, made: MadeProject) -> None:
         (("--day", "2026-01-01", "--week", "2026-01-01"), "give either --day or --week"),
     ],
 )
-def test_what_cannot_be_reported_on_is_wrong_usage(
+def test_an_invalid_day_or_week_is_wrong_usage(
     report: Call, made: MadeProject, arguments: tuple[str, ...], reason: str
 ) -> None:
     called = report(*arguments, "--config", f"{configured(made)}")
@@ -60,7 +60,7 @@ def test_what_cannot_be_reported_on_is_wrong_usage(
     assert reason in called.error
 
 
-def test_a_day_that_is_no_longer_kept_is_an_error_in_a_line(report: Call, made: MadeProject) -> None:
+def test_a_day_that_is_no_longer_kept_is_refused_in_one_line(report: Call, made: MadeProject) -> None:
     file = configured(made)
     file.write_text(file.read_text(encoding="utf-8") + "[upkeep]\nkeep_archive_days = 30\n", encoding="utf-8")
     called = report("--week", "2026-01-01", "--config", f"{file}")

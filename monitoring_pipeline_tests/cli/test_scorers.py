@@ -47,7 +47,7 @@ def call(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return calling(monkeypatch, capsys, "scorers")
 
 
-def test_apply_prints_the_plan_and_does_it_once(call: Call, config: Path) -> None:
+def test_apply_prints_the_plan_and_applies_it_once(call: Call, config: Path) -> None:
     rehearsed = call("apply", "--dry-run")
     assert rehearsed.code == 0
     assert {handle.revision for handle in lifecycle.handles()} == {0}
@@ -94,7 +94,7 @@ def test_apply_changes_and_deletes(call: Call, config: Path) -> None:
     assert [(handle.name, handle.sample_rate) for handle in lifecycle.handles()] == [("long", 1.0)]
 
 
-def test_list_shows_every_scorer_whole(call: Call, config: Path) -> None:
+def test_list_shows_every_scorer_untruncated(call: Call, config: Path) -> None:
     filter = "tags.env = '[bold]prod[/]' AND " + " AND ".join(f"tags.key_{number} = 'value'" for number in range(20))
     config.write_text(config.read_text().replace("tags.env = '[bold]prod[/]'", filter))
     call("apply")
@@ -142,7 +142,7 @@ def test_a_scorer_is_stopped_started_updated_and_deleted_and_history_lists_it(ca
     ]
 
 
-def test_a_filter_cannot_steer_the_terminal(call: Call) -> None:
+def test_a_filter_cannot_control_the_terminal(call: Call) -> None:
     lifecycle.handle("long").register().update(filter="tags.a = '\x1b[2J\n'")
     assert "\x1b" not in call("list").out
     assert "tags.a = '�[2J�'" in call("history", "long").out
@@ -165,7 +165,7 @@ def test_an_unknown_name_is_wrong_usage_and_names_the_known_ones(call: Call, com
         (("update", "long", "--sample-rate", "nan"), 2, "Invalid value for '--sample-rate'"),
     ],
 )
-def test_what_cannot_be_done_is_reported(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
+def test_errors_are_reported_in_one_line(call: Call, arguments: tuple[str, ...], code: int, message: str) -> None:
     done = call(*arguments)
     assert done.code == code
     assert message in done.error
@@ -179,14 +179,14 @@ def test_a_filter_that_mlflow_does_not_accept_is_reported(call: Call) -> None:
     assert done.error.startswith("error: scorer 'long': trace filter 'nonsense': ")
 
 
-def test_a_missing_experiment_is_one_line(call: Call, config: Path) -> None:
+def test_a_missing_experiment_is_reported_in_one_line(call: Call, config: Path) -> None:
     config.write_text(config.read_text().replace('experiment = "', 'experiment = "no '))
     done = call("list")
     assert done.code == 1
     assert done.error.endswith("which does not exist; create it, or set [scoring] experiment to another")
 
 
-def test_another_process_with_the_configuration_named_changes_the_same_scorer(call: Call, config: Path) -> None:
+def test_another_process_with_the_same_configuration_changes_the_same_scorer(call: Call, config: Path) -> None:
     call("apply")
     handle = lifecycle.handle("long", load_settings(config))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`monitoring-pipeline setup`: what it makes on a laptop and at Databricks, and that it may be run again."""
+"""`monitoring-pipeline setup`: what it creates on a laptop and on Databricks, and that it can be repeated."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def service(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ManagedDouble]:
-    """Managed evaluation in a workspace of the test's own."""
+    """Managed evaluation in the test's own workspace."""
     with serving(tmp_path / "workspace", monkeypatch) as workspace:
         yield ManagedDouble(workspace, server, tmp_path / "archived", lambda name, trace: None)
 
 
 @pytest.fixture
 def experiment(store: Store, tmp_path: Path) -> str:
-    """The name of an experiment of the test's own."""
+    """The name of the test's own experiment."""
     name = f"/Shared/{tmp_path.name}"
     MlflowClient(store.uri).create_experiment(name, artifact_location=store.file.parent.as_uri())
     return name
@@ -65,7 +65,7 @@ state = "stopped"
     return file
 
 
-def test_on_a_laptop_it_makes_tables_and_scorers(made: MadeProject, call: Call) -> None:
+def test_on_a_laptop_it_creates_tables_and_scorers(made: MadeProject, call: Call) -> None:
     file = made.configure()
     called = call("--config", str(file))
     assert (called.code, called.error) == (0, "")
@@ -89,7 +89,7 @@ def test_on_a_laptop_it_makes_tables_and_scorers(made: MadeProject, call: Call) 
     assert made.versions() == versions
 
 
-def test_a_scorer_that_is_configured_no_longer_is_reported(made: MadeProject) -> None:
+def test_a_scorer_that_is_no_longer_configured_is_reported(made: MadeProject) -> None:
     api.setup(made.settings)
     fewer = made.settings.model_copy(update={"scorers": made.settings.scorers[:1]})
     assert api.setup(fewer)[-2:] == [
@@ -98,7 +98,7 @@ def test_a_scorer_that_is_configured_no_longer_is_reported(made: MadeProject) ->
     ]
 
 
-def test_at_databricks_it_also_sets_up_archival_and_scorers(
+def test_on_databricks_it_also_sets_up_archival_and_scorers(
     service: ManagedDouble, experiment: str, tmp_path: Path, call: Call
 ) -> None:
     file = configure(tmp_path, experiment)
@@ -115,7 +115,7 @@ def test_at_databricks_it_also_sets_up_archival_and_scorers(
     assert (there.archive_table, there.frequency_minutes) == ("main.monitoring.archived", 5)
     assert {scorer["name"]: scorer.get("sample_rate") for scorer in there.scorers} == {
         "safety": 1.0,
-        "stage_latency": 0.0,  # MLflow's registry there has those that run here too, and does not run them
+        "stage_latency": 0.0,  # MLflow's registry there also lists the scorers that run here, but does not run them
     }
     again = call("--config", str(file)).out.splitlines()
     assert again[len(TABLES) :] == [
@@ -135,7 +135,7 @@ def test_at_databricks_it_also_sets_up_archival_and_scorers(
         ("monitoring-configuration", "error: Databricks request failed: HTTPError: 403 Client Error"),
     ],
 )
-def test_a_refusal_is_a_line_and_the_next_run_goes_on(
+def test_a_refusal_is_one_line_and_the_next_run_continues(
     service: ManagedDouble, experiment: str, tmp_path: Path, call: Call, path: str, line: str
 ) -> None:
     file = configure(tmp_path, experiment)
@@ -147,7 +147,7 @@ def test_a_refusal_is_a_line_and_the_next_run_goes_on(
     assert call("--config", str(file)).code == 0
 
 
-def test_a_source_that_is_no_table_of_a_catalog_cannot_be_archived_into(
+def test_archival_needs_a_table_in_a_catalog(
     service: ManagedDouble, experiment: str, tmp_path: Path, call: Call
 ) -> None:
     called = call("--config", str(configure(tmp_path, experiment, location="s3://bucket/archived")))
@@ -157,7 +157,7 @@ def test_a_source_that_is_no_table_of_a_catalog_cannot_be_archived_into(
     )
 
 
-def test_a_store_that_is_not_there_is_a_line(made: MadeProject, call: Call) -> None:
+def test_a_missing_store_is_reported_in_one_line(made: MadeProject, call: Call) -> None:
     file = made.configure()
     (made.folder / "mlflow.db").unlink()
     called = call("--config", str(file))

@@ -1,4 +1,4 @@
-"""What the package relies on of its dependencies' private parts, checked against the installed versions."""
+"""The private parts of dependencies that the package uses, checked against the installed versions."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ USED = {
     [(dependency, *used) for dependency, names in USED.items() for used in names],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_private_name_is_as_we_use_it(dependency: str, module: str, name: str, parameters: set[str] | None) -> None:
+def test_a_private_name_has_the_parameters_we_use(
+    dependency: str, module: str, name: str, parameters: set[str] | None
+) -> None:
     where = f"{dependency} {version(dependency)}: {module}.{name}, which monitoring_pipeline.compat uses,"
     try:
         found: Any = importlib.import_module(module)
@@ -130,7 +132,7 @@ def test_no_other_module_imports_a_private_name() -> None:
     assert found == []
 
 
-def test_an_asset_s_function_is_found() -> None:
+def test_the_function_of_an_asset_is_found() -> None:
     @dg.asset
     def numbers() -> int:
         return 3

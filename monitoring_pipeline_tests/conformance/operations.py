@@ -1,4 +1,4 @@
-"""All operations on a lake, in order; each returns the rows that it leaves."""
+"""All operations on a lake, in order; each returns the resulting rows."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def op_maintain(lake: LakeResource) -> pa.Table:
 
 
 def op_remove(lake: LakeResource) -> pa.Table:
-    """Of the traces of two hours in the window one goes; what is not there, or outside of it, is no commit."""
+    """Removes one of the traces of two hours in the window; missing traces, or traces outside of it, make no commit."""
     lake.insert(AGENT_TRACES, traces(("stays", 2, "x"), ("goes", 3, "x"), ("outside", 7, "x")))
     removed = lake.remove(AGENT_TRACES, TWO_TO_FOUR, "trace_id", ["goes", "outside"])
     before = lake.version(AGENT_TRACES)

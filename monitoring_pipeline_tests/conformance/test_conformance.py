@@ -1,4 +1,4 @@
-"""The embedded engine and a Spark cluster give the same rows for each table, transformation and operation of a lake.
+"""The embedded engine and a Spark cluster return the same rows for each table, transformation and operation of a lake.
 
 MONITORING_CONFORMANCE_TRACES sets how many made-up traces are added to the recorded conversations. With
 MONITORING_LONG_TESTS=1 all 48 recorded hours are compared, otherwise the first 30.
@@ -44,7 +44,7 @@ scorer = "monitoring_pipeline_tests.odd_scorers:length"
 """
 
 
-def test_both_engines_give_the_same(
+def test_both_engines_return_the_same_rows(
     cluster: SparkCluster, recorded_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "mlflow.db"

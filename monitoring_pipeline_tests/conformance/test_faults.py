@@ -51,7 +51,7 @@ def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes; set MONITORING_LONG_TESTS=1")
-def test_a_backfill_goes_on_without_a_worker_that_is_lost(
+def test_a_backfill_continues_after_losing_a_worker(
     cluster: SparkCluster, store: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     project = archived(tmp_path / "project", store, "spark_catalog.worker_lost", cluster.remote)

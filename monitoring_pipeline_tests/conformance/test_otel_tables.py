@@ -1,4 +1,4 @@
-"""OpenTelemetry tables of version 2, in the catalog of a cluster, give the same rows of `agent_traces` as MLflow does.
+"""OpenTelemetry tables of version 2, in the catalog of a cluster, yield the same rows of `agent_traces` as MLflow.
 
 Version 1 and the other sources: sources/test_four_sources.py.
 """
@@ -36,7 +36,7 @@ def tracking(recorded_store: str) -> TrackingResource:
 
 @pytest.fixture(scope="module")
 def cluster_folder(cluster: SparkCluster, recorded_store: str) -> Path:
-    """The folder of a cluster on which the first hours were written to tables, and archived from them to `lake`."""
+    """The folder of a cluster with the first hours written to tables, and archived from them to `lake`."""
     script = [sys.executable, "-m", "monitoring_pipeline_tests.sources.archived_tables"]
     subprocess.run(
         [*script, cluster.remote, recorded_store, str(HOURS), str(cluster.folder / "lake")], cwd=ROOT, check=True
@@ -55,11 +55,11 @@ def first_hours(tracking: TrackingResource, spark: SparkResource, tmp_path_facto
 
 
 def json_value(text: str | None) -> Any:
-    """The value of a JSON text: unlike version 1, VARIANT tells a text from JSON."""
+    """The value of a JSON text: unlike version 1, VARIANT distinguishes a text from JSON."""
     return None if text is None else json.loads(text)
 
 
-def test_a_cluster_gives_the_same_from_its_catalog(
+def test_a_cluster_archives_the_same_rows_from_its_catalog(
     cluster_folder: Path, first_hours: Rows, spark: SparkResource
 ) -> None:
     found = rows_of(LakeResource(location=str(cluster_folder / "lake"), spark=spark))

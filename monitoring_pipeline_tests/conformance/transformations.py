@@ -139,7 +139,7 @@ def all_transformations(
         lake.read(table).createOrReplaceTempView(table.name)
     for file in sorted(SQL.glob("*.sql")):
         yield f"sql, {file.stem}", lambda file=file: by_sql(lake, file)
-    *_, last = window.days()  # which has a day before it
+    *_, last = window.days()  # it has a previous day
     yield f"report of {last}", lambda: pa.table({"data": [repr_of_report(lake, scorers, Period.day(last))]})
 
 
@@ -174,7 +174,7 @@ def redacted(traces: DataFrame) -> pa.Table:
 
 
 def pending(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> pa.Table:
-    """The rows that would be scored under another digest, that is if nothing were scored; of the traces the length."""
+    """The rows to score under a new digest, as if nothing had been scored; traces are replaced by their length."""
     from pyspark.sql import functions as F
 
     parts = pending_rows(lake, replace(scorer, digest="another"), window, version, window.by_day())

@@ -1,4 +1,4 @@
-"""A workspace on loopback, and 48 hours of traces that went through the pipeline in process, to compare with."""
+"""A workspace on loopback, and 48 hours of traces processed in process, to compare with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIRST, LAST = "2026-01-01-05:00", "2026-01-03-04:00"
 FOLDER, VOLUME = "/Volumes/main/monitoring/project", "/Volumes/main/monitoring/pipeline"
 SERVERLESS = DatabricksSettings(jobs="serverless", volume=VOLUME, packages=[f"{VOLUME}/monitoring_pipeline.whl"])
 ODD = "monitoring_pipeline_tests.odd_scorers"
-# What differs between two runs that do the same work at different times.
+# Columns that differ between two runs of the same work at different times.
 UNREPEATABLE = ["created_at", "assessed_at", "date", "dagster_run_id"]
 
 
@@ -62,7 +62,7 @@ class Project:
         )
 
     def rows(self, table: Table, scorer: str | None = None) -> list[dict[str, Any]]:
-        """The table, of one scorer if it is named, without what differs from run to run, in an order of its own."""
+        """The sorted rows of the table, of one scorer if named, without columns that differ between runs."""
         lake = build_resources(settings_of(str(self.folder)))["lake"]
         frame = lake.read(table).toPandas()
         frame = frame[frame["scorer"] == scorer] if scorer else frame
@@ -84,7 +84,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Two traces in each of 48 hours, gone through the hourly chain in process; to be read only."""
+    """Two traces in each of 48 hours, processed by the hourly chain in process; to read only."""
     folder = tmp_path_factory.mktemp("finished")
     store = Store.create(folder)
     for number in range(2 * HOURS):
@@ -96,7 +96,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def no_token(capfd: pytest.CaptureFixture[str]) -> Callable[[Project, WorkspaceDouble], None]:
-    """Asserts that the token is in nothing that is written or sent, but for the requests' own header."""
+    """Asserts that nothing written or sent contains the token, except the header of requests."""
 
     def check(project: Project, workspace: WorkspaceDouble) -> None:
         written = {str(path): text for path, text in texts(workspace.folder).items()}
@@ -129,4 +129,4 @@ def remote(finished: Project, workspace: WorkspaceDouble) -> Project:
 
 @pytest.fixture(autouse=True)
 def _no_active_experiment(no_active_experiment: None) -> None:
-    """What sets archival up makes its experiment the active one."""
+    """Setting up archival makes its experiment the active one; undo that."""

@@ -1,8 +1,8 @@
 """A loopback double of Databricks' managed evaluation, added to the workspace: scorers, their backfills, archival.
 
-It speaks to the real databricks-agents and the real MLflow. MLflow's own API is that of a real `mlflow server`, which
-requests are passed on to. A backfill is a job of the Jobs API: when it ends, the traces that it has scored are appended
-to the table of archived traces, as archival does. Results are what `judge` says of a trace.
+It speaks to the real databricks-agents and the real MLflow. Requests to MLflow's own API are
+forwarded to a real `mlflow server`. A backfill is a job of the Jobs API: when it ends, the traces that it scored are
+appended to the table of archived traces, as archival does. Results are what `judge` returns for a trace.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Judge = Callable[[str, Trace], Assessment | None]
 
 @dataclass
 class Backfill:
-    """A backfill as it was asked for; `state` is that of its job's run."""
+    """A backfill as requested; `state` is the state of its job's run."""
 
     job_id: int
     experiment_id: str
@@ -45,7 +45,7 @@ class Backfill:
 
 @dataclass
 class Experiment:
-    """What the service has of an experiment: its scorers as they were sent, in order, and the rest."""
+    """An experiment in the service: its scorers as sent, in order, and its other state."""
 
     scorers: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
@@ -62,10 +62,10 @@ class Experiment:
 
 
 class ManagedDouble:
-    """The service. `experiments` holds what it has by experiment id, `traces` what backfills find to score.
+    """The service: `experiments` by id, and the `traces` that backfills may score.
 
-    The job of a backfill ends when it has been asked for `polls_to_end` times; `fails` is the message of those that
-    fail, `forgets_jobs` says whether the Jobs API tells nothing of them.
+    The job of a backfill ends after `polls_to_end` polls; `fails` is the error message if it fails. With
+    `forgets_jobs`, the Jobs API does not return it.
     """
 
     def __init__(self, workspace: WorkspaceDouble, mlflow_uri: str, archive: Path, judge: Judge) -> None:
@@ -88,12 +88,12 @@ class ManagedDouble:
         workspace.route("GET", "/api/2.2/jobs/runs/list", self._list_runs)
 
     def archived(self, traces: list[Trace]) -> None:
-        """Have the traces, and their rows in the table of archived traces."""
+        """Add traces, and their rows in the table of archived traces."""
         self.traces += traces
         write(self.archive, archived_rows(traces), ARCHIVED_TRACE)
 
     def finish(self, backfill: Backfill) -> None:
-        """End the backfill: score what it draws, by a rule of the service's own, and archive that anew."""
+        """End the backfill: score its sample, drawn by the service's own rule, and archive the scored traces again."""
         if self.fails:
             backfill.state = {"life_cycle_state": "TERMINATED", "result_state": "FAILED", "state_message": self.fails}
             return

@@ -1,4 +1,4 @@
-"""Trace archival by Databricks: the functions of the documents, by the real client against a double of the service."""
+"""Trace archival by Databricks: the API functions, with the real client against a double of the service."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARTS = ("production", "monitoring", "agent_traces")
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceDouble]:
-    """A workspace of the test's own."""
+    """The test's own workspace."""
     with serving(tmp_path, monkeypatch) as double:
         yield double
 
@@ -42,7 +42,7 @@ def service(workspace: WorkspaceDouble, server: str, tmp_path: Path) -> ManagedD
 
 @pytest.fixture
 def experiments(store: Store, request: pytest.FixtureRequest, service: ManagedDouble) -> dict[str, str]:
-    """Two experiments of the test's own, name -> id."""
+    """The test's own two experiments, name -> id."""
     names = [f"/Shared/{request.node.name}/{stage}" for stage in ("staging", "production")]
     folder = store.file.parent.as_uri()
     return {name: MlflowClient(store.uri).create_experiment(name, artifact_location=folder) for name in names}
@@ -67,14 +67,14 @@ def test_it_is_enabled_for_the_monitored_experiments_once(
     assert capsys.readouterr().out == ""
 
 
-def test_names_of_tables_are_the_same_in_any_case(settings: Settings, experiments: dict[str, str]) -> None:
+def test_names_of_tables_ignore_case(settings: Settings, experiments: dict[str, str]) -> None:
     name = next(iter(experiments))
     enable_trace_archival(*PARTS, experiment_name=name, settings=settings)
     (again,) = enable_trace_archival("PRODUCTION", "Monitoring", experiment_name=name, settings=settings)
     assert (again.is_new, again.experiment_id) == (False, experiments[name])
 
 
-def test_another_table_is_named_with_the_one_that_was_asked_for(
+def test_an_error_names_the_existing_and_the_requested_table(
     settings: Settings, experiments: dict[str, str], service: ManagedDouble
 ) -> None:
     name, experiment_id = next(iter(experiments.items()))
@@ -88,7 +88,7 @@ def test_another_table_is_named_with_the_one_that_was_asked_for(
     assert service.experiments[experiment_id].archive_table == TABLE
 
 
-def test_an_experiment_is_made_and_becomes_the_active_one(settings: Settings, store: Store, tmp_path: Path) -> None:
+def test_an_experiment_is_created_and_becomes_active(settings: Settings, store: Store, tmp_path: Path) -> None:
     name = f"/Shared/{tmp_path.name}/new"
     before = mlflow.get_tracking_uri()
     experiment_id = configure_trace_archival_experiment(name, settings)
@@ -100,7 +100,9 @@ def test_an_experiment_is_made_and_becomes_the_active_one(settings: Settings, st
     assert mlflow.get_tracking_uri() == before
 
 
-def test_setup_does_both(settings: Settings, service: ManagedDouble, tmp_path: Path) -> None:
+def test_setup_creates_the_experiment_and_enables_archival(
+    settings: Settings, service: ManagedDouble, tmp_path: Path
+) -> None:
     done = setup_trace_archival(*PARTS, f"/Shared/{tmp_path.name}/agent", settings)
     assert (done.table, done.is_new) == (TABLE, True)
     assert service.experiments[done.experiment_id].archive_table == TABLE
@@ -116,7 +118,7 @@ def test_setup_does_both(settings: Settings, service: ManagedDouble, tmp_path: P
         (("main", "s", "`t`"), "table = '`t`': must be letters"),
     ],
 )
-def test_a_name_that_is_none_is_refused_before_anything_is_done(
+def test_an_invalid_name_is_refused_before_any_change(
     settings: Settings, workspace: WorkspaceDouble, parts: tuple[str, str, str], line: str
 ) -> None:
     with pytest.raises(MonitoringError) as refused:
@@ -125,13 +127,13 @@ def test_a_name_that_is_none_is_refused_before_anything_is_done(
     assert workspace.requests == []
 
 
-def test_a_missing_experiment_is_said_in_a_line(settings: Settings) -> None:
+def test_a_missing_experiment_is_reported_in_one_line(settings: Settings) -> None:
     with pytest.raises(TrackingError, match="no experiment '/Shared/none' at databricks; it has "):
         enable_trace_archival(*PARTS, experiment_name="/Shared/none", settings=settings)
 
 
 @pytest.mark.parametrize(("status", "times"), [(429, 2), (500, 1), (503, 1)])
-def test_a_moment_of_weakness_is_waited_for(
+def test_a_temporary_failure_is_retried(
     settings: Settings, experiments: dict[str, str], workspace: WorkspaceDouble, status: int, times: int
 ) -> None:
     name, experiment_id = next(iter(experiments.items()))
@@ -140,7 +142,7 @@ def test_a_moment_of_weakness_is_waited_for(
     assert done.is_new
 
 
-def test_an_answer_that_is_lost_does_not_matter(
+def test_a_lost_response_does_not_matter(
     settings: Settings, experiments: dict[str, str], workspace: WorkspaceDouble
 ) -> None:
     name, experiment_id = next(iter(experiments.items()))
@@ -163,7 +165,7 @@ def test_a_refusal_is_one_line_without_the_token(
     assert TOKEN not in str(refused.value)
 
 
-def test_without_credentials_it_says_which(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABRICKS_HOST")
     monkeypatch.delenv("DATABRICKS_TOKEN")
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", "/nowhere")
@@ -172,7 +174,7 @@ def test_without_credentials_it_says_which(settings: Settings, monkeypatch: pyte
     assert "\n" not in str(refused.value)
 
 
-def test_at_a_server_of_ones_own_the_pipeline_archives() -> None:
+def test_on_another_server_the_pipeline_archives_itself() -> None:
     settings = Settings(mlflow=MlflowSettings(tracking_uri="http://me:secret@mlflow.here:5000"))
     said = (
         r"^trace archival is a service of Databricks \(\[mlflow\] tracking_uri = 'databricks'\); from "

@@ -1,4 +1,4 @@
-"""Datasets at Databricks: the real client against a double of the service."""
+"""Datasets on Databricks: the real client against a double of the service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORD: dict[str, Any] = {
 
 
 class DatasetsDouble:
-    """The part of the service that keeps datasets: tables by name, and their records."""
+    """The part of the service that stores datasets: tables by name, and their records."""
 
     def __init__(self, workspace: WorkspaceDouble) -> None:
         self.ids: dict[str, str] = {}
@@ -99,7 +99,7 @@ def test_records_are_added_once_to_the_table(service: DatasetsDouble, settings: 
     assert service.records["d-0"][0]["source"]["trace"] == {"trace_id": "tr-1"}
 
 
-def test_what_databricks_refuses_is_told_in_a_line(
+def test_a_refusal_of_databricks_is_reported_in_one_line(
     service: DatasetsDouble, settings: Settings, workspace: WorkspaceDouble
 ) -> None:
     with pytest.raises(MonitoringError, match=r"the name must be a table, such as catalog\.schema\.regression$"):

@@ -72,7 +72,7 @@ NoToken = Callable[[Project, WorkspaceDouble], None]
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait ten seconds for the last words of a process that is gone."""
+    """Do not wait ten seconds for the last messages of a dead process."""
     monkeypatch.setattr("dagster._core.pipes.utils.WAIT_FOR_LOGS_AFTER_EXECUTION_INTERVAL", 0)
 
 
@@ -81,7 +81,7 @@ def on(project: Project, databricks: DatabricksSettings) -> Project:
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """Why the one step failed, on a line."""
+    """The reason why the only step failed, on one line."""
     assert not result.success
     (reason,) = failures(result).values()
     assert "\n" not in reason
@@ -100,7 +100,7 @@ def nothing_recorded(project: Project, key: dg.AssetKey) -> bool:
         (dg.AssetKey(HOURLY_PERFORMANCE.name), HOURLY_PERFORMANCE, NEW_CLUSTER),
     ],
 )
-def test_a_job_makes_what_a_run_in_process_makes(
+def test_a_job_writes_the_same_as_a_run_in_process(
     key: dg.AssetKey,
     table: Any,
     databricks: DatabricksSettings,
@@ -125,7 +125,7 @@ def test_a_job_makes_what_a_run_in_process_makes(
     no_token(project, workspace)
 
 
-def test_a_job_of_another_code_location_makes_our_asset_under_its_prefix(
+def test_a_job_of_another_code_location_materializes_our_asset_under_its_prefix(
     finished: Project, remote: Project, workspace: WorkspaceDouble
 ) -> None:
     shutil.rmtree(remote.folder / "lake" / TRACE_ERRORS.name)
@@ -178,7 +178,7 @@ def test_a_scorer_has_its_checks_configuration_and_progress(
     no_token(remote, workspace)
 
 
-def test_results_carry_the_id_of_the_run_that_asked(remote: Project, workspace: WorkspaceDouble) -> None:
+def test_results_have_the_id_of_the_calling_run(remote: Project, workspace: WorkspaceDouble) -> None:
     shutil.rmtree(remote.folder / "lake" / ASSESSMENTS.name)
 
     result = remote.run(EVEN, FIRST, FIRST)
@@ -215,7 +215,7 @@ def test_results_carry_the_id_of_the_run_that_asked(remote: Project, workspace: 
         ),
     ],
 )
-def test_what_is_submitted(
+def test_the_submitted_job(
     databricks: DatabricksSettings,
     expected: dict[str, Any],
     remote: Project,
@@ -232,7 +232,7 @@ def test_what_is_submitted(
     assert given == {"task_key": "asset", **expected}
 
 
-def test_what_the_jobs_api_does_not_know_is_not_dropped(
+def test_unknown_fields_of_the_jobs_api_are_refused(
     remote: Project, workspace: WorkspaceDouble, impatient: None
 ) -> None:
     databricks = NEW_CLUSTER.model_copy(update={"new_cluster": {"spark_version": "17.3.x", "num_worker": 2}})
@@ -248,7 +248,7 @@ def test_an_interrupted_step_ends_the_job(
 ) -> None:
     def interrupt_once_it_runs() -> None:
         until(lambda: len(workspace.asked(GET)) > 2)
-        os.kill(os.getpid(), signal.SIGINT)  # Dagster has a run that is terminated raise this in its step
+        os.kill(os.getpid(), signal.SIGINT)  # Dagster raises this in the step of a terminated run
 
     interrupter = threading.Thread(target=interrupt_once_it_runs)
     interrupter.start()
@@ -267,7 +267,7 @@ def test_an_interrupted_step_ends_the_job(
     no_token(remote, workspace)
 
 
-def test_an_interruption_while_it_is_submitted_ends_the_job(
+def test_an_interruption_during_submission_ends_the_job(
     remote: Project, workspace: WorkspaceDouble, impatient: None
 ) -> None:
     workspace.program = SLEEPING
@@ -320,7 +320,7 @@ def test_a_task_that_does_not_report_fails_the_step(
     assert nothing_recorded(remote, ERRORS)
 
 
-def test_a_run_that_is_cancelled_there_fails_the_step(
+def test_a_run_cancelled_on_databricks_fails_the_step(
     remote: Project, workspace: WorkspaceDouble, impatient: None
 ) -> None:
     workspace.program = SLEEPING
@@ -337,7 +337,7 @@ def test_a_run_that_is_cancelled_there_fails_the_step(
     assert nothing_recorded(remote, ERRORS)
 
 
-def test_requests_that_fail_in_passing_are_repeated_and_the_job_starts_once(
+def test_requests_that_fail_temporarily_are_repeated_and_the_job_starts_once(
     finished: Project, remote: Project, workspace: WorkspaceDouble
 ) -> None:
     busy = Answer(429, {"error_code": "REQUEST_LIMIT_EXCEEDED", "message": "slow down"}, {"Retry-After": "0"})
@@ -345,7 +345,7 @@ def test_requests_that_fail_in_passing_are_repeated_and_the_job_starts_once(
     for path in (FILES, SUBMIT, GET):
         workspace.answer_next(1, busy, path)
         workspace.answer_next(2, broken, path)
-    workspace.answer_next(1, broken, SUBMIT, carried_out=True)  # it starts, and the answer is lost
+    workspace.answer_next(1, broken, SUBMIT, carried_out=True)  # the job starts, but the response is lost
     workspace.answer_next(1, Answer(502, b"<html>bad gateway</html>"), GET)
 
     result = remote.run(ERRORS)
@@ -357,7 +357,7 @@ def test_requests_that_fail_in_passing_are_repeated_and_the_job_starts_once(
     assert remote.metadata(ERRORS) == finished.metadata(ERRORS)
 
 
-def test_messages_that_cannot_be_removed_do_not_fail_a_job_that_has_succeeded(
+def test_messages_that_cannot_be_removed_do_not_fail_a_successful_job(
     finished: Project, remote: Project, workspace: WorkspaceDouble
 ) -> None:
     workspace.route("DELETE", f"{FILES}.+", lambda request: error(403, "PERMISSION_DENIED", "not yours"))
@@ -372,7 +372,7 @@ def test_messages_that_cannot_be_removed_do_not_fail_a_job_that_has_succeeded(
     assert remote.metadata(ERRORS) == finished.metadata(ERRORS)
 
 
-def test_a_run_whose_state_cannot_be_asked_for_goes_on(
+def test_a_run_continues_if_its_state_cannot_be_read(
     remote: Project, workspace: WorkspaceDouble, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("monitoring_pipeline.databricks.workspace.RETRY_SECONDS", 0)
@@ -386,7 +386,7 @@ def test_a_run_whose_state_cannot_be_asked_for_goes_on(
     assert not workspace.asked(CANCEL)
 
 
-def test_refused_credentials_are_told(
+def test_refused_credentials_are_reported(
     remote: Project, workspace: WorkspaceDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABRICKS_TOKEN", "dapi-another")
@@ -399,7 +399,7 @@ def test_refused_credentials_are_told(
     assert not workspace.runs
 
 
-def test_missing_credentials_are_told(
+def test_missing_credentials_are_reported(
     remote: Project, workspace: WorkspaceDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DATABRICKS_TOKEN")
@@ -411,7 +411,7 @@ def test_missing_credentials_are_told(
 
 
 @pytest.mark.parametrize("path", [FILES, SUBMIT, GET])
-def test_an_answer_that_cannot_be_parsed_does_not_tell_the_token(
+def test_an_unparsable_response_does_not_reveal_the_token(
     path: str, remote: Project, workspace: WorkspaceDouble, impatient: None, no_token: NoToken
 ) -> None:
     workspace.program = SLEEPING
@@ -424,7 +424,7 @@ def test_an_answer_that_cannot_be_parsed_does_not_tell_the_token(
     no_token(remote, workspace)
 
 
-def test_a_job_with_other_code_is_refused(
+def test_a_job_with_different_code_is_refused(
     remote: Project, workspace: WorkspaceDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "_digest", lambda *_: "0123456789abcdef")
@@ -459,7 +459,7 @@ def _configuration(step: Any) -> list[tuple[str, Any, bool, str | None]]:
     return [(name, field.config_type.key, field.is_required, field.description) for name, field in fields.items()]
 
 
-def test_no_secret_is_handed_over() -> None:
+def test_no_secret_is_passed_to_a_job() -> None:
     settings = Settings(
         mlflow=MlflowSettings(tracking_uri="postgresql://ada:hunter2@db/mlflow"),
         archive=ArchiveSettings(source="mlflow-sql", location="postgresql://ada:hunter2@replica/mlflow"),
@@ -474,7 +474,7 @@ def test_no_secret_is_handed_over() -> None:
     assert TOKEN not in handed
 
 
-def test_a_job_without_the_address_that_stayed_behind_says_what_to_set(
+def test_a_job_without_an_address_that_was_not_passed_names_the_variable_to_set(
     remote: Project, workspace: WorkspaceDouble
 ) -> None:
     changes = {"mlflow": MlflowSettings(tracking_uri="postgresql://ada:hunter2@db/mlflow")}
@@ -488,12 +488,12 @@ def test_a_job_without_the_address_that_stayed_behind_says_what_to_set(
     assert "hunter2" not in remote.log()
 
 
-def test_a_profile_of_this_machine_is_not_handed_over() -> None:
+def test_a_profile_of_this_machine_is_not_passed_to_a_job() -> None:
     settings = settings_of(FOLDER).model_copy(update={"mlflow": MlflowSettings(tracking_uri="databricks://mine")})
 
     assert handed_over(settings)["mlflow"]["tracking_uri"] == "databricks"
 
 
-def test_a_lake_that_no_job_sees_is_refused() -> None:
+def test_a_lake_that_jobs_cannot_read_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"^lake\.location = 'data/lake': Databricks jobs cannot read a folder of"):
         build_definitions(Settings(databricks=SERVERLESS))

@@ -1,4 +1,4 @@
-"""Scorers that Databricks runs, by the real clients of MLflow and databricks-agents against a double of the service."""
+"""Scorers that Databricks runs: the real clients of MLflow and databricks-agents against a double of the service."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ PROD = "tags.env = 'prod'"
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceDouble]:
-    """A workspace of the test's own, which is asked often."""
+    """The test's own workspace, polled at short intervals."""
     for name in ("POLL_SECONDS", "ARCHIVAL_SECONDS"):
         monkeypatch.setattr(managed_backfill, name, 0.05)
     with serving(tmp_path / "workspace", monkeypatch) as double:
@@ -81,7 +81,7 @@ def service(workspace: WorkspaceDouble, server: str, tmp_path: Path) -> ManagedD
 
 
 def judge(name: str, trace: Trace) -> Assessment | None:
-    """An odd trace is unsafe; one that 7 divides fails the judge, and of one that 11 divides it says nothing."""
+    """Odd traces are unsafe; the judge fails on multiples of 7, and returns nothing for multiples of 11."""
     number = int(trace.info.trace_id.removeprefix("tr-"), 16)
     if number % 11 == 0:
         return None
@@ -115,7 +115,7 @@ def feedback(
 
 @pytest.fixture
 def settings_of(store: Store, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Settings]:
-    """Settings at Databricks, with the test's own experiment and lake and the scorers given."""
+    """Settings on Databricks, with the test's own experiment and lake and these scorers."""
     name = f"/Shared/{request.node.name}"
     MlflowClient(store.uri).create_experiment(name, artifact_location=store.file.parent.as_uri())
     return lambda *scorers: Settings(
@@ -128,7 +128,7 @@ def settings_of(store: Store, request: pytest.FixtureRequest, tmp_path: Path) ->
 
 @pytest.fixture
 def settings(service: ManagedDouble, settings_of: Callable[..., Settings]) -> Settings:
-    """Settings with the scorer `safety` alone."""
+    """Settings with only the scorer `safety`."""
     return settings_of()
 
 
@@ -142,7 +142,7 @@ def id_of(settings: Settings) -> str:
 
 
 def standing(settings: Settings, service: ManagedDouble, name: str = "safety") -> Any:
-    """Rate, filter and version that the service has of the scorer."""
+    """Rate, filter and version of the scorer in the service."""
     found = experiment_of(settings, service).scorer(name)
     return found and (found.get("sample_rate"), found.get("filter_string") or None, found["scorer_version"])
 
@@ -150,7 +150,7 @@ def standing(settings: Settings, service: ManagedDouble, name: str = "safety") -
 # The lifecycle
 
 
-def test_each_change_is_made_at_databricks_too(settings: Settings, service: ManagedDouble) -> None:
+def test_each_change_is_also_made_on_databricks(settings: Settings, service: ManagedDouble) -> None:
     first = lifecycle.handle("safety", settings)
     assert (first.managed, first.drift, standing(settings, service)) == (True, None, None)
 
@@ -183,7 +183,7 @@ def test_each_change_is_made_at_databricks_too(settings: Settings, service: Mana
     ]  # fmt: skip
 
 
-def test_a_rate_of_nothing_is_a_stopped_scorer_there(settings: Settings, service: ManagedDouble) -> None:
+def test_a_rate_of_zero_is_a_stopped_scorer_on_databricks(settings: Settings, service: ManagedDouble) -> None:
     handle = lifecycle.handle("safety", settings).register().start(sample_rate=0)
     assert handle.state is lifecycle.ScorerState.ACTIVE
     assert standing(settings, service) == (0.0, None, 1)
@@ -206,7 +206,7 @@ def test_a_plan_registers_and_starts_functions_and_judges(
     assert len(service.asked("PATCH", f"scheduled-scorers/{id_of(settings)}")) == before
 
 
-def test_changed_code_is_a_new_version_there_and_runs_on(
+def test_changed_code_becomes_a_new_version_on_databricks_and_keeps_running(
     service: ManagedDouble, settings_of: Callable[..., Settings]
 ) -> None:
     apply(plan(settings_of(EVEN)))
@@ -228,7 +228,7 @@ def test_changed_code_is_a_new_version_there_and_runs_on(
         (None, "not registered there"),
     ],
 )
-def test_what_was_changed_at_databricks_is_shown_and_mended(
+def test_changes_made_on_databricks_are_shown_and_reverted(
     settings: Settings, service: ManagedDouble, changes: dict[str, Any] | None, told: str
 ) -> None:
     apply(plan(settings))
@@ -245,7 +245,7 @@ def test_what_was_changed_at_databricks_is_shown_and_mended(
     assert (standing(settings, service) or ())[:2] == (0.5, None)
 
 
-def test_a_scorer_that_is_configured_no_longer_is_deleted_there(
+def test_a_scorer_that_is_no_longer_configured_is_deleted_on_databricks(
     service: ManagedDouble, settings_of: Callable[..., Settings]
 ) -> None:
     apply(plan(settings_of(SAFETY, EVEN)))
@@ -271,7 +271,7 @@ def test_the_twenty_first_scorer_of_an_experiment_is_refused(settings: Settings,
     assert lifecycle.handle("safety", settings).state is lifecycle.ScorerState.UNREGISTERED
 
 
-def test_a_refusal_changes_nothing_here_and_says_what_it_is(
+def test_a_refusal_changes_nothing_here_and_is_reported(
     settings: Settings, service: ManagedDouble, workspace: WorkspaceDouble
 ) -> None:
     handle = lifecycle.handle("safety", settings).register()
@@ -285,7 +285,7 @@ def test_a_refusal_changes_nothing_here_and_says_what_it_is(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_service_that_has_a_moment_of_weakness_is_asked_again(
+def test_a_temporary_failure_of_the_service_is_retried(
     settings: Settings, service: ManagedDouble, workspace: WorkspaceDouble, status: int
 ) -> None:
     code = {429: "RESOURCE_EXHAUSTED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}[status]
@@ -312,7 +312,7 @@ def test_the_token_is_in_no_error_and_no_log(
     monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
     calls: list[Callable[[], Any]] = [handle.register, by_mlflow, lambda: managed.run_every(experiment_id, 15)]
     for call in calls:
-        # No JSON: the SDK's error then quotes the request with its headers.
+        # Not JSON: the SDK's error then quotes the request with its headers.
         for fault in (Answer(500, b"<html>no", {}), Answer(418, b"?", {})):
             workspace.answer_next(1000, fault, "managed-evals")
             monkeypatch.setattr(agents, "RETRY_SECONDS", 0.1)
@@ -327,7 +327,7 @@ def test_the_token_is_in_no_error_and_no_log(
     assert TOKEN not in caplog.text + printed.out + printed.err
 
 
-def test_the_rest_of_the_process_is_left_as_it_was(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rest_of_the_process_is_unchanged(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), os.environ.get("MLFLOW_REGISTRY_URI"))
     apply(plan(settings))
     managed.run_every(id_of(settings), 30)
@@ -335,7 +335,7 @@ def test_the_rest_of_the_process_is_left_as_it_was(settings: Settings, capsys: p
     assert capsys.readouterr().out == ""
 
 
-def test_source_from_databricks_is_not_run_to_look_at_it(
+def test_source_code_from_databricks_is_not_executed_to_compare_it(
     settings: Settings, service: ManagedDouble, tmp_path: Path
 ) -> None:
     proof = tmp_path / "run"
@@ -385,7 +385,7 @@ def inline(outputs: Any) -> bool: return bool(outputs)  # fmt: skip
         ({"builtin": "UserFrustration", "model": "databricks"}, "it scores sessions, whose boundaries this pipeline"),
     ],
 )
-def test_what_databricks_cannot_run_is_said_in_a_line(entry: dict[str, Any], problem: str) -> None:
+def test_a_scorer_that_databricks_cannot_run_is_refused_in_one_line(entry: dict[str, Any], problem: str) -> None:
     tracking = TrackingResource(tracking_uri="databricks", experiments=["/Shared/agent"])
     loaded = load_scorers([ScorerSettings(name="it", managed="databricks", **entry)])
     with pytest.raises(SettingsError) as refused:
@@ -406,7 +406,7 @@ def test_what_databricks_cannot_run_is_said_in_a_line(entry: dict[str, Any], pro
         {"builtin": "make_judge", "model": "databricks", "params": {"instructions": "Is {{ outputs }} polite?"}},
     ],
 )
-def test_what_databricks_can_run_is_rebuilt_by_mlflow_and_passes(
+def test_a_scorer_that_databricks_can_run_is_rebuilt_by_mlflow_and_accepted(
     entry: dict[str, Any], settings_of: Callable[..., Settings], service: ManagedDouble
 ) -> None:
     settings = settings_of(ScorerSettings(name="it", managed="databricks", **entry))
@@ -431,7 +431,7 @@ def test_it_needs_databricks_and_names_of_experiments() -> None:
     ]
 
 
-def test_more_scorers_than_databricks_takes_are_refused() -> None:
+def test_more_scorers_than_databricks_accepts_are_refused() -> None:
     tracking = TrackingResource(tracking_uri="databricks", experiments=["/Shared/agent"])
     many = load_scorers([SAFETY.model_copy(update={"name": f"safety_{n}"}) for n in range(21)])
     with pytest.raises(SettingsError, match=r"^21 scorers are managed; Databricks runs at most 20 per experiment$"):
@@ -440,7 +440,7 @@ def test_more_scorers_than_databricks_takes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("limit", ["concurrency", "requests_per_minute", "max_usd_per_day", "max_traces_per_hour"])
-def test_limits_that_nobody_would_hold_are_refused(tmp_path: Path, limit: str) -> None:
+def test_limits_that_nobody_would_enforce_are_refused(tmp_path: Path, limit: str) -> None:
     file = tmp_path / "monitoring.toml"
     file.write_text(
         f'[[scorers]]\nname = "safety"\nbuiltin = "Safety"\nmodel = "databricks"\nmanaged = "databricks"\n{limit} = 1\n'
@@ -451,7 +451,7 @@ def test_limits_that_nobody_would_hold_are_refused(tmp_path: Path, limit: str) -
         load_settings(file)
 
 
-def test_without_the_package_each_says_what_to_install(settings: Settings, tmp_path: Path) -> None:
+def test_without_the_package_each_error_names_what_to_install(settings: Settings, tmp_path: Path) -> None:
     apply(plan(settings))
     program = f"""
 import sys
@@ -530,7 +530,7 @@ class Run:
         )
 
     def run(self, *keys: str, job: str = ASSETS, **config: Any) -> dg.ExecuteInProcessResult:
-        """Run the scorers' assets, or all others that are named, over the four hours."""
+        """Run the scorers' assets, or the assets given, over the four hours."""
         ops = {f"assessments__{name}": {"config": config} for name in keys} if config else {}
         return (
             self.definitions()
@@ -558,7 +558,7 @@ COUNTS = ("archived", "filtered_out", "unsampled", "eligible", "scored", "failed
 
 @pytest.fixture
 def run(settings: Settings, service: ManagedDouble) -> Iterator[Run]:
-    """`safety` is registered and started; its traces lie in the archive of Databricks alone."""
+    """A project with `safety` registered and started; its traces are only in Databricks' archive."""
     made = traces()
     for trace in made:
         trace.info.trace_location = TraceLocation.from_experiment_id(id_of(settings))
@@ -569,11 +569,11 @@ def run(settings: Settings, service: ManagedDouble) -> Iterator[Run]:
 
 
 def expected(service: ManagedDouble) -> dict[str, Assessment]:
-    """By trace, the last assessment that the double has put on it."""
+    """The last assessment of each trace by the double."""
     return {trace.info.trace_id: trace.info.assessments[-1] for trace in service.traces if trace.info.assessments}
 
 
-def test_a_backfill_is_run_by_databricks_and_its_results_taken(run: Run) -> None:
+def test_databricks_runs_a_backfill_and_its_results_are_read(run: Run) -> None:
     assert run.run("safety").success
 
     (asked,) = run.service.asked("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")
@@ -612,13 +612,13 @@ def test_a_backfill_is_run_by_databricks_and_its_results_taken(run: Run) -> None
     assert run.problems() == []
 
 
-def test_the_hourly_chain_has_nothing_scored_and_takes_what_is_there(run: Run) -> None:
+def test_the_hourly_chain_scores_nothing_and_reads_existing_results(run: Run) -> None:
     assert run.run(job="monitoring").success
     assert run.service.asked("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill") == []
     assert run.ledger(*COUNTS) == [40, 0, 0, 40, 0, 0, 40]
     assert run.problems() == []
 
-    # Databricks scores one by itself.
+    # Databricks scores one on its own.
     one = run.service.traces[4]
     one.info.assessments.append(feedback("safety", 4, "yes"))
     run.service.archived([one])
@@ -627,7 +627,7 @@ def test_the_hourly_chain_has_nothing_scored_and_takes_what_is_there(run: Run) -
     assert run.problems() == []
 
 
-def test_a_later_run_adds_nothing_and_the_ledger_stays(run: Run) -> None:
+def test_a_later_run_adds_nothing_and_keeps_the_ledger(run: Run) -> None:
     assert run.run("safety").success
     before, rows = run.ledger(*COUNTS), run.project.rows()
     assert run.run(job="monitoring").success
@@ -635,7 +635,7 @@ def test_a_later_run_adds_nothing_and_the_ledger_stays(run: Run) -> None:
     assert run.problems() == []
 
 
-def test_what_comes_after_a_backfill_counts_and_a_new_trace_is_pending(run: Run) -> None:
+def test_results_after_a_backfill_count_and_a_new_trace_is_pending(run: Run) -> None:
     assert run.run("safety").success
     _, _, unsampled, eligible, scored, *_ = run.ledger(*COUNTS)
     left_out = next(trace for trace in run.service.traces if not trace.info.assessments)
@@ -654,24 +654,24 @@ def test_what_comes_after_a_backfill_counts_and_a_new_trace_is_pending(run: Run)
     assert run.problems() == []
 
 
-def test_a_run_may_have_a_rate_of_its_own_and_a_filter_counts(run: Run) -> None:
+def test_a_run_may_have_its_own_rate_and_the_filter_applies(run: Run) -> None:
     lifecycle.handle("safety", run.settings).update(filter=PROD)
     assert run.run("safety", sample_rate=1.0).success
     (asked,) = run.service.asked("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")
     assert asked["scorer_sample_rates"] == [{"name": "safety", "sample_rate": 1.0}]
-    # The double does not filter: results on odd traces are there, so they count. Of four it says nothing.
+    # The double does not filter: results on odd traces exist, so they count. On four it returns nothing.
     assert len(expected(run.service)) == 36
     assert run.ledger("archived", "filtered_out", "unsampled", "eligible", "pending") == [40, 2, 2, 36, 0]
     assert run.problems() == []
 
 
-def test_a_stopped_scorer_is_backfilled_when_a_person_asks(run: Run) -> None:
+def test_a_stopped_scorer_is_backfilled_on_request(run: Run) -> None:
     lifecycle.handle("safety", run.settings).stop()
     assert run.run("safety").success
     assert run.project.rows() != []
 
 
-def test_another_backfill_of_the_experiment_is_waited_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_for_another_backfill_of_the_experiment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = experiment_of(run.settings, run.service)
     experiment.backfills.append(Backfill(6999, id_of(run.settings), {}))
     waits: list[float] = []
@@ -687,7 +687,7 @@ def test_another_backfill_of_the_experiment_is_waited_for(run: Run, monkeypatch:
     assert [backfill.is_over for backfill in experiment.backfills] == [True, True]
 
 
-def test_a_backfill_that_another_began_just_before_is_waited_for(run: Run, workspace: WorkspaceDouble) -> None:
+def test_it_waits_for_a_backfill_that_another_process_just_started(run: Run, workspace: WorkspaceDouble) -> None:
     conflict = error(409, "RESOURCE_CONFLICT", "A backfill is already running for this experiment")
     workspace.answer_next(2, conflict, f"{SCORERS}/{id_of(run.settings)}/backfill")
     assert run.run("safety").success
@@ -695,7 +695,7 @@ def test_a_backfill_that_another_began_just_before_is_waited_for(run: Run, works
     assert len(experiment_of(run.settings, run.service).backfills) == 1
 
 
-def test_another_backfill_that_does_not_end_is_said_in_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_backfill_that_does_not_end_is_reported_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(managed_backfill, "CONFLICT_SECONDS", 0.2)
     experiment_of(run.settings, run.service).backfills.append(Backfill(6999, id_of(run.settings), {}))
     (reason,) = failures(run.run("safety")).values()
@@ -705,7 +705,7 @@ def test_another_backfill_that_does_not_end_is_said_in_a_line(run: Run, monkeypa
     )
 
 
-def test_a_backfill_whose_answer_is_lost_is_not_paid_for_twice(run: Run, workspace: WorkspaceDouble) -> None:
+def test_a_backfill_whose_response_is_lost_is_not_run_twice(run: Run, workspace: WorkspaceDouble) -> None:
     path = f"{SCORERS}/{id_of(run.settings)}/backfill"
     workspace.answer_next(1, error(500, "INTERNAL_ERROR", "lost"), path, carried_out=True)
     assert run.run("safety").success
@@ -714,13 +714,13 @@ def test_a_backfill_whose_answer_is_lost_is_not_paid_for_twice(run: Run, workspa
 
 
 @pytest.mark.parametrize("status", [429, 500])
-def test_a_backfill_that_was_not_begun_is_asked_for_again(run: Run, workspace: WorkspaceDouble, status: int) -> None:
+def test_a_backfill_that_did_not_start_is_requested_again(run: Run, workspace: WorkspaceDouble, status: int) -> None:
     workspace.answer_next(1, error(status, "BUSY", "busy"), f"{SCORERS}/{id_of(run.settings)}/backfill")
     assert run.run("safety").success
     assert len(experiment_of(run.settings, run.service).backfills) == 1
 
 
-def test_a_backfill_that_fails_fails_the_step_and_leaves_the_ledger(run: Run) -> None:
+def test_a_failed_backfill_fails_the_step_and_keeps_the_ledger(run: Run) -> None:
     run.service.fails = "The judge's <i>endpoint</i>\nis gone"
     (reason,) = failures(run.run("safety")).values()
     assert "the backfill of Databricks job 7000 failed: The judge's <i>endpoint</i> is gone; see http" in reason
@@ -728,13 +728,13 @@ def test_a_backfill_that_fails_fails_the_step_and_leaves_the_ledger(run: Run) ->
     assert run.project.rows(SCORER_COVERAGE) == []
 
 
-def test_a_job_that_the_jobs_api_does_not_tell_of_ends_with_the_monitor(run: Run) -> None:
+def test_a_job_missing_from_the_jobs_api_ends_with_the_monitor(run: Run) -> None:
     run.service.forgets_jobs = True
     assert run.run("safety").success
     assert {row["trace_id"] for row in run.project.rows()} == set(expected(run.service))
 
 
-def test_a_scorer_that_databricks_does_not_have_is_said_in_a_line(run: Run) -> None:
+def test_a_scorer_that_databricks_does_not_have_is_reported_in_one_line(run: Run) -> None:
     experiment_of(run.settings, run.service).scorers = []
     (reason,) = failures(run.run("safety")).values()
     assert "Databricks request failed: HTTPError: 400 Client Error" in reason
@@ -747,7 +747,7 @@ def test_a_scorer_that_databricks_does_not_have_is_said_in_a_line(run: Run) -> N
 
 @pytest.fixture
 def taken(run: Run) -> Callable[..., list[dict[str, Any]]]:
-    """The rows that come of assessments on trace 4."""
+    """The rows read from assessments on trace 4."""
 
     def take(*assessments: Assessment) -> list[dict[str, Any]]:
         run.service.traces[4].info.assessments = list(assessments)
@@ -758,7 +758,7 @@ def taken(run: Run) -> Callable[..., list[dict[str, Any]]]:
     return take
 
 
-def test_of_several_results_the_latest_counts(taken: Callable[..., list[dict[str, Any]]]) -> None:
+def test_the_latest_of_several_results_counts(taken: Callable[..., list[dict[str, Any]]]) -> None:
     later, sooner = feedback("safety", 4, "no", after=timedelta(seconds=9)), feedback("safety", 4, "yes")
     (row,) = taken(later, sooner)
     assert row["value"] == '"no"'
@@ -777,11 +777,13 @@ def test_of_several_results_the_latest_counts(taken: Callable[..., list[dict[str
     ],
     ids=["of another scorer", "of a person", "written back by us", "before the code was registered"],
 )
-def test_what_is_no_result_of_the_scorer(taken: Callable[..., list[dict[str, Any]]], given: dict[str, Any]) -> None:
+def test_assessments_that_are_not_results_of_the_scorer(
+    taken: Callable[..., list[dict[str, Any]]], given: dict[str, Any]
+) -> None:
     assert taken(feedback(**{"name": "safety", "number": 4, "value": "yes", **given})) == []
 
 
-def test_results_are_those_of_the_code_that_was_registered_when_they_were_made(run: Run) -> None:
+def test_results_belong_to_the_code_registered_when_they_were_made(run: Run) -> None:
     (code,) = load_scorers(run.settings.scorers)
     now = datetime.now(UTC)
     held = [("old", -9), (code.digest, -6), ("new", -3), (code.digest, 3), ("newer", 6)]
@@ -805,7 +807,7 @@ def test_values_of_every_kind(taken: Callable[..., list[dict[str, Any]]], value:
     assert (json.loads(row["value"]), row["score"]) == (value, score)
 
 
-# Traces that Databricks has seen by itself
+# Traces that Databricks has scored on its own
 
 
 def test_an_hour_is_settled_when_the_scorer_ran_until_long_after_it(run: Run) -> None:

@@ -1,7 +1,7 @@
 """A loopback double of a Databricks workspace: its REST API of jobs and files, with each task a real process.
 
-It speaks to the real databricks-sdk. Volumes are folders; as a test cannot mount /Volumes, a task is given the folders
-in the place of the paths below it. More routes are added with `route`.
+It serves the real databricks-sdk. Volumes are folders; because a test cannot mount /Volumes, a task gets these folders
+instead of paths below it. `route` adds more routes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer: JSON, or bytes as they are."""
+    """A response: JSON, or raw bytes."""
 
     status: int = 200
     body: Any = field(default_factory=dict)
@@ -80,7 +80,7 @@ def _execute(program: str, arguments: list[str]) -> None:
 
 
 def error(status: int, code: str, message: str) -> Answer:
-    """An error as the API words it."""
+    """An error in the format of the API."""
     return Answer(status, {"error_code": code, "message": message})
 
 
@@ -94,7 +94,7 @@ class _Fault:
 
 @dataclass
 class JobRun:
-    """A submitted run: its one task, and the process of it."""
+    """A submitted run: its only task, and the task's process."""
 
     run_id: int
     task: dict[str, Any]
@@ -116,7 +116,7 @@ class JobRun:
         self.process.wait(timeout=30)
 
     def state(self) -> dict[str, str]:
-        """The state that the API tells: pending at first, so that a client has to ask again."""
+        """The state that the API returns: pending at first, so that a client has to poll again."""
         self.polls += 1
         code = self.process.poll()
         if code is None:
@@ -130,7 +130,7 @@ class JobRun:
 
 
 class WorkspaceDouble:
-    """The workspace. `requests` holds all requests, `runs` all runs; `program` is how a task's process starts."""
+    """The workspace, with all `requests` and `runs`; `program` is the command that starts a task's process."""
 
     def __init__(self, folder: Path) -> None:
         self.volumes = folder / "Volumes"
@@ -161,7 +161,7 @@ class WorkspaceDouble:
         self._routes.insert(0, (method, re.compile(pattern), handler))
 
     def answer_next(self, count: int, answer: Answer, path: str = "", carried_out: bool = False) -> None:
-        """Give `answer` to the next requests whose path holds `path`; where `carried_out`, after doing as asked."""
+        """Return `answer` to the next requests whose path contains `path`; if `carried_out`, after performing them."""
         self._faults.append(_Fault(answer, path, count, carried_out))
 
     def folder_of(self, path: str) -> Path:
@@ -211,7 +211,7 @@ class WorkspaceDouble:
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_one
 
             def log_message(self, format: str, *arguments: object) -> None:
-                """Nothing: `requests` holds them all."""
+                """Log nothing: `requests` has them all."""
 
         return RequestHandler
 
@@ -274,7 +274,7 @@ class WorkspaceDouble:
         return JobRun(run_id, task, submitted, folder, process)
 
     def _mounted(self, parameter: str, folder: Path) -> str:
-        """The parameter of Pipes with folders for the paths below /Volumes, also within the context that it names."""
+        """The Pipes parameter with folders instead of paths below /Volumes, also within the context it names."""
         if parameter.startswith("--"):
             return parameter
         values = {
@@ -309,7 +309,7 @@ class WorkspaceDouble:
         if run is None:
             return error(400, "INVALID_PARAMETER_VALUE", "Retrieving the output of multiple tasks is not supported")
         lines = (run.folder / "stderr").read_text(encoding="utf-8").strip().splitlines()
-        raised = (run.process.poll() or 0) > 0  # a process that was killed has said nothing of it
+        raised = (run.process.poll() or 0) > 0  # a killed process has written no error
         return Answer(body={"error": lines[-1]} if lines and raised else {})
 
     def _cancel(self, request: Request) -> Answer:
@@ -338,7 +338,7 @@ class WorkspaceDouble:
         path = self._path(request)
         if not path.is_file():
             return _missing(request)
-        # Kept, for tests of what was in it.
+        # Kept, so that tests can check its content.
         path.rename(self.deleted / f"{len(list(self.deleted.iterdir()))}-{path.name}")
         return Answer(204, b"")
 
@@ -383,7 +383,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace
 
 
 def until(holds: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until it holds."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to hold"
@@ -391,6 +391,6 @@ def until(holds: Callable[[], object], seconds: float = 60) -> None:
 
 
 def texts(folder: Path) -> dict[Path, str]:
-    """What is in all the files below the folder."""
+    """The contents of all files below the folder."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path: path.read_text(encoding="utf-8", errors="replace") for path in files}

@@ -1,4 +1,4 @@
-"""What datasets of the recorded conversations must hold, worked out from their file alone."""
+"""The expected datasets of the recorded conversations, computed from their file alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMES: dict[str, Any] = {"start_time": RECORDED_WINDOW.start, "end_time": RECORD
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of a conversation: its trace, and of the last one what was recorded of the conversation."""
+    """A turn of a conversation: its trace and, for the last turn, the records of the conversation."""
 
     trace_id: str
     session: str

@@ -1,4 +1,4 @@
-"""Datasets of the recorded conversations against their file, and of traces made for what they do not have."""
+"""Datasets of the recorded conversations, against their file, and of made traces for other cases."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_filter_and_an_hour(settings: Settings, recorded_traces: list[Trace]) 
     assert failed
 
 
-def test_traces_of_a_search_give_the_same_records(
+def test_traces_of_a_search_yield_the_same_records(
     settings: Settings, recorded_store: str, turns: dict[str, Turn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", recorded_store)
@@ -148,12 +148,12 @@ def test_conversations_that_did_not_succeed(build: Any, settings: Settings, turn
     assert ("outputs" in records[0]) == (build is extract_failures_for_eval)
 
 
-def test_a_name_that_nothing_has_is_refused(settings: Settings) -> None:
+def test_an_unknown_name_of_scorer_or_feedback_is_refused(settings: Settings) -> None:
     with pytest.raises(MonitoringError, match=r"named 'task_sucess'; scorers are .*; feedback .* is task_success$"):
         extract_failures_for_eval("task_sucess", **TIMES, settings=settings)
 
 
-def test_a_diverse_sample_covers_what_the_conversations_have(
+def test_a_diverse_sample_covers_all_strata_of_the_conversations(
     settings: Settings, turns: dict[str, Turn], recorded_traces: list[Trace]
 ) -> None:
     def stratum(trace: Trace) -> tuple[Any, ...]:
@@ -169,7 +169,7 @@ def test_a_diverse_sample_covers_what_the_conversations_have(
     assert len(everything) == len({json.dumps(turn.inputs) for turn in turns.values()}) < 681
 
 
-def test_a_sample_by_meaning_of_given_traces_does_not_depend_on_their_order(
+def test_a_sample_by_meaning_does_not_depend_on_the_order_of_traces(
     settings: Settings, recorded_traces: list[Trace]
 ) -> None:
     def embed(texts: list[str]) -> list[list[float]]:
@@ -183,7 +183,7 @@ def test_a_sample_by_meaning_of_given_traces_does_not_depend_on_their_order(
     assert len(sample) == 40
 
 
-# Traces made for what the recorded ones do not have
+# Made traces for cases that the recorded ones lack
 
 
 def recorded_as(name: str, value: Any, source: AssessmentSource = PROGRAM, minute: int = 0, **more: Any) -> Feedback:
@@ -232,7 +232,7 @@ def test_unfinished_traces_and_those_without_inputs_are_left_out(project: Settin
     ],
     ids=["object", "text", "list", "nan", "no json", "deep", "surrogate"],
 )
-def test_inputs_are_a_dictionary_whatever_they_are(text: str, inputs: dict[str, Any], project: Settings) -> None:
+def test_inputs_of_any_kind_become_a_dictionary(text: str, inputs: dict[str, Any], project: Settings) -> None:
     trace = made_trace(1)
     trace.data.spans.clear()
     trace.info.request_preview = text
@@ -240,7 +240,7 @@ def test_inputs_are_a_dictionary_whatever_they_are(text: str, inputs: dict[str, 
     assert build_dataset_from_traces(**MADE, settings=project)[0]["inputs"] == inputs
 
 
-def test_of_several_expectations_the_latest_counts_and_feedback_is_none(project: Settings) -> None:
+def test_the_latest_of_several_expectations_counts_and_feedback_does_not(project: Settings) -> None:
     entries = [
         expected("facts", ["new"], minute=2),
         expected("facts", ["old"], minute=1),
@@ -252,7 +252,7 @@ def test_of_several_expectations_the_latest_counts_and_feedback_is_none(project:
     assert [record["expectations"] for record in records] == [{"facts": ["new"], "tone": {"polite": True}}]
 
 
-def test_hours_are_utc_wherever_this_runs(project: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hours_are_utc_in_any_time_zone(project: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     put(project, made_trace(1))
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
@@ -352,7 +352,7 @@ def test_results_of_a_scorer_count_by_its_own_rule_and_digest(project: Settings)
         return {record["metadata"]["source_trace"]: record["metadata"]["original_score"] for record in records}
 
     strict = scored(pass_if=">= 0.8")
-    assert failed(strict) == {trace_id(3): 0.7, trace_id(4): 0.0}  # of 2 a person said otherwise; of 1 a program did
+    assert failed(strict) == {trace_id(3): 0.7, trace_id(4): 0.0}  # a person disagreed on 2, a program on 1
     assert failed(scored()) == {trace_id(4): 0.0}
     changed = scored(pass_if=">= 0.8", params={"error_keyword": "mistake"})
     assert failed(changed) == {trace_id(4): 0.0}
@@ -382,7 +382,7 @@ def test_without_times_the_last_seven_days_count(project: Settings) -> None:
     assert build_dataset_from_traces(settings=project) == []
 
 
-def test_a_dataset_knows_what_it_was_made_of(project: Settings) -> None:
+def test_a_dataset_records_its_origin(project: Settings) -> None:
     lake = put(project, made_trace(1))
     dataset = build_diverse_eval_dataset(**MADE, settings=project)
     assert dataset.origin is not None

@@ -1,4 +1,4 @@
-"""Diverse samples: their size, what they cover, and that chance alone does not depend on the order of traces."""
+"""Diverse samples: their size and coverage, and that they do not depend on the order of traces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def candidate(
 
 @st.composite
 def populations(draw: st.DrawFn, distinct: bool = True) -> list[Candidate]:
-    """Up to 40 candidates of up to 24 strata; with `distinct` inputs, or with a few that come back."""
+    """Up to 40 candidates of up to 24 strata; with `distinct` inputs, or with a few repeated ones."""
     traits = st.tuples(
         st.sampled_from(["OK", "ERROR"]),
         st.sampled_from([None, 10.0, 2000.0, 9000.0]),
@@ -42,21 +42,19 @@ def strata(candidates: list[Candidate], ids: list[str]) -> Counter[object]:
 
 
 @given(populations(), st.integers(0, 50), st.integers(0, 3))
-def test_a_sample_is_as_large_as_asked_and_no_trace_is_in_it_twice(
-    candidates: list[Candidate], size: int, seed: int
-) -> None:
+def test_a_sample_has_the_requested_size_and_no_trace_twice(candidates: list[Candidate], size: int, seed: int) -> None:
     ids = diverse_sample(candidates, size, seed)
     assert len(ids) == len(set(ids)) == min(size, len(candidates))
     assert set(ids) <= {entry.trace_id for entry in candidates}
 
 
 @given(populations(), st.integers(1, 50))
-def test_strata_have_equal_parts_and_short_ones_are_made_up_for(candidates: list[Candidate], size: int) -> None:
+def test_strata_have_equal_shares_and_others_fill_up_small_ones(candidates: list[Candidate], size: int) -> None:
     whole = Counter(entry.stratum for entry in candidates)
     drawn = strata(candidates, diverse_sample(candidates, size, 0))
     most = max(drawn.values(), default=0)
     for stratum, there in whole.items():
-        assert drawn[stratum] >= min(there, most - 1)  # so all are covered where the size allows it
+        assert drawn[stratum] >= min(there, most - 1)  # so all are covered if the size allows it
 
 
 @given(populations(), st.integers(1, 50))
@@ -98,7 +96,7 @@ def test_another_seed_draws_another_sample() -> None:
     assert len(samples) == 10
 
 
-def test_the_seeds_draw_every_trace_about_equally_often() -> None:
+def test_over_many_seeds_every_trace_is_drawn_about_equally_often() -> None:
     candidates = [candidate(number) for number in range(10)]
     drawn = Counter(diverse_sample(candidates, 1, seed)[0] for seed in range(2000))
     expected = 2000 / 10
@@ -132,7 +130,7 @@ def on_a_line(texts: list[str]) -> list[list[float]]:
 
 
 @given(st.lists(st.integers(-1000, 1000), min_size=3, max_size=30, unique=True), st.integers(1, 8), st.integers(0, 5))
-def test_meaning_is_covered_at_most_twice_as_badly_as_is_possible(places: list[int], size: int, seed: int) -> None:
+def test_the_covering_radius_of_meaning_is_at_most_twice_the_optimum(places: list[int], size: int, seed: int) -> None:
     candidates = [candidate(number, inputs=str(place)) for number, place in enumerate(places)]
     inputs = {entry.trace_id: float(entry.inputs) for entry in candidates}
     chosen = [inputs[trace_id] for trace_id in diverse_sample(candidates, size, seed, on_a_line)]
@@ -141,7 +139,7 @@ def test_meaning_is_covered_at_most_twice_as_badly_as_is_possible(places: list[i
 
 
 def best_radius(places: list[int], centres: int) -> float:
-    """The smallest radius by which so many of the places cover all of them, found by trying every distance."""
+    """The smallest radius at which that many places cover all places, found by trying every distance."""
 
     def needed(radius: int) -> int:
         count, index = 0, 0
@@ -156,7 +154,7 @@ def best_radius(places: list[int], centres: int) -> float:
     return next(radius for radius in radii if needed(radius) <= centres)
 
 
-def test_a_far_meaning_is_drawn_before_a_near_one() -> None:
+def test_a_distant_meaning_is_drawn_before_a_close_one() -> None:
     candidates = [*(candidate(number, inputs=str(number)) for number in range(1, 20)), candidate(20, inputs="1000")]
     for seed in range(10):
         assert "tr-20" in diverse_sample(candidates, 2, seed, on_a_line)
@@ -165,7 +163,7 @@ def test_a_far_meaning_is_drawn_before_a_near_one() -> None:
 @pytest.mark.parametrize(
     "vectors", [[[1.0]], [1.0, 2.0, 3.0], [[1.0], [2.0], [np.nan]], [[1.0], [2.0], [3.0, 4.0]], ["a", "b", "c"], None]
 )
-def test_an_embedding_that_gives_no_vectors_is_refused(vectors: Any) -> None:
+def test_an_embedding_that_returns_no_vectors_is_refused(vectors: Any) -> None:
     with pytest.raises(
         MonitoringError, match="the embedding function must return one vector of finite numbers for each of 3 texts"
     ):

@@ -1,4 +1,4 @@
-"""Datasets in files: what is written, reading it back, rebuilding it, and the errors when that fails."""
+"""Datasets in files: writing, reading, rebuilding, and errors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_records_are_read_as_they_were_written(formats: list[Any], tmp_path: Pat
     assert manifest["digest"] == written.digest
 
 
-def test_the_digest_is_that_of_the_lines(tmp_path: Path) -> None:
+def test_the_digest_is_the_digest_of_the_lines(tmp_path: Path) -> None:
     written = write_dataset(ODD, tmp_path)
     assert written.digest == hashlib.sha256((tmp_path / "records.jsonl").read_bytes()).hexdigest()
     lines = (tmp_path / "records.jsonl").read_text(encoding="utf-8").split("\n")
@@ -87,20 +87,20 @@ def test_the_parquet_file_has_the_parts_as_json(tmp_path: Path) -> None:
         st.fixed_dictionaries({"inputs": st.dictionaries(st.text(), JSON)}, optional={"outputs": JSON}), max_size=4
     )
 )
-def test_equal_records_have_the_same_digest_whatever_the_order_of_their_keys(records: list[dict[str, Any]]) -> None:
+def test_equal_records_have_the_same_digest_in_any_order_of_keys(records: list[dict[str, Any]]) -> None:
     turned = [{key: record[key] for key in reversed(record)} for record in records]
     assert digest_of(turned) == digest_of(records)
     assert [json.loads(canonical(record)) for record in records] == records
 
 
-def test_a_dataset_takes_the_place_of_an_earlier_one_with_its_files(tmp_path: Path) -> None:
+def test_a_dataset_replaces_an_earlier_one_and_its_files(tmp_path: Path) -> None:
     write_dataset(ODD, tmp_path, ["jsonl", "parquet"])
     write_dataset(ODD[:1], tmp_path, ["jsonl"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "records.jsonl"]
     assert read_dataset(tmp_path) == ODD[:1]
 
 
-def test_a_write_that_is_interrupted_is_told_from_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_is_not_read_as_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(ODD, tmp_path)
 
     def no_disk(*arguments: Any) -> None:
@@ -132,10 +132,10 @@ def test_mistakes_are_reported(tmp_path: Path) -> None:
         write_dataset(ODD, tmp_path / "file" / "folder")
 
 
-# Made again
+# Rebuilding
 
 
-def test_a_dataset_is_made_again_the_same_though_the_archive_has_changed(
+def test_a_dataset_is_rebuilt_identically_after_the_archive_changed(
     settings: Settings, archived_lake: LakeResource, tmp_path: Path
 ) -> None:
     dataset = extract_failures_for_eval("task_success", **TIMES, settings=settings)
@@ -150,7 +150,7 @@ def test_a_dataset_is_made_again_the_same_though_the_archive_has_changed(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_dataset_of_results_is_made_again_though_scorer_and_results_have_changed(
+def test_a_dataset_of_results_is_rebuilt_after_scorer_and_results_changed(
     settings: Settings, archived_lake: LakeResource, tmp_path: Path
 ) -> None:
     (scorer,) = load_scorers(settings.scorers)
@@ -165,7 +165,7 @@ def test_a_dataset_of_results_is_made_again_though_scorer_and_results_have_chang
     assert digest_of(rebuild_dataset(tmp_path, settings=without)) == written.digest
 
 
-def test_a_sample_by_meaning_is_made_again_with_its_function(settings: Settings, tmp_path: Path) -> None:
+def test_a_sample_by_meaning_is_rebuilt_with_its_function(settings: Settings, tmp_path: Path) -> None:
     def embed(texts: list[str]) -> list[list[float]]:
         return [[float(len(text))] for text in texts]
 
@@ -192,7 +192,7 @@ def test_a_version_whose_files_are_gone_is_reported(
     assert read_dataset(tmp_path) == dataset
 
 
-def test_a_version_that_never_was_is_reported(settings: Settings, tmp_path: Path) -> None:
+def test_a_version_that_never_existed_is_reported(settings: Settings, tmp_path: Path) -> None:
     dataset = build_dataset_from_traces(**TIMES, max_records=5, settings=settings)
     write_dataset(dataset, tmp_path)
     manifest = manifest_of(tmp_path)
@@ -202,7 +202,7 @@ def test_a_version_that_never_was_is_reported(settings: Settings, tmp_path: Path
         rebuild_dataset(tmp_path, settings=settings)
 
 
-def test_what_was_not_made_of_the_archive_is_not_made_again(settings: Settings, tmp_path: Path) -> None:
+def test_a_dataset_that_does_not_come_from_the_archive_is_not_rebuilt(settings: Settings, tmp_path: Path) -> None:
     write_dataset(ODD, tmp_path)
     with pytest.raises(MonitoringError, match="written by hand, not from the archive"):
         rebuild_dataset(tmp_path, settings=settings)
@@ -211,7 +211,7 @@ def test_what_was_not_made_of_the_archive_is_not_made_again(settings: Settings, 
         rebuild_dataset(tmp_path, settings=settings)
 
 
-def test_another_lake_gives_other_records(settings: Settings, tmp_path: Path) -> None:
+def test_another_lake_yields_other_records(settings: Settings, tmp_path: Path) -> None:
     write_dataset(build_dataset_from_traces(**TIMES, settings=settings), tmp_path)
     manifest = manifest_of(tmp_path)
     manifest["origin"]["query"]["filter"] = "status = 'OK'"

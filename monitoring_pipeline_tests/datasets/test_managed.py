@@ -1,4 +1,4 @@
-"""Datasets in MLflow: what is added and what stays, and that an evaluation runs on them."""
+"""Datasets in MLflow: added and unchanged records, and evaluations on them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RECORD: dict[str, Any] = {
 def settings(
     archived_lake: LakeResource, recorded_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Settings]:
-    """Settings of a store of the test's own with the recorded conversations, which is MLflow's global one too."""
+    """Settings of the test's own store with the recorded conversations, which is also MLflow's global store."""
     shutil.copy(recorded_store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
@@ -82,7 +82,7 @@ def test_failed_conversations_become_a_dataset_that_is_evaluated_on_what_happene
 
 
 def overlap(turn: Any) -> float:
-    """Common tools by all tools, worked out without the scorer."""
+    """Common tools by all tools, computed without the scorer."""
     either = {*turn.tools, *turn.expected_tools}
     most = sum(max(turn.tools.count(tool), turn.expected_tools.count(tool)) for tool in either)
     return sum(min(turn.tools.count(tool), turn.expected_tools.count(tool)) for tool in either) / most if most else 1.0
@@ -116,7 +116,7 @@ def test_a_record_in_mlflow_has_its_metadata_as_tags_and_its_trace_as_source(set
     assert row["source"].source_data == {"trace_id": "tr-1", "session_id": "s"}
 
 
-def test_what_people_corrected_stays(settings: Settings) -> None:
+def test_corrections_by_people_are_kept(settings: Settings) -> None:
     merge_into_mlflow_dataset([RECORD], "curated", settings)
     get_dataset("curated").merge_records([{"inputs": {"q": "a"}, "expectations": {"expected_tools": ["by hand"]}}])
     other = {**RECORD, "outputs": "another", "metadata": {"source_trace": "tr-2"}}
@@ -129,7 +129,7 @@ def test_what_people_corrected_stays(settings: Settings) -> None:
     assert (row["outputs"], row["tags"]["source_trace"], row["source_id"]) == ("b", "tr-1", "tr-1")
 
 
-def test_a_dataset_that_is_there_is_used_and_belongs_to_the_experiments_otherwise(settings: Settings) -> None:
+def test_an_existing_dataset_is_used_and_a_new_one_belongs_to_the_experiments(settings: Settings) -> None:
     there = create_dataset(name="there", experiment_id="0")
     assert merge_into_mlflow_dataset([RECORD], "there", settings).dataset_id == there.dataset_id
     merge_into_mlflow_dataset([], "made", settings)
@@ -153,7 +153,7 @@ def test_two_datasets_of_one_name_are_reported(settings: Settings) -> None:
     assert all(dataset_id in str(raised.value) for dataset_id in ids)
 
 
-def test_what_mlflow_does_not_take_is_reported(settings: Settings) -> None:
+def test_a_refusal_of_mlflow_is_reported(settings: Settings) -> None:
     with pytest.raises(MonitoringError, match=r"^dataset name \"it's\": a name must not contain quotation marks"):
         merge_into_mlflow_dataset([RECORD], "it's", settings)
     with pytest.raises(TrackingError, match="cannot mix session fields"):

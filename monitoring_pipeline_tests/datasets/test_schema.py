@@ -1,4 +1,4 @@
-"""The schema of hand-written datasets: what passes as it is, and the lines for mistakes."""
+"""The schema of hand-written datasets: valid records, and a line for each mistake."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def problems(*records: Any) -> list[str]:
     return str(raised.value).splitlines()
 
 
-def test_records_that_are_right_pass_as_they_are_but_for_the_expectation_that_is_none() -> None:
+def test_valid_records_are_unchanged_except_for_an_expectation_of_none() -> None:
     before = copy.deepcopy(RECORDS)
     checked = validate_dataset(RECORDS)
     assert before == RECORDS
@@ -53,7 +53,7 @@ def test_records_that_are_right_pass_as_they_are_but_for_the_expectation_that_is
     assert checked[2:] == RECORDS[2:]
 
 
-def test_other_expectations_that_are_none_are_left_out() -> None:
+def test_other_expectations_of_none_are_left_out() -> None:
     record = {"inputs": {"q": 1}, "expectations": {"expected_response": None, "mine": None, "expected_tools": []}}
     assert validate_dataset([record]) == [{"inputs": {"q": 1}, "expectations": {"expected_tools": []}}]
 
@@ -105,17 +105,17 @@ def test_a_mistake_is_a_line_that_names_record_and_field(record: Any, line: str)
 
 
 @pytest.mark.parametrize("key", ["expected_fact", "Guidelines", "guideline", "expected_repsonse", "expected-tools"])
-def test_what_is_nearly_a_known_expectation_is_a_mistake(key: str) -> None:
+def test_a_misspelt_known_expectation_is_a_mistake(key: str) -> None:
     assert len(problems({"inputs": {}, "expectations": {key: []}})) == 1
 
 
 @pytest.mark.parametrize("key", ["expected_topics", "expected_intent", "tone", "max_response_length", "facts"])
-def test_expectations_may_have_names_of_their_own(key: str) -> None:
+def test_expectations_may_have_other_names(key: str) -> None:
     record = {"inputs": {}, "expectations": {key: "anything"}}
     assert validate_dataset([record]) == [record]
 
 
-def test_all_mistakes_are_told_at_once_and_a_test_id_is_of_one_record() -> None:
+def test_all_mistakes_are_reported_together_and_a_test_id_must_be_unique() -> None:
     lines = problems(
         {"inputs": 1, "metadata": {"test_id": "a"}}, {"inputs": {}}, {"inputs": {}, "metadata": {"test_id": "a"}}
     )
@@ -125,7 +125,7 @@ def test_all_mistakes_are_told_at_once_and_a_test_id_is_of_one_record() -> None:
     ]
 
 
-def test_guidelines_are_added_to_those_of_the_record() -> None:
+def test_guidelines_are_added_to_the_records_own() -> None:
     before = copy.deepcopy(RECORDS)
     guided = with_guidelines(RECORDS, ["Is polite"])
     assert before == RECORDS

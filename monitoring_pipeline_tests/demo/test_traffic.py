@@ -1,4 +1,4 @@
-"""The sample traffic has the properties it promises, read back through MLflow."""
+"""The sample traffic has its documented properties, read back through MLflow."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_failed_tools_carry_an_exception_and_the_agent_sometimes_recovers(filled
     assert recovered > 0
 
 
-def test_incident_hour_is_the_worst_and_other_hours_fail_little(filled: Filled) -> None:
+def test_incident_hour_has_the_most_errors_and_other_hours_have_few(filled: Filled) -> None:
     error_rate = {hour: len(failed(traces)) / len(traces) for hour, traces in filled.by_hour.items()}
     latency_ms = {hour: mean(t.info.execution_duration or 0 for t in traces) for hour, traces in filled.by_hour.items()}
     incident_rate, incident_ms = error_rate.pop(INCIDENT), latency_ms.pop(INCIDENT)

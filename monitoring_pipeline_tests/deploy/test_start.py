@@ -1,4 +1,4 @@
-"""Traces arrive while a deployment runs unattended: deploy/start on a PostgreSQL server of the test's own.
+"""Traces arrive while a deployment runs unattended: deploy/start on the test's own PostgreSQL server.
 
 MONITORING_SCENARIO_SECONDS sets how long traces arrive. With MONITORING_LONG_TESTS=1 the test also runs with `make ui`
 beside an `mlflow server`, both on SQLite.
@@ -68,7 +68,7 @@ class Deployment:
         return Store(Path(), TracingClient(self.mlflow), client.create_experiment("made"))
 
     def archived(self) -> dict[str, str]:
-        """The status of each archived trace; fails where one is there twice."""
+        """The status of each archived trace; fails if one is archived twice."""
         folder = self.folder / "lake" / "agent_traces"
         if not DeltaTable.is_deltatable(str(folder)):
             return {}
@@ -140,7 +140,7 @@ def laptop(folder: Path, environment: dict[str, str]) -> Iterator[Deployment]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the deployment, with its configuration and its DAGSTER_HOME, which is this process's too."""
+    """The folder of the deployment, with its configuration and its DAGSTER_HOME, which this process uses too."""
     start = floor_hour(datetime.now(UTC)) - 5 * HOUR
     (tmp_path / "monitoring.toml").write_text(CONFIG.format(start=start, folder=tmp_path), encoding="utf-8")
     (tmp_path / "dagster").mkdir()
@@ -170,7 +170,7 @@ def started(command: Sequence[str | Path], environment: dict[str, str], log: Pat
             process.wait(timeout=120)
 
 
-def test_left_alone_the_archive_follows_the_store_though_daemon_and_code_are_killed(deployment: Deployment) -> None:
+def test_the_archive_follows_the_store_unattended_even_if_daemon_and_code_are_killed(deployment: Deployment) -> None:
     store = deployment.store()
     expected, unfinished, number = {}, [], 0
     now = time.monotonic()

@@ -62,7 +62,7 @@ def scorers(min_characters: int) -> list[ScorerSettings]:
 
 @pytest.fixture(scope="session")
 def recorded_project(recorded_store: str, make_once: MakeOnce) -> RecordedProject:
-    """The recorded 48 hours, run once; then response_quality was changed and ran again over the last six."""
+    """The recorded 48 hours, run once; then response_quality changed and ran again over the last six hours."""
 
     def settings(folder: Path, min_characters: int) -> Settings:
         return Settings(
