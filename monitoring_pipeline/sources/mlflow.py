@@ -193,19 +193,20 @@ def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTr
     from mlflow.store.tracking.rest_store import RestStore
 
     readable = [info for info in listed if not isinstance(info, UnreadableTrace)]
-    infos = [info for info in readable if UNREADABLE_VALUE not in info.trace_metadata]
-    marked = [info for info in readable if UNREADABLE_VALUE in info.trace_metadata]
-    trace_ids = [info.trace_id for info in infos]
+    partial: list[Trace | UnreadableTrace] = []
+    if isinstance(client.store, RestStore):  # only these have infos of `PageInParts`
+        marked = [info for info in readable if UNREADABLE_VALUE in info.trace_metadata]
+        readable = [info for info in readable if UNREADABLE_VALUE not in info.trace_metadata]
+        partial = [trace_without_assessments(client.store, info) for info in marked]
+    trace_ids = [info.trace_id for info in readable]
     try:
         complete = {trace.info.trace_id: trace for trace in client.store.batch_get_traces(trace_ids)}
     except Exception as error:  # noqa: BLE001 - a malformed trace fails its batch with any error
-        log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(infos), error)
+        log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(readable), error)
         complete = {}
-    traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in infos]
-    if isinstance(client.store, RestStore):
-        traces += [trace_without_assessments(client.store, info) for info in marked]
+    traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in readable]
     unlisted = [trace for trace in listed if isinstance(trace, UnreadableTrace)]
-    return [trace for trace in traces if trace is not None] + unlisted
+    return [trace for trace in traces if trace is not None] + partial + unlisted
 
 
 def _with_spans_alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | None:

@@ -15,7 +15,7 @@ from mlflow.entities.trace_location import TraceLocation
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.sources import mlflow as mlflow_source
 from monitoring_pipeline.sources.mlflow import MlflowSource
-from monitoring_pipeline.traces.flatten import UnreadableTrace
+from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace
 from monitoring_pipeline_tests.sources.stores import HOUR, START, Store
 
 
@@ -103,3 +103,9 @@ def test_no_trace_is_skipped_if_others_are_deleted_between_pages(store: Store, m
     store.client.delete_traces(store.experiment_id, trace_ids=["t0", "t1"])
 
     assert read + ids(batches) == [f"t{number}" for number in range(8)]
+
+
+def test_a_trace_whose_own_metadata_has_our_mark_is_read_like_any_other(store: Store) -> None:
+    logged = [store.log(1), store.log(2, trace_metadata={UNREADABLE_VALUE: "a client's own"}), store.log(3)]
+
+    assert sorted(ids(traces(store))) == logged
