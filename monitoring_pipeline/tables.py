@@ -70,6 +70,7 @@ TOKEN_KINDS = [
     ("cache_write_tokens", pa.int64()),
     ("reasoning_tokens", pa.int64()),
 ]
+TOKEN_COLUMNS = tuple(name for name, _ in (*TOKENS, *TOKEN_KINDS))
 MODEL_CALL = pa.struct(
     [
         ("span_id", pa.string()),

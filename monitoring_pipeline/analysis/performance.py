@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from monitoring_pipeline.analysis.percentiles import percentile_columns, percentiles
 from monitoring_pipeline.analysis.sums import in_order, mean, total
+from monitoring_pipeline.tables import TOKEN_COLUMNS
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -152,20 +153,21 @@ def model_usage(traces: DataFrame) -> DataFrame:
 
     call = F.col("call")
     keys = ("hour", "experiment_id", "provider", "model")
-    names = ("input_tokens", "output_tokens", "total_tokens")
-    names += ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
     calls = traces.select(
         F.col("trace_hour").alias("hour"), "experiment_id", F.explode("model_calls").alias("call")
     ).select(
         "hour",
         "experiment_id",
-        *(call[name].alias(name) for name in ("provider", "model", *names, "cost_usd", "status", "duration_ms")),
+        *(
+            call[name].alias(name)
+            for name in ("provider", "model", *TOKEN_COLUMNS, "cost_usd", "status", "duration_ms")
+        ),
     )
     is_unpriced = F.col("cost_usd").isNull() & (F.col("total_tokens") > 0)
     figures = calls.groupBy(*keys).agg(
         F.count("*").alias("call_count"),
         F.sum((F.col("status") == "ERROR").cast("long")).alias("error_count"),
-        *(F.sum(name).alias(name) for name in names),
+        *(F.sum(name).alias(name) for name in TOKEN_COLUMNS),
         in_order("cost_usd").alias("costs_usd"),
         F.sum(F.coalesce(is_unpriced, F.lit(False)).cast("long")).alias("unpriced_count"),
         percentiles("duration_ms"),
@@ -175,7 +177,7 @@ def model_usage(traces: DataFrame) -> DataFrame:
         "call_count",
         "error_count",
         (F.col("error_count") / F.col("call_count")).alias("error_rate"),
-        *names,
+        *TOKEN_COLUMNS,
         total(F.col("costs_usd")).alias("cost_usd"),
         "unpriced_count",
         *percentile_columns("ms"),

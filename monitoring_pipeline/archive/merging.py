@@ -24,10 +24,10 @@ from monitoring_pipeline.sources.base import AnyTrace, Batch
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace, encodable, flatten
 from monitoring_pipeline.traces.redaction import Redactor
-from monitoring_pipeline.windows import Window, floor_hour, from_milliseconds
+from monitoring_pipeline.windows import Window, floor_hour
 
 if TYPE_CHECKING:
-    from mlflow.entities import Trace, TraceInfo
+    from mlflow.entities import Trace
 
 # Limits the size of a commit, so that memory does not grow with the number or size of traces.
 COMMIT_CHARACTERS = 48 * 2**20  # of trace_json; the rows take about 1.75 bytes per character
@@ -215,7 +215,7 @@ def _flat(
         row |= {"created_at": now, "experiment_name": names.get(row["experiment_id"])}
         return FlatTrace(redactor.row(row) if redactor else row, info)
     except Exception as error:  # noqa: BLE001 - a malformed trace may raise any error; the quarantine stores it
-        return _unreadable(info(), error)
+        return UnreadableTrace.of(info(), f"{type(error).__name__}: {error}")
 
 
 def _table(traces: list[FlatTrace]) -> tuple[pa.Table, list[UnreadableTrace]]:
@@ -224,15 +224,12 @@ def _table(traces: list[FlatTrace]) -> tuple[pa.Table, list[UnreadableTrace]]:
         return from_dicts(AGENT_TRACES, [trace.row for trace in traces]), []
     except Exception as error:  # noqa: BLE001 - a malformed trace fails its piece with any error; halving finds it
         if len(traces) == 1:
-            return from_dicts(AGENT_TRACES, []), [_unreadable(traces[0].info(), error)]
+            return from_dicts(AGENT_TRACES, []), [
+                UnreadableTrace.of(traces[0].info(), f"{type(error).__name__}: {error}")
+            ]
     middle = len(traces) // 2
     (first, refused_first), (second, refused_second) = _table(traces[:middle]), _table(traces[middle:])
     return pa.concat_tables([first, second]), refused_first + refused_second
-
-
-def _unreadable(info: TraceInfo, error: Exception) -> UnreadableTrace:
-    started = from_milliseconds(info.request_time)
-    return UnreadableTrace(info.trace_id, started, f"{type(error).__name__}: {error}", repr(info))
 
 
 def _quarantine_row(trace: UnreadableTrace, redactor: Redactor | None) -> dict[str, Any]:

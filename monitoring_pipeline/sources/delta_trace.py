@@ -116,11 +116,8 @@ def _location(trace: dict[str, Any], experiment_id: str | None) -> TraceLocation
 
 
 def _span(row: dict[str, Any], trace_id: str) -> Span:
-    from mlflow.entities import Span
-    from mlflow.tracing.otel.translation import translate_loaded_span
-
     span = _by_mlflows_names(row, SPAN)
-    built = TableSpan(
+    return TableSpan(
         trace_id=trace_id,
         span_id=span["span_id"],
         parent_id=span["parent_id"],
@@ -133,9 +130,6 @@ def _span(row: dict[str, Any], trace_id: str) -> Span:
         events=[_event(event) for event in _from_json(span["events"]) or []],
         links=_from_json(span["links"]) or [],
     ).to_mlflow()
-    if built.span_type not in (None, "UNKNOWN"):
-        return built
-    return Span.from_dict(translate_loaded_span(built.to_dict()))  # finds the type among the other attributes
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:

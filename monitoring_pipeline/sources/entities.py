@@ -36,24 +36,24 @@ class TableSpan:
             MlflowException: the values are not a valid span.
         """
         from mlflow.entities import Span
+        from mlflow.tracing.otel.translation import translate_loaded_span
         from mlflow.tracing.utils import parse_trace_id_v4
 
         otel_trace_id = (parse_trace_id_v4(self.trace_id)[1] or "").removeprefix("tr-")
         code = (self.status_code or "UNSET").upper().removeprefix("STATUS_CODE_")
-        return Span.from_dict(
-            {
-                "trace_id": _base64(otel_trace_id),
-                "span_id": _base64(self.span_id),
-                "parent_span_id": _base64(self.parent_id) if self.parent_id else None,
-                "name": self.name,
-                "start_time_unix_nano": self.start_ns,
-                "end_time_unix_nano": self.end_ns,
-                "status": {"code": f"STATUS_CODE_{code}", "message": self.status_message or ""},
-                "attributes": {**self.attributes, "mlflow.traceRequestId": json.dumps(self.trace_id)},
-                "events": self.events,
-                "links": self.links,
-            }
-        )
+        span = {
+            "trace_id": _base64(otel_trace_id),
+            "span_id": _base64(self.span_id),
+            "parent_span_id": _base64(self.parent_id) if self.parent_id else None,
+            "name": self.name,
+            "start_time_unix_nano": self.start_ns,
+            "end_time_unix_nano": self.end_ns,
+            "status": {"code": f"STATUS_CODE_{code}", "message": self.status_message or ""},
+            "attributes": {**self.attributes, "mlflow.traceRequestId": json.dumps(self.trace_id)},
+            "events": self.events,
+            "links": self.links,
+        }
+        return Span.from_dict(translate_loaded_span(span))  # finds an unknown type among the other attributes
 
 
 @dataclass

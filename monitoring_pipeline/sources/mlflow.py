@@ -185,8 +185,7 @@ def _page_one_by_one(
             store.get_experiment(experiment_ids[0])
             raw = json.dumps({"trace_id": trace_id, "timestamp_ms": started_ms, "status": status})
             page.append(UnreadableTrace(trace_id, from_milliseconds(started_ms), str(error), raw))
-    next_token = SearchTraceUtils.create_page_token(offset + PAGE).decode() if len(rows) == PAGE else None
-    return page, next_token
+    return page, page_token(offset + PAGE) if len(rows) == PAGE else None
 
 
 def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTrace]) -> list[Trace | UnreadableTrace]:
@@ -231,8 +230,7 @@ def _with_spans_alone(client: TracingClient, info: TraceInfo) -> Trace | Unreada
     except Exception as error:  # noqa: BLE001 - malformed content raises any error
         reason = f"{type(error).__name__}: {error}"
     client.get_trace_info(info.trace_id)  # raises if the source fails, not the trace
-    started = from_milliseconds(info.request_time)
-    return UnreadableTrace(info.trace_id, started, reason, repr(info))
+    return UnreadableTrace.of(info, reason)
 
 
 def hour_counts(tracking: TrackingResource, experiment_ids: list[str], window: Window) -> dict[datetime, HourCounts]:

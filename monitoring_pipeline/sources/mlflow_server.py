@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.resources.tracking import impatience
 from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace
-from monitoring_pipeline.windows import from_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
@@ -91,9 +90,7 @@ def trace_without_assessments(store: RestStore, info: TraceInfo) -> Trace | Unre
         return Trace(info, TraceData.from_dict(json.loads(_get(store, SPANS, {"request_id": info.trace_id}))))
     except Exception as error:  # noqa: BLE001 - malformed content raises any error
         store.search_experiments(max_results=1)  # raises if the server fails, not the trace
-        return UnreadableTrace(
-            info.trace_id, from_milliseconds(info.request_time), f"{type(error).__name__}: {error}", repr(info)
-        )
+        return UnreadableTrace.of(info, f"{type(error).__name__}: {error}")
 
 
 def _info(trace: dict[str, Any]) -> TraceInfo:

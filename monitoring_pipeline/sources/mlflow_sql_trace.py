@@ -158,7 +158,7 @@ def _built_by_mlflow(stored: StoredTrace, contents: list[str], tracking_uri: str
         reason = str(error)
     except Exception as error:  # noqa: BLE001 - malformed content raises any error
         reason = f"{type(error).__name__}: {error}"
-    return UnreadableTrace(info.trace_id, from_milliseconds(info.request_time), reason, repr(info))
+    return UnreadableTrace.of(info, reason)
 
 
 def _info(stored: StoredTrace) -> TraceInfo:

@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from monitoring_pipeline.text import plain
-from monitoring_pipeline.windows import EPOCH, nanoseconds
+from monitoring_pipeline.windows import EPOCH, nanoseconds, to_microseconds
 
 LONGEST_MS = timedelta(days=366) / timedelta(milliseconds=1)
 MOST_TOKENS = 10**12
 HIGHEST_COST_USD = 1e9
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+EARLIEST_US, LATEST_US = to_microseconds(EARLIEST), to_microseconds(LATEST)
 NOTED, NOTED_CHARACTERS = 20, 40
 
 
@@ -50,7 +51,7 @@ class Claims:
             raise TypeError(f"{name} {value!r} is not a whole number")
         if value > 0:
             microseconds = nanoseconds(value) // 1000
-            if microseconds < LATEST_US and microseconds >= EARLIEST_US:
+            if EARLIEST_US <= microseconds < LATEST_US:
                 return EPOCH + timedelta(microseconds=microseconds)
         self.note(name, value)
         return None
@@ -67,6 +68,3 @@ class Claims:
             return float(value)
         self.note(name, value)
         return None
-
-
-EARLIEST_US, LATEST_US = ((moment - EPOCH) // timedelta(microseconds=1) for moment in (EARLIEST, LATEST))

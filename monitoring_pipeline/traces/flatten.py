@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from monitoring_pipeline.text import json_or_text, plain
 from monitoring_pipeline.traces.claims import LATEST, Claims
 from monitoring_pipeline.traces.usage import model_calls, totals
-from monitoring_pipeline.windows import floor_hour, to_milliseconds
+from monitoring_pipeline.windows import floor_hour, from_milliseconds, to_milliseconds
 
 if TYPE_CHECKING:
-    from mlflow.entities import Trace, TraceInfo
+    from mlflow.entities import Assessment, Trace, TraceInfo
 
 SORTED = json.JSONEncoder(sort_keys=True)
 # Span attributes that have a column, so that they are left out of the span's metadata.
@@ -45,6 +45,11 @@ class UnreadableTrace:
     started: datetime
     reason: str
     raw: str
+
+    @classmethod
+    def of(cls, info: TraceInfo, reason: str) -> UnreadableTrace:
+        """The trace with this info, which is all that is known of it."""
+        return cls(info.trace_id, from_milliseconds(info.request_time), reason, repr(info))
 
     @property
     def request_time(self) -> int:
@@ -130,34 +135,35 @@ def _without_unreadable_values(info: TraceInfo) -> TraceInfo | None:
 
     Feedback gets an error, as without a value it must have one. An expectation gets the value as text.
     """
+    assessments = [_encodable(assessment) for assessment in info.assessments]
+    if all(one is other for one, other in zip(assessments, info.assessments, strict=True)):
+        return None
+    changed = copy.copy(info)
+    changed.assessments = assessments
+    return changed
+
+
+def _encodable(assessment: Assessment) -> Assessment:
+    """The assessment itself, or a copy with the mark if JSON cannot carry its value."""
     from mlflow.entities import AssessmentError
     from mlflow.entities.assessment import ExpectationValue, FeedbackValue
 
-    marked = []
-    for assessment in info.assessments:
-        try:
-            assessment.to_dictionary()
-        except Exception:
-            content = assessment.feedback or assessment.expectation
-            if content is None:
-                raise
-            value = plain(repr(content.value))
-            changed = copy.copy(assessment)
-            changed.metadata = {**(assessment.metadata or {}), UNREADABLE_VALUE: value}
-            if assessment.feedback is not None:
-                reason = f"the value {value} cannot be written as JSON"
-                error = AssessmentError(UNREADABLE_CODE, reason)
-                changed.feedback = FeedbackValue(value=None, error=error)  # pyright: ignore[reportArgumentType]
-            else:
-                changed.expectation = ExpectationValue(value)
-            marked.append(changed)
-        else:
-            marked.append(assessment)
-    if all(one is other for one, other in zip(marked, info.assessments, strict=True)):
-        return None
-    changed_info = copy.copy(info)
-    changed_info.assessments = marked
-    return changed_info
+    try:
+        assessment.to_dictionary()
+        return assessment
+    except Exception:
+        content = assessment.feedback or assessment.expectation
+        if content is None:
+            raise
+    value = plain(repr(content.value))
+    changed = copy.copy(assessment)
+    changed.metadata = {**(assessment.metadata or {}), UNREADABLE_VALUE: value}
+    if assessment.feedback is not None:
+        error = AssessmentError(UNREADABLE_CODE, f"the value {value} cannot be written as JSON")
+        changed.feedback = FeedbackValue(value=None, error=error)  # pyright: ignore[reportArgumentType]
+    else:
+        changed.expectation = ExpectationValue(value)
+    return changed
 
 
 def _topmost(spans: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,17 +10,10 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from monitoring_pipeline.tables import TOKEN_COLUMNS
 from monitoring_pipeline.text import json_or_text
 from monitoring_pipeline.traces.claims import Claims
 
-TOKENS = (
-    "input_tokens",
-    "output_tokens",
-    "total_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-)
 SPELLINGS = {
     "input_tokens": (
         "gen_ai.usage.input_tokens",
@@ -91,7 +84,7 @@ RECORDED, COMPUTED = "recorded", "computed"
 def model_calls(spans: Iterable[tuple[dict[str, Any], Mapping[str, Any]]], claims: Claims) -> list[dict[str, Any]]:
     """The calls of models among the spans, which are rows of `agent_traces.spans`, each with its attributes.
 
-    One row each: span_id, provider, model, the columns of `TOKENS`, cost_usd, cost_source (`recorded` by the client, or
+    One row each: span_id, provider, model, the `TOKEN_COLUMNS`, cost_usd, cost_source (`recorded` by the client, or
     `computed` from MLflow's price list), status and duration_ms. A span whose tokens are no more than those of the
     calls below it repeats their sum, so it is not a call; neither is one that wraps a call and has no tokens.
     """
@@ -100,22 +93,23 @@ def model_calls(spans: Iterable[tuple[dict[str, Any], Mapping[str, Any]]], claim
     for span_id, children in _children_first({key: row["parent_id"] for key, (row, _) in found.items()}):
         below = [call for child in children for call in calls.pop(child)]
         own = found[span_id][1]
-        is_call = own is not None and (not below or _tokens([own]) > _tokens(below))
-        calls[span_id] = [own] if own is not None and is_call else below
+        calls[span_id] = [own] if own is not None and (not below or _tokens([own]) > _tokens(below)) else below
     return [call for top in calls.values() for call in top]
 
 
 def totals(metadata: Mapping[str, str], calls: list[dict[str, Any]], claims: Claims) -> dict[str, Any]:
-    """The trace's own columns of `TOKENS`, cost_usd and cost_source.
+    """The trace's `TOKEN_COLUMNS`, cost_usd and cost_source.
 
     A total that the trace records counts; one that it lacks is the sum of its parts, else of its calls. The cost is
     null if that of a call with tokens is unknown.
     """
     recorded = _object(metadata.get("mlflow.trace.tokenUsage"))
-    found = {name: _own(recorded, name, claims) for name in TOKENS}
-    for name in TOKENS:
-        if OWN_NAMES.get(name, name) not in recorded and name not in recorded:
-            found[name] = _sum_of(call[name] for call in calls)
+    found = {
+        name: _own(recorded, name, claims)
+        if {OWN_NAMES.get(name, name), name} & recorded.keys()
+        else _sum_of(call[name] for call in calls)
+        for name in TOKEN_COLUMNS
+    }
     if "total_tokens" not in recorded and {"input_tokens", "output_tokens"} & recorded.keys():
         found["total_tokens"] = _sum_of((found["input_tokens"], found["output_tokens"]))
     recorded_usd = _cost_of(_object(metadata.get("mlflow.trace.cost")), claims)
@@ -138,29 +132,29 @@ def _call(row: dict[str, Any], attributes: Mapping[str, Any], claims: Claims) ->
     model = _text(attributes, MODELS)
     if tokens is None and not (is_of_model and model):
         return None
-    tokens = tokens or dict.fromkeys(TOKENS)
+    tokens = tokens or dict.fromkeys(TOKEN_COLUMNS)
     provider = _text(attributes, PROVIDERS)
+    recorded_usd = _recorded_cost(attributes, claims)
+    cost_usd = _computed_cost(provider, model, tokens) if recorded_usd is None else recorded_usd
     start, end = row["start_time"], row["end_time"]
-    call = {
+    return {
         "span_id": row["span_id"],
         "provider": provider,
         "model": model,
         **tokens,
-        "cost_usd": _recorded_cost(attributes, claims),
-        "cost_source": RECORDED,
+        "cost_usd": cost_usd,
+        "cost_source": None if cost_usd is None else COMPUTED if recorded_usd is None else RECORDED,
         "status": row["status"],
         "duration_ms": (end - start).total_seconds() * 1000 if start and end else None,
     }
-    if call["cost_usd"] is None:
-        call["cost_usd"], call["cost_source"] = _computed_cost(call), COMPUTED
-    if call["cost_usd"] is None:
-        call["cost_source"] = None
-    return call
 
 
 def _tokens_of(attributes: Mapping[str, Any], claims: Claims) -> dict[str, int | None] | None:
     own = _object(attributes.get(USAGE))
-    found = {name: _own(own, name, claims) if own else _spelled(attributes, SPELLINGS[name], claims) for name in TOKENS}
+    found = {
+        name: _own(own, name, claims) if own else _spelled(attributes, SPELLINGS[name], claims)
+        for name in TOKEN_COLUMNS
+    }
     if own and found["reasoning_tokens"] is None:
         found["reasoning_tokens"] = _spelled(attributes, SPELLINGS["reasoning_tokens"], claims)
     if all(count is None for count in found.values()):
@@ -176,7 +170,7 @@ def _own(usage: dict[str, Any], name: str, claims: Claims) -> int | None:
 
 def _spelled(attributes: Mapping[str, Any], spellings: Iterable[str], claims: Claims) -> int | None:
     for name in spellings:
-        if (value := json_value(attributes.get(name))) is not None:
+        if (value := _json_value(attributes.get(name))) is not None:
             return claims.count(name, value)
     return None
 
@@ -185,11 +179,11 @@ def _recorded_cost(attributes: Mapping[str, Any], claims: Claims) -> float | Non
     if COST in attributes:
         return _cost_of(_object(attributes[COST]), claims)
     for name in COSTS:
-        if (value := json_value(attributes.get(name))) is not None:
+        if (value := _json_value(attributes.get(name))) is not None:
             return claims.cost_usd(name, value)
     for parts in PARTS_OF_COST:
         if any(name in attributes for name in parts):
-            return _sum_of(claims.cost_usd(name, json_value(attributes.get(name))) for name in parts)
+            return _sum_of(claims.cost_usd(name, _json_value(attributes.get(name))) for name in parts)
     return None
 
 
@@ -200,16 +194,15 @@ def _cost_of(cost: dict[str, Any], claims: Claims) -> float | None:
     return _sum_of(claims.cost_usd(name, cost.get(name)) for name in ("input_cost", "output_cost"))
 
 
-def _computed_cost(call: dict[str, Any]) -> float | None:
-    """The call's tokens at the model's prices; input tokens include those that were cached."""
-    prices = _prices(call["provider"], call["model"]) if call["model"] and _tokens([call]) else None
+def _computed_cost(provider: str | None, model: str | None, tokens: Mapping[str, int | None]) -> float | None:
+    """The tokens at the model's prices; input tokens include those that were cached."""
+    prices = _prices(provider, model) if model and tokens["total_tokens"] else None
     if prices is None:
         return None
-    cached, written = call["cached_input_tokens"] or 0, call["cache_write_tokens"] or 0
-    new = max((call["input_tokens"] or 0) - cached - written, 0)
-    return sum(
-        count * price for count, price in zip((new, call["output_tokens"] or 0, cached, written), prices, strict=True)
-    )
+    cached, written = tokens["cached_input_tokens"] or 0, tokens["cache_write_tokens"] or 0
+    new = max((tokens["input_tokens"] or 0) - cached - written, 0)
+    counts = (new, tokens["output_tokens"] or 0, cached, written)
+    return sum(count * price for count, price in zip(counts, prices, strict=True))
 
 
 @functools.lru_cache(maxsize=1000)
@@ -231,18 +224,18 @@ def _sum_of(values: Iterable[Any]) -> Any:
 
 def _text(attributes: Mapping[str, Any], names: Iterable[str]) -> str | None:
     for name in names:
-        value = json_value(attributes.get(name))
+        value = _json_value(attributes.get(name))
         if isinstance(value, str) and value:
             return value
     return None
 
 
 def _object(value: Any) -> dict[str, Any]:
-    value = json_value(value)
+    value = _json_value(value)
     return value if isinstance(value, dict) else {}
 
 
-def json_value(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """The value of an attribute, which may be JSON, or JSON within JSON as some exporters write numbers."""
     for _ in range(2):
         if isinstance(value, str) and value[:1] in '"{[-0123456789':

@@ -14,8 +14,7 @@ from mlflow.entities import SpanStatusCode, Trace
 from monitoring_pipeline.analysis.performance import model_usage
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.spark import SparkResource
-from monitoring_pipeline.tables import AGENT_TRACES, MODEL_USAGE
-from monitoring_pipeline.traces.usage import TOKENS
+from monitoring_pipeline.tables import AGENT_TRACES, MODEL_USAGE, TOKEN_COLUMNS
 from monitoring_pipeline.windows import floor_hour, from_milliseconds
 from monitoring_pipeline_tests.conftest import RECORDED_WINDOW
 
@@ -83,7 +82,7 @@ def test_calls_are_summed_up_by_hour_experiment_and_model(spark: SparkResource) 
         (START, "2", "m"): 1,
     }
     row = found[START, "1", "m"]
-    assert [row[name] for name in TOKENS] == [16, None, 30, 2, None, 1]
+    assert [row[name] for name in TOKEN_COLUMNS] == [16, None, 30, 2, None, 1]
     assert (row["error_count"], row["error_rate"]) == (1, pytest.approx(1 / 3))
     assert (row["cost_usd"], row["unpriced_count"]) == (0.5, 1)
     assert (row["p50_ms"], row["p95_ms"]) == (20.0, pytest.approx(29.0))

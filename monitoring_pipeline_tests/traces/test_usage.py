@@ -9,7 +9,7 @@ import pytest
 from mlflow.entities import Trace
 
 from monitoring_pipeline.compat.mlflow import token_prices
-from monitoring_pipeline.traces.usage import TOKENS
+from monitoring_pipeline.tables import TOKEN_COLUMNS
 from monitoring_pipeline_tests.sources.stores import span_json
 from monitoring_pipeline_tests.traces.test_flatten import flat, made_trace
 
@@ -82,7 +82,7 @@ def used(total: int) -> dict[str, Any]:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_every_client_gives_the_same_row(client: str) -> None:
     row = flat(calling((1, None, {}), (2, 1, CLIENTS[client])))
-    assert [row[name] for name in TOKENS] == [100, 20, 120, 40, None, 5]
+    assert [row[name] for name in TOKEN_COLUMNS] == [100, 20, 120, 40, None, 5]
     [call] = row["model_calls"]
     assert (call["provider"], call["model"], call["span_id"]) == ("openai", "gpt-4.1-mini", f"{2:016x}")
     assert PRICES is not None
@@ -119,7 +119,7 @@ def test_a_failed_call_without_tokens_is_a_call() -> None:
 def test_a_total_of_the_trace_counts_and_what_it_lacks_is_derived() -> None:
     usage = {"mlflow.trace.tokenUsage": '{"input_tokens": 7, "output_tokens": 3}'}
     row = flat(calling((1, None, CLIENTS["MLflow"]), trace_metadata=usage))
-    assert [row[name] for name in TOKENS] == [7, 3, 10, 40, None, 5]
+    assert [row[name] for name in TOKEN_COLUMNS] == [7, 3, 10, 40, None, 5]
 
 
 @pytest.mark.parametrize(
