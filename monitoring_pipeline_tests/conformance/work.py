@@ -29,7 +29,7 @@ from monitoring_pipeline_tests.conformance.operations import all_operations
 from monitoring_pipeline_tests.conformance.transformations import all_transformations
 
 HOURS = 48 if "MONITORING_LONG_TESTS" in os.environ else 30  # a day and part of the next
-PART_HOURS = 6  # partitions of the archive in one run
+PART_HOURS = 6  # of the archive in one file
 
 
 def main(config: Path, folder: Path) -> None:
