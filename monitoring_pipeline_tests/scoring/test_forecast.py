@@ -1,4 +1,4 @@
-"""Forecasts: what a backfill would find and use, held against what it then really finds and uses."""
+"""Forecasts of a backfill's traces, tokens and cost, against the backfill itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOUR = Window(START, START + timedelta(hours=1))
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
     with serving(monkeypatch) as double:
-        # As dear as it can be: a token for each byte, and long answers.
+        # As expensive as possible: a token per byte, and long answers.
         double.tokens_of = lambda text: len(text.encode())
         double.answer = lambda prompt: {"result": "yes", "rationale": "x" * 800}
         yield double
@@ -52,7 +52,7 @@ def score(project: MadeProject, window: Window = WINDOW, **options: Any) -> None
     score_window(project.lake, configured, window, "run", **options)
 
 
-def test_what_is_scored_and_failed_is_told_from_what_is_to_score(made: MadeProject) -> None:
+def test_scored_and_failed_traces_are_counted_apart_from_traces_to_score(made: MadeProject) -> None:
     project = made.having(EVEN)
     assert counts(told(project)) == (40, 40, 0, 0, 40)
     score(project, HOUR)
@@ -61,7 +61,7 @@ def test_what_is_scored_and_failed_is_told_from_what_is_to_score(made: MadeProje
     assert counts(told(project, HOUR)) == (10, 10, 8, 2, 0)
 
 
-def test_rate_and_filter_are_those_that_the_backfill_would_have(made: MadeProject) -> None:
+def test_rate_and_filter_are_those_of_the_backfill(made: MadeProject) -> None:
     project = made.having(LATENCY)
     lifecycle.handle("stage_latency", project.settings).register().update(sample_rate=0.3, filter="tags.env = 'prod'")
     at_its_own, at_half = told(project), told(project, sample_rate=0.5)
@@ -82,12 +82,12 @@ def test_sessions_are_counted_once_each(made: MadeProject) -> None:
     assert counts(told(project)) == (40, 2, 2, 0, 0)
 
 
-def test_a_scorer_that_asks_no_model_uses_nothing(made: MadeProject) -> None:
+def test_a_scorer_without_a_model_uses_nothing(made: MadeProject) -> None:
     found = told(made.having(NUMBER))
     assert (found.at_most, found.expected, found.minutes) == (Spent(), None, None)
 
 
-def test_a_judge_uses_no_more_than_was_told(made: MadeProject, model: ModelDouble) -> None:
+def test_a_judge_uses_no_more_than_forecast(made: MadeProject, model: ModelDouble) -> None:
     project = made.having(JUDGE)
     before = told(project)
     assert model.requests == []
@@ -114,7 +114,7 @@ CHUNKS = [["the refund takes days", "flights leave at nine", "a bag weighs 20 kg
 
 
 @pytest.mark.parametrize("builtin", ["RetrievalRelevance", "KnowledgeRetention", "ToolCallEfficiency"])
-def test_a_judge_with_several_requests_a_trace_uses_no_more_than_was_told(
+def test_a_judge_with_several_requests_per_trace_uses_no_more_than_forecast(
     lake: LakeResource, model: ModelDouble, builtin: str
 ) -> None:
     archive_traces(lake, HOUR, [made_trace(number, session="s", retrieved=CHUNKS) for number in range(3)])
@@ -131,7 +131,7 @@ def test_a_judge_with_several_requests_a_trace_uses_no_more_than_was_told(
     assert used[0] > 0
 
 
-def test_what_is_expected_is_the_mean_of_earlier_results(made: MadeProject, model: ModelDouble) -> None:
+def test_the_expected_usage_is_the_mean_of_earlier_results(made: MadeProject, model: ModelDouble) -> None:
     project = made.having(JUDGE.model_copy(update={"requests_per_minute": 600}))
     score(project, HOUR)
     found = told(project)
@@ -145,7 +145,7 @@ def test_what_is_expected_is_the_mean_of_earlier_results(made: MadeProject, mode
     assert found.minutes == pytest.approx(30 / 600)
 
 
-def test_a_second_try_is_told_too(made: MadeProject, model: ModelDouble) -> None:
+def test_retries_of_failed_traces_are_forecast_too(made: MadeProject, model: ModelDouble) -> None:
     project = made.having(JUDGE)
     model.fate = lambda number, prompt: GARBLED if number < 5 else OK
     score(project)
