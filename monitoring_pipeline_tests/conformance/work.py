@@ -40,18 +40,18 @@ def main(config: Path, folder: Path) -> None:
     lake: LakeResource = build_resources(settings)["lake"]
     began = time.perf_counter()
 
-    def said(what: str) -> None:
+    def report(what: str) -> None:
         print(f"{time.perf_counter() - began:7.1f} s  {what}", flush=True)
 
-    run_chain(settings, window, folder, said)
+    run_chain(settings, window, folder, report)
     dump_tables(lake, folder, parts(window, PART_HOURS))
     for name, transform in all_transformations(lake, load_scorers(settings.scorers), window):
         save(folder / "transformations" / f"{name}.parquet", transform())
-        said(name)
+        report(name)
     empty = LakeResource(location=f"{settings.lake.location}_operations", spark=lake.spark)
     for name, operate in all_operations():
         save(folder / "operations" / f"{name}.parquet", operate(empty))
-        said(name)
+        report(name)
 
 
 def run_chain(settings: Settings, window: Window, folder: Path, say: Callable[[str], None]) -> None:

@@ -36,19 +36,19 @@ with open(sys.argv[2], "w", encoding="utf-8") as file:
 def test_the_notebook_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
     ended = subprocess.run(
-        [sys.executable, "-c", RUN, NOTEBOOK, tmp_path / "told.json"],
+        [sys.executable, "-c", RUN, NOTEBOOK, tmp_path / "results.json"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
-    assert told["records"] == 8
-    assert told["added"] == [8, 0]
-    assert told["metrics"]["tool_errors/mean"] == 0
-    assert told["bad hour"] == "2026-01-01 18:00:00+00:00"
-    assert told["least change"] > 0
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["records"] == 8
+    assert results["added"] == [8, 0]
+    assert results["metrics"]["tool_errors/mean"] == 0
+    assert results["bad hour"] == "2026-01-01 18:00:00+00:00"
+    assert results["least change"] > 0
 
 
 def test_the_notebook_contains_no_outputs() -> None:

@@ -84,16 +84,16 @@ def test_only_changed_fields_are_planned_and_applied(settings_of: SettingsOf) ->
 
 
 @pytest.mark.parametrize("wished", ["active", "stopped", "registered"])
-@pytest.mark.parametrize("had", ["active", "stopped", "registered"])
-def test_one_change_leads_from_any_state_to_any_other(settings_of: SettingsOf, had: str, wished: str) -> None:
-    apply(plan(settings_of(changed(LONG, state=had))))
+@pytest.mark.parametrize("current", ["active", "stopped", "registered"])
+def test_one_change_leads_from_any_state_to_any_other(settings_of: SettingsOf, current: str, wished: str) -> None:
+    apply(plan(settings_of(changed(LONG, state=current))))
     settings = settings_of(changed(LONG, state=wished))
     planned = plan(settings)
 
-    assert [change.fields for change in planned] == ([] if had == wished else [{"state": (had, wished)}])
+    assert [change.fields for change in planned] == ([] if current == wished else [{"state": (current, wished)}])
     apply(planned)
     assert states(settings) == {"long": wished}
-    assert len(history("long", settings)) == (1 if had == wished else 2)
+    assert len(history("long", settings)) == (1 if current == wished else 2)
 
 
 def test_a_manual_change_is_reverted(settings_of: SettingsOf) -> None:

@@ -356,7 +356,7 @@ def test_an_earlier_entry_that_arrives_late_wins_and_the_other_handle_is_stale(
     store: Store, server: str, experiment: str, earlier: timedelta, id: str
 ) -> None:
     by_database, by_server = settings_of(store.uri, experiment), settings_of(server, experiment)
-    told = lifecycle.handle("long", by_database).register()
+    stale = lifecycle.handle("long", by_database).register()
     written = history("long", by_database)[0]
     late = Change("long", 1, "apply", replace(written.standing, sample_rate=0.9), written.changed_at - earlier, id)
     found = MlflowClient(store.uri).get_experiment_by_name(experiment)
@@ -367,7 +367,7 @@ def test_an_earlier_entry_that_arrives_late_wins_and_the_other_handle_is_stale(
         assert history("long", settings) == [late, replace(written, applied=False)]
         assert lifecycle.handle("long", settings).sample_rate == 0.9
     with pytest.raises(StaleHandleError, match="by 'apply', revision 1"):
-        told.start()
+        stale.start()
 
 
 def test_many_concurrent_writers_leave_one_change_that_all_agree_on(settings: Settings) -> None:

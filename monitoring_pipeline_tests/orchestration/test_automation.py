@@ -98,20 +98,20 @@ class World:
                 self.definitions, self.instance, cursor=self.cursor, evaluation_time=self.now
             )
         self.cursor = result.cursor
-        asked: dict[str, set[str]] = {}
+        requests: dict[str, set[str]] = {}
         for key in self.definitions.resolve_asset_graph().get_all_asset_keys():
             for partition in result.get_requested_partitions(key):
-                asked.setdefault(str(partition), set()).add(key.to_user_string())
-        self.requested.update((name, partition) for partition, names in asked.items() for name in names)
-        return asked
+                requests.setdefault(str(partition), set()).add(key.to_user_string())
+        self.requested.update((name, partition) for partition, names in requests.items() for name in names)
+        return requests
 
     def settle(self) -> list[dict[str, set[str]]]:
         """Tick and run the requests until a tick requests nothing."""
         waves = []
-        while asked := self.tick():
-            waves.append(asked)
-            assert len(waves) < 10, f"asked for without an end: {waves}"
-            for partition, names in asked.items():
+        while requests := self.tick():
+            waves.append(requests)
+            assert len(waves) < 10, f"requests do not end: {waves}"
+            for partition, names in requests.items():
                 self.run(names, partition)
         return waves
 
@@ -175,11 +175,11 @@ def test_a_report_waits_while_an_hour_of_its_day_is_running(make: Callable[..., 
     world = make(QUALITY)
     world.archive(LATE)
     world.settle()
-    asked: list[dict[str, set[str]]] = []
+    requests: list[dict[str, set[str]]] = []
     world.wait_until(12, 30)
-    world.during["hourly_quality"] = lambda: asked.append(world.tick())
+    world.during["hourly_quality"] = lambda: requests.append(world.tick())
     assert world.run({"hourly_quality"}, LATER)
-    assert asked == [{}]
+    assert requests == [{}]
     assert world.tick() == {}  # the half hour has to come after the latest change
     world.wait_until(13, 30)
     assert world.tick() == {LATE_DAY: OF_A_DAY}
@@ -231,11 +231,11 @@ def test_the_ledger_waits_for_a_running_scorer(make: Callable[..., World]) -> No
     world = make()
     world.archive(LATE)
     first = world.tick()[LATE]
-    asked: list[dict[str, set[str]]] = []
+    requests: list[dict[str, set[str]]] = []
     world.run(first - {"assessments/stage_latency"}, LATE)
-    world.during["assessments/stage_latency"] = lambda: asked.append(world.tick())
+    world.during["assessments/stage_latency"] = lambda: requests.append(world.tick())
     world.run({"assessments/stage_latency"}, LATE)
-    assert asked == [{}]
+    assert requests == [{}]
     assert world.settle() == [{LATE: LEDGER}]
 
 
@@ -244,15 +244,15 @@ def test_a_change_while_downstream_assets_run_is_not_lost(make: Callable[..., Wo
     world.archive(LATE)
     first = world.tick()[LATE]
 
-    asked: list[dict[str, set[str]]] = []
+    requests: list[dict[str, set[str]]] = []
 
     def meanwhile() -> None:
         world.archive(LATE)
-        asked.append(world.tick())
+        requests.append(world.tick())
 
     world.during["trace_performance"] = meanwhile
     assert world.run(first, LATE)
-    assert "trace_performance" not in asked[0][LATE]  # the others ran before the change, and are requested
+    assert "trace_performance" not in requests[0][LATE]  # the others ran before the change, and are requested
     assert "trace_performance" in world.tick()[LATE]
 
 

@@ -66,7 +66,7 @@ def test_a_failing_scorer_does_not_stop_others(
     made: MadeProject, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_at_once(monkeypatch, "response_quality")
-    told: list[StepEvent] = []
+    events: list[StepEvent] = []
     failed = run_backfills(
         build_definitions(made.settings),
         made.settings,
@@ -74,7 +74,7 @@ def test_a_failing_scorer_does_not_stop_others(
         ["response_quality", "stage_latency"],
         ScorerOptions(),
         instance,
-        told.append,
+        events.append,
     )
     assert failed == {"assessments/response_quality": "RuntimeError: no disk"}
     assert made.scored("stage_latency") == IDS
@@ -82,7 +82,7 @@ def test_a_failing_scorer_does_not_stop_others(
     assert [(row["scored"], row["pending"]) for row in ledger if row["scorer"] == "stage_latency"] == [(10, 0)] * 4
     assert [(row["scored"], row["pending"]) for row in ledger if row["scorer"] == "response_quality"] == [(0, 10)] * 4
     assert {row["scorer"] for row in made.rows(HOURLY_QUALITY)} >= {"stage_latency"}
-    ended = [(event.step, event.kind) for event in told if event.kind in ("success", "failure")]
+    ended = [(event.step, event.kind) for event in events if event.kind in ("success", "failure")]
     assert sorted(ended) == [
         ("assessments/response_quality", "failure"),
         ("assessments/stage_latency", "success"),
@@ -145,9 +145,9 @@ def backfill_at(project: MadeProject, instance: dg.DagsterInstance, rate: float)
 
 def test_scorers_run_side_by_side_and_a_dead_one_is_named(made: MadeProject, dagster_home: Path) -> None:
     project = made.having(NUMBER, DEADLY, EVEN, max_scorers_at_once=3)
-    told: list[StepEvent] = []
+    events: list[StepEvent] = []
     names = ["number", "deadly", "even"]
-    failed = run_side_by_side(project.settings, WINDOW, names, ScorerOptions(), told.append)
+    failed = run_side_by_side(project.settings, WINDOW, names, ScorerOptions(), events.append)
     assert failed == {"deadly": "its process ended with -9"}
     assert (project.scored("number"), project.scored("even"), project.scored("deadly")) == (IDS, IDS, [])
     ledger = {name: project.rows(SCORER_COVERAGE, name) for name in names}
@@ -155,9 +155,9 @@ def test_scorers_run_side_by_side_and_a_dead_one_is_named(made: MadeProject, dag
     assert sum(row["failed"] for row in ledger["even"]) == 8
     assert {row["pending"] for row in ledger["deadly"]} == {10}
     assert len(project.rows(HOURLY_QUALITY, "number")) == len(project.rows(HOURLY_QUALITY, "even")) == 4
-    succeeded = [event.step for event in told if event.kind == "success"]
+    succeeded = [event.step for event in events if event.kind == "success"]
     assert {"assessments/number", "assessments/even", "scorer_coverage", "hourly_quality"} == {*succeeded}
-    assert "assessments/deadly" in {event.step for event in told if event.kind == "start"}
+    assert "assessments/deadly" in {event.step for event in events if event.kind == "start"}
 
 
 def test_results_that_arrive_while_the_ledger_is_computed_do_not_fail_it(
@@ -214,15 +214,15 @@ def test_a_backfill_of_each_scorer_is_requested_and_the_daemon_runs_it(
         graph = definitions.resolve_asset_graph()
         assert {backfill.backfill_id for backfill in instance.get_backfills()} == set(launched.values())
         for name, backfill_id in launched.items():
-            asked = instance.get_backfill(backfill_id)
-            assert asked is not None
-            assert asked.status == BulkActionStatus.REQUESTED
-            assert asked.title == f"{name}, 2026-01-01 05:00 to 2026-01-01 09:00 UTC"
-            target = asked.get_asset_backfill_data(graph).target_subset
+            requested = instance.get_backfill(backfill_id)
+            assert requested is not None
+            assert requested.status == BulkActionStatus.REQUESTED
+            assert requested.title == f"{name}, 2026-01-01 05:00 to 2026-01-01 09:00 UTC"
+            target = requested.get_asset_backfill_data(graph).target_subset
             hours = {key: target.get_partitions_subset(key).get_partition_keys() for key in target.asset_keys}
             assert hours == dict.fromkeys([scorer_key(name), *DOWNSTREAM], HOURS)
             config = {"sample_rate": 0.5, "retry_failed": False, "newest_first": True}
-            assert asked.run_config == {"ops": {f"assessments__{name}": {"config": config}}}
+            assert requested.run_config == {"ops": {f"assessments__{name}": {"config": config}}}
 
         target = ModuleTarget("monitoring_pipeline.definitions", None, None, "pipeline")
         with create_test_daemon_workspace_context(target, instance) as context:

@@ -303,8 +303,8 @@ WRITE_BACK = ScoringSettings(write_back=True)
 
 
 def test_results_go_to_mlflow_only_if_configured(finished: Project) -> None:
-    asked = Project(finished.settings.model_copy(update={"scoring": WRITE_BACK}), finished.instance)
-    added = asked.keys() - finished.keys()
+    with_write_back = Project(finished.settings.model_copy(update={"scoring": WRITE_BACK}), finished.instance)
+    added = with_write_back.keys() - finished.keys()
     assert added == {dg.AssetKey(RESULTS_IN_MLFLOW)}
 
 

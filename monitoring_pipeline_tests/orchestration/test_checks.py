@@ -41,7 +41,7 @@ from monitoring_pipeline_tests.made_project import FIRST, LAST, WINDOW, MadeProj
 DAY = timedelta(days=1)
 NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)
 ANY = Window(NOON, NOON + HOUR)
-TOLD = "first_problems"
+PROBLEMS = "first_problems"
 
 
 def value(result: dg.AssetCheckResult, name: str) -> Any:
@@ -72,8 +72,11 @@ def test_a_table_changed_by_another_writer_fails_the_schema_check(lake: LakeReso
         )
         write_deltalake(path, other.empty_table(), mode="overwrite", schema_mode="overwrite")
     results = {result.check_name: result for result in table_checks("x", HOURLY_QUALITY, lake.read(HOURLY_QUALITY))}
-    told = {"column": "hourly_quality: note is not declared", "type": "hourly_quality: scored is string, not bigint"}
-    assert value(results["schema_as_declared"], TOLD) == told[defect]
+    expected = {
+        "column": "hourly_quality: note is not declared",
+        "type": "hourly_quality: scored is string, not bigint",
+    }
+    assert value(results["schema_as_declared"], PROBLEMS) == expected[defect]
     for result in results.values():
         assert not result.passed
         assert result.severity == dg.AssetCheckSeverity.ERROR
@@ -83,7 +86,7 @@ SOUND = {"trace_count": 4, "error_count": 1, "error_rate": 0.25, "p50_duration_m
 
 
 @pytest.mark.parametrize(
-    ("table", "row", "told"),
+    ("table", "row", "message"),
     [
         (HOURLY_PERFORMANCE, {"error_rate": 1.5}, "error_rate outside 0 to 1"),
         (HOURLY_PERFORMANCE, {"error_count": 5}, "error_count above trace_count"),
@@ -97,14 +100,14 @@ SOUND = {"trace_count": 4, "error_count": 1, "error_rate": 0.25, "p50_duration_m
         (SCORER_AGREEMENT, {"kappa": -1.2}, "kappa outside -1 to 1"),
     ],
 )
-def test_an_impossible_value_blocks(lake: LakeResource, table: Table, row: dict[str, Any], told: str) -> None:
+def test_an_impossible_value_blocks(lake: LakeResource, table: Table, row: dict[str, Any], message: str) -> None:
     base = SOUND if table == HOURLY_PERFORMANCE else {}
     sound = checks(lake, table, base)["values_in_range"]
-    assert (sound.passed, value(sound, TOLD)) == (True, "none")
+    assert (sound.passed, value(sound, PROBLEMS)) == (True, "none")
     result = checks(lake, table, base, {**base, **row})["values_in_range"]
     assert not result.passed
     assert result.severity == dg.AssetCheckSeverity.ERROR
-    assert f"2026-01-10 12:00 {told}: 1 row" in value(result, TOLD).splitlines()
+    assert f"2026-01-10 12:00 {message}: 1 row" in value(result, PROBLEMS).splitlines()
 
 
 def test_an_impossible_value_reported_by_a_trace_is_only_a_warning(lake: LakeResource) -> None:
@@ -123,7 +126,7 @@ def test_a_trace_with_an_impossible_value_is_named(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, from_dicts(AGENT_TRACES, [odd]))
     result = values_plausible(lake, ANY)
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert value(result, TOLD) == "tr-odd: duration_ms -3, cost_usd nan"
+    assert value(result, PROBLEMS) == "tr-odd: duration_ms -3, cost_usd nan"
 
 
 def test_rounding_errors_are_not_a_defect(lake: LakeResource) -> None:
@@ -143,7 +146,7 @@ def test_a_trace_under_two_hours_is_found_from_either_hour(lake: LakeResource) -
     for hour in (NOON, NOON + HOUR):
         result = trace_ids_unique(lake, Window(hour, hour + HOUR))
         assert not result.passed
-        assert value(result, TOLD) == "tr-moved under 2026-01-10 12:00 and 2026-01-10 13:00"
+        assert value(result, PROBLEMS) == "tr-moved under 2026-01-10 12:00 and 2026-01-10 13:00"
     assert trace_ids_unique(lake, Window(NOON - HOUR, NOON)).passed  # in an adjacent hour only
 
 
@@ -169,13 +172,13 @@ def test_an_empty_hour_between_busy_ones_is_reported_with_the_usual_number(lake:
     result = no_silent_hour(lake, ANY)
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
     usual = "no trace, against a median of 50 traces in this hour on 7 earlier days"
-    assert value(result, TOLD).splitlines() == [f"2026-01-10 09:00 {usual}", f"2026-01-10 10:00 {usual}"]
+    assert value(result, PROBLEMS).splitlines() == [f"2026-01-10 09:00 {usual}", f"2026-01-10 10:00 {usual}"]
 
 
 def test_a_young_archive_is_compared_with_adjacent_hours(lake: LakeResource) -> None:
     fill(lake, {NOON - 2 * HOUR: 40, NOON: 30})
-    told = value(no_silent_hour(lake, ANY), TOLD)
-    assert told == "2026-01-10 11:00 no trace, against at least 30 traces in the adjacent hours"
+    problem = value(no_silent_hour(lake, ANY), PROBLEMS)
+    assert problem == "2026-01-10 11:00 no trace, against at least 30 traces in the adjacent hours"
 
 
 @given(st.dictionaries(st.integers(0, 200), st.integers(0, 9)), st.integers(170, 200))
@@ -242,7 +245,7 @@ def test_an_asset_whose_blocking_check_fails_is_not_materialized(
     checked = {check.check_name: check for check in result.get_asset_check_evaluations()}
     assert set(checked) == {"schema_as_declared", "values_in_range"}
     assert not checked["values_in_range"].passed
-    told = str(checked["values_in_range"].metadata[TOLD].value).splitlines()
-    assert [line[:16] for line in told if "span_count below 0" in line] == [
+    problems = str(checked["values_in_range"].metadata[PROBLEMS].value).splitlines()
+    assert [line[:16] for line in problems if "span_count below 0" in line] == [
         f"{hour:%Y-%m-%d %H:%M}" for hour in WINDOW.hours()
     ]

@@ -73,9 +73,9 @@ def test_the_latest_process_of_a_run_counts(instance: dg.DagsterInstance, dead_p
     assert run_id not in end_lost_runs(instance, NO_PREFIX)
 
 
-@pytest.mark.parametrize("case", ["alive", "not yet told", "of a command on another machine"])
+@pytest.mark.parametrize("case", ["alive", "not yet reported", "of a command on another machine"])
 def test_other_runs_continue(instance: dg.DagsterInstance, dead_pid: int, case: str) -> None:
-    pids = {"alive": os.getpid(), "not yet told": None}
+    pids = {"alive": os.getpid(), "not yet reported": None}
     tags = {HOST_TAG: "elsewhere"} if case.startswith("of a command") else {}
     run_id = started(instance, pids.get(case, dead_pid), tags=tags)
     assert run_id not in end_lost_runs(instance, NO_PREFIX)

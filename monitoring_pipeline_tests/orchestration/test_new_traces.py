@@ -124,7 +124,7 @@ class Follower:
         )
         return data
 
-    def asked(self) -> list[tuple[str, str]]:
+    def requested(self) -> list[tuple[str, str]]:
         """The ranges that a tick requests, without running them."""
         return [(request.tags[RANGE_START], request.tags[RANGE_END]) for request in self.tick().run_requests]
 
@@ -343,7 +343,7 @@ def test_a_failing_hour_does_not_delay_others(follower: Follower, monkeypatch: p
         fail_reading(follower)
         [request] = follower.tick().run_requests
         assert not follower.run(request)
-    assert follower.asked() == [(key(hour), key(hour)) for hour in reversed(hours)]
+    assert follower.requested() == [(key(hour), key(hour)) for hour in reversed(hours)]
 
 
 def test_a_missing_trace_fails_the_check_and_its_hour_stays_due(
@@ -406,22 +406,22 @@ def test_hours_of_a_run_in_progress_are_not_requested(job: str, status: DagsterR
     follower.run(data.run_requests[0])
     assert follower.tick().skip_message == f"being archived: {key(CURRENT - 2 * HOUR)}"
     follower.instance.report_run_failed(run)
-    assert follower.asked() == [(key(CURRENT - 2 * HOUR),) * 2]
+    assert follower.requested() == [(key(CURRENT - 2 * HOUR),) * 2]
 
 
 def test_runs_that_do_not_archive_delay_nothing(follower: Follower) -> None:
     follower.log(1, CURRENT - 2 * HOUR)
     others = frozenset({dg.AssetKey("trace_performance")})
     covering(follower, MONITORING, DagsterRunStatus.STARTED, asset_selection=others)
-    assert follower.asked() == [(key(CURRENT - 2 * HOUR),) * 2]
+    assert follower.requested() == [(key(CURRENT - 2 * HOUR),) * 2]
 
 
 def test_a_run_killed_with_its_machine_blocks_its_hours_only_for_a_while(follower: Follower) -> None:
     follower.log(1, CURRENT - 2 * HOUR)
     covering(follower, ARCHIVE, DagsterRunStatus.STARTED)
-    assert follower.asked() == []
+    assert follower.requested() == []
     follower.at(datetime.now(UTC) + requested_runs.SILENCE + MINUTE)
-    assert follower.asked() == [(key(CURRENT - 2 * HOUR),) * 2]
+    assert follower.requested() == [(key(CURRENT - 2 * HOUR),) * 2]
 
 
 def test_a_run_that_logs_is_not_considered_dead(follower: Follower) -> None:
@@ -441,7 +441,7 @@ def test_a_run_that_logs_is_not_considered_dead(follower: Follower) -> None:
         )
     )
     follower.at(later)
-    assert follower.asked() == []
+    assert follower.requested() == []
 
 
 def test_the_current_hour_is_refreshed_every_few_minutes(follower: Follower) -> None:

@@ -26,7 +26,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def asked(instance: dg.DagsterInstance, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> list[str]:
+def days_due(instance: dg.DagsterInstance, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> list[str]:
     """The days without a report at one o'clock."""
     return days_without_report(instance, start, ONE_OCLOCK)
 
@@ -37,20 +37,20 @@ def report(instance: dg.DagsterInstance, day: str, at: datetime) -> None:
 
 
 def test_every_day_of_the_last_week_without_a_report_is_due(instance: dg.DagsterInstance) -> None:
-    assert asked(instance) == [f"2026-01-{day:02}" for day in range(3, 10)]
+    assert days_due(instance) == [f"2026-01-{day:02}" for day in range(3, 10)]
 
 
 def test_no_day_before_the_archive_is_due(instance: dg.DagsterInstance) -> None:
-    assert asked(instance, datetime(2026, 1, 8, 15, tzinfo=UTC)) == ["2026-01-08", "2026-01-09"]
+    assert days_due(instance, datetime(2026, 1, 8, 15, tzinfo=UTC)) == ["2026-01-08", "2026-01-09"]
 
 
 def test_a_report_written_before_its_day_ended_is_due_again(instance: dg.DagsterInstance) -> None:
     for day in range(3, 9):
         report(instance, f"2026-01-{day:02}", datetime(2026, 1, day + 1, 0, 31, tzinfo=UTC))
     report(instance, "2026-01-09", datetime(2026, 1, 9, 23, 59, tzinfo=UTC))
-    assert asked(instance) == ["2026-01-09"]
+    assert days_due(instance) == ["2026-01-09"]
     report(instance, "2026-01-09", datetime(2026, 1, 10, 0, 31, tzinfo=UTC))
-    assert asked(instance) == []
+    assert days_due(instance) == []
 
 
 def test_the_schedule_requests_a_run_for_each_due_day(dagster_home: Path) -> None:

@@ -153,7 +153,7 @@ def test_unscored_traces_are_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("period", "start", "end", "said"),
+    ("period", "start", "end", "expected"),
     [
         (Period.day(DAY), 14, 16, "14:00 to 16:00 UTC"),
         (Period.day(DAY), 22, 24, "22:00 to 24:00 UTC"),
@@ -162,9 +162,9 @@ def test_unscored_traces_are_reported() -> None:
         (Period.week_of(DAY), 23, 26, "Wed 2026-01-14 23:00 to Thu 02:00 UTC"),
     ],
 )
-def test_times_are_relative_to_the_period(period: Period, start: int, end: int, said: str) -> None:
+def test_times_are_relative_to_the_period(period: Period, start: int, end: int, expected: str) -> None:
     data = replace(empty_day(), period=period)
-    assert when(data, pd.Timestamp(moment(start)), pd.Timestamp(moment(end))) == said
+    assert when(data, pd.Timestamp(moment(start)), pd.Timestamp(moment(end))) == expected
 
 
 def test_names_and_messages_are_cut_to_a_line() -> None:

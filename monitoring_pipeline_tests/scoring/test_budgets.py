@@ -77,8 +77,8 @@ def archive_made(lake: LakeResource, window: Window = WINDOW, first: int = 0, co
 
 def spent_usd(model: ModelDouble, first: int = 0) -> float:
     """The dollars that the model charges for all its answers, or for answers from request `first` on."""
-    asked = model.requests[first:]
-    return sum(each.input_tokens * USD_IN + each.output_tokens * USD_OUT for each in asked)
+    requests = model.requests[first:]
+    return sum(each.input_tokens * USD_IN + each.output_tokens * USD_OUT for each in requests)
 
 
 def one_answer_usd(model: ModelDouble) -> float:
@@ -111,12 +111,12 @@ def test_a_days_budget_is_kept_and_later_days_finish(
         assert 0 < spent_usd(model, before) <= cap
         assert ledger(lake, "scored", "over_budget", "pending") == (done, TRACES - done, 0)
         assert ledger_problems(lake, [scorer], WINDOW) == []
-        told = "" if done == TRACES else f"${spent_usd(model, before):.4f} of max_usd_per_day = {cap:g}"
-        assert counts.over_budget == told
+        over_budget = "" if done == TRACES else f"${spent_usd(model, before):.4f} of max_usd_per_day = {cap:g}"
+        assert counts.over_budget == over_budget
         assert done == TRACES or spent_usd(model, before) > 0.7 * cap  # used up, except for less than a ceiling
-        asked = len(model.requests)
-        assert score_window(lake, scorer, WINDOW, "the same day") == ScoreCounts(over_budget=told)
-        assert len(model.requests) == asked
+        request_count = len(model.requests)
+        assert score_window(lake, scorer, WINDOW, "the same day") == ScoreCounts(over_budget=over_budget)
+        assert len(model.requests) == request_count
         update_ledger(lake, [scorer], WINDOW)
         assert ledger(lake, "over_budget", "pending") == (TRACES - done, 0)
     assert 4 <= days <= 6
@@ -168,13 +168,13 @@ def test_all_digests_of_a_scorer_spend_from_one_budget(lake: LakeResource, model
     assert other.digest != first.digest
     assert score_window(lake, other, WINDOW, "run").over_budget
     assert 0.7 * cap < spent_usd(model) <= cap
-    asked = len(model.requests)
+    request_count = len(model.requests)
     unrelated = safe(name="unrelated", max_usd_per_day=cap)
     score_window(lake, unrelated, WINDOW, "run")
-    assert spent_usd(model, asked) > 0.7 * cap
+    assert spent_usd(model, request_count) > 0.7 * cap
     lake.maintain(ASSESSMENTS)
     assert str(Purse(lake, first)) == str(Purse(lake, other)) != str(Purse(lake, unrelated))
-    assert str(Purse(lake, first)).startswith(f"${spent_usd(model) - spent_usd(model, asked):.4f} of ")
+    assert str(Purse(lake, first)).startswith(f"${spent_usd(model) - spent_usd(model, request_count):.4f} of ")
 
 
 def test_the_cost_of_an_error_is_counted_once(

@@ -85,7 +85,7 @@ def test_each_scorer_can_be_configured_and_has_its_rate(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (entry("Saftey"), "did you mean Safety?"),
         (entry("make_judges"), "did you mean make_judge?"),
@@ -108,12 +108,12 @@ def test_each_scorer_can_be_configured_and_has_its_rate(name: str) -> None:
         (entry("make_judge", params={**PARAMS["make_judge"], "feedback_value_type": "date"}), "one of bool, int"),
     ],
 )
-def test_an_invalid_configuration_is_reported_in_one_line(settings: ScorerSettings, told: str) -> None:
+def test_an_invalid_configuration_is_reported_in_one_line(settings: ScorerSettings, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_scorers([settings])
     (problem,) = caught.value.problems
     assert problem.startswith("scorer 'judge': ")
-    assert told in problem
+    assert message in problem
     assert "\n" not in problem
 
 

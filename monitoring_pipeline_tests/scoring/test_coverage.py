@@ -223,7 +223,7 @@ def test_an_unchanged_ledger_is_not_committed_again(lake: LakeResource) -> None:
 # Problems of a wrong ledger
 
 
-def told(lake: LakeResource, scorer: ConfiguredScorer, line: dict[str, Any]) -> list[str]:
+def problems_of(lake: LakeResource, scorer: ConfiguredScorer, line: dict[str, Any]) -> list[str]:
     """The problems of the ledger; all must name the given line."""
     problems = ledger_problems(lake, [scorer], WINDOW)
     named = f"{line['hour']:%Y-%m-%d %H:%M} {scorer.name} {scorer.digest}: "
@@ -255,7 +255,7 @@ def test_a_falsified_line_is_named(changes: dict[str, int], lake: LakeResource) 
     line = max(stored(lake, SCORER_COVERAGE), key=lambda line: line["scored"])
     falsified = line | {name: line[name] + change for name, change in changes.items()}
     assert lake.upsert(SCORER_COVERAGE, as_table(SCORER_COVERAGE, [falsified])) == 1
-    assert told(lake, scorer, line) != []
+    assert problems_of(lake, scorer, line) != []
 
 
 def test_counts_in_the_wrong_hour_are_named(lake: LakeResource) -> None:
@@ -285,14 +285,14 @@ def test_a_missing_line_is_named(lake: LakeResource) -> None:
     score_window(lake, scorer, WINDOW, "run")
     line, *others = stored(lake, SCORER_COVERAGE)
     lake.replace(SCORER_COVERAGE, WINDOW, as_table(SCORER_COVERAGE, others))
-    assert len(told(lake, scorer, line)) == 1
+    assert len(problems_of(lake, scorer, line)) == 1
 
 
 def test_an_archived_trace_missing_from_the_ledger_is_named(lake: LakeResource, traces: list[Trace]) -> None:
     scorer = configured()
     score_window(lake, scorer, WINDOW, "run")
     hour = archive_late(lake, traces[-1])
-    assert len(told(lake, scorer, {"hour": hour})) == 1
+    assert len(problems_of(lake, scorer, {"hour": hour})) == 1
 
 
 def test_a_missing_assessment_is_named(lake: LakeResource) -> None:
@@ -300,7 +300,7 @@ def test_a_missing_assessment_is_named(lake: LakeResource) -> None:
     score_window(lake, scorer, WINDOW, "run")
     gone, *kept = stored(lake, ASSESSMENTS)
     lake.replace(ASSESSMENTS, WINDOW, as_table(ASSESSMENTS, kept))
-    assert len(told(lake, scorer, {"hour": gone["trace_hour"]})) == 1
+    assert len(problems_of(lake, scorer, {"hour": gone["trace_hour"]})) == 1
 
 
 def test_an_assessment_of_a_trace_that_was_never_archived_is_named(lake: LakeResource) -> None:
@@ -309,4 +309,4 @@ def test_an_assessment_of_a_trace_that_was_never_archived_is_named(lake: LakeRes
     row = stored(lake, ASSESSMENTS)[0]
     stray = row | {"trace_id": "tr-stray", "assessment_id": "a-stray", "experiment_id": "99"}
     lake.insert(ASSESSMENTS, as_table(ASSESSMENTS, [stray]))
-    assert len(told(lake, scorer, {"hour": row["trace_hour"]})) == 1
+    assert len(problems_of(lake, scorer, {"hour": row["trace_hour"]})) == 1

@@ -106,14 +106,14 @@ def test_every_trace_has_one_result_or_error_whatever_the_model_does(
     assert ledger_problems(lake, [scorer], WINDOW) == []
     assert_paid_for(found, model)
 
-    asked = len(model.requests)
+    request_count = len(model.requests)
     score_window(lake, scorer, WINDOW, "again")
-    assert len(model.requests) == asked
+    assert len(model.requests) == request_count
 
     failed = {row["trace_id"] for row in found if row["error_code"]}
     model.fate = unwell("second")
     again = score_window(lake, scorer, WINDOW, "retry", retry_failed=True)
-    retried = {number_in(request.prompt) for request in model.requests[asked:]}
+    retried = {number_in(request.prompt) for request in model.requests[request_count:]}
     assert {made_trace(number).info.trace_id for number in retried} == failed
     assert again.seen == counts.failed
     assert again.scored > 0
@@ -143,9 +143,9 @@ def test_a_higher_rate_requests_only_the_added_traces(lake: LakeResource, model:
     assert ledger(lake, "archived", "unsampled", "scored") == (150, 150 - first - second, first + second)
     assert ledger_problems(lake, [more], WINDOW) == []
     assert_paid_for(rows(lake, more), model)
-    asked = len(model.requests)
+    request_count = len(model.requests)
     score_window(lake, fewer, WINDOW, "run")
-    assert len(model.requests) == asked
+    assert len(model.requests) == request_count
     assert ledger_problems(lake, [fewer], WINDOW) == []
 
 

@@ -122,15 +122,15 @@ def test_a_refused_connection_is_reported(model: ModelDouble, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("asked", "least", "most"),
+    ("retry_after", "least", "most"),
     [("0.4", 0.4, 5), ("1000", 0.2, 5), (None, 0.0, 0.4), ("Wed, 21 Oct 2065 07:28:00 GMT", 0.0, 0.4)],
 )
 def test_retry_after_of_a_busy_model_is_respected(
-    asked: str | None, least: float, most: float, model: ModelDouble, monkeypatch: pytest.MonkeyPatch
+    retry_after: str | None, least: float, most: float, model: ModelDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if asked == "1000":
+    if retry_after == "1000":
         monkeypatch.setattr(metering, "LONGEST_WAIT_SECONDS", 0.2)
-    model.retry_after = asked
+    model.retry_after = retry_after
     fated(model, BUSY, OK)
     assert judged()["score"] == 1.0
     (gap,) = gaps(model)
@@ -162,9 +162,9 @@ def test_each_thread_counts_its_own_usage(model: ModelDouble) -> None:
     scorer = load("Safety")
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(lambda number: judged(number, scorer), range(30)))
-    asked = {number_in(request.prompt): request.output_tokens for request in model.requests}
-    assert [row["output_tokens"] for row in rows] == [asked[number] for number in range(30)]
-    assert len(set(asked.values())) == 30
+    output_tokens = {number_in(request.prompt): request.output_tokens for request in model.requests}
+    assert [row["output_tokens"] for row in rows] == [output_tokens[number] for number in range(30)]
+    assert len(set(output_tokens.values())) == 30
 
 
 def test_a_judge_with_its_own_time_limit_is_metered_too(model: ModelDouble) -> None:
@@ -183,9 +183,9 @@ def test_no_secret_appears_in_errors_or_output(
     fated(model, fate)
     row = judged(scorer=load("Safety", params={"extra_headers": {"x-proxy-key": "pr0xy-s3cret"}}))
     assert row["error_code"] == "MODEL_UNAVAILABLE"
-    told = repr(row) + "".join(capfd.readouterr())
-    assert KEY not in told
-    assert "pr0xy-s3cret" not in told
+    output = repr(row) + "".join(capfd.readouterr())
+    assert KEY not in output
+    assert "pr0xy-s3cret" not in output
 
 
 def test_mlflows_own_error_would_contain_the_key(model: ModelDouble) -> None:

@@ -170,7 +170,7 @@ def test_each_kind_of_scorer_runs(name: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         pytest.param(sample("characters", params={"most": 1}), "'most'; it has least, words", id="unknown param"),
         pytest.param(sample("characters", params={"outputs": "x"}), "'outputs'", id="param of MLflow's own"),
@@ -185,10 +185,10 @@ def test_each_kind_of_scorer_runs(name: str, expected: object) -> None:
         ),
     ],
 )
-def test_an_unusable_scorer_is_reported_in_one_line(entry: ScorerSettings, told: str) -> None:
+def test_an_unusable_scorer_is_reported_in_one_line(entry: ScorerSettings, message: str) -> None:
     (problem,) = problems(entry)
     assert problem.startswith(f"scorer {entry.name!r}: ")
-    assert told in problem
+    assert message in problem
     assert "\n" not in problem
 
 
@@ -205,8 +205,8 @@ def test_a_module_that_raises_is_reported_in_one_line(
 
 def test_all_problems_are_reported_together() -> None:
     bad = [sample("nothing"), sample("undecorated"), sample("flight", filter="status = OK")]
-    told = problems(bad[0], sample("flight"), *bad[1:])
-    assert [line.split(":")[0] for line in told] == ["scorer 'nothing'", "scorer 'undecorated'", "scorer 'flight'"]
+    lines = problems(bad[0], sample("flight"), *bad[1:])
+    assert [line.split(":")[0] for line in lines] == ["scorer 'nothing'", "scorer 'undecorated'", "scorer 'flight'"]
 
 
 @pytest.mark.parametrize("name", ["characters", "order_number", "both_words", "whole_session"])
@@ -236,7 +236,7 @@ def test_prices_of_a_judge_come_from_the_settings_or_else_the_price_list() -> No
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"usd_per_million_input_tokens": 2}, "usd_per_million_output_tokens go together; set both"),
         (
@@ -250,18 +250,18 @@ def test_prices_of_a_judge_come_from_the_settings_or_else_the_price_list() -> No
     ],
 )
 def test_an_unenforceable_limit_is_reported_in_one_line(
-    values: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_GENAI_JUDGE_DEFAULT_MODEL", "databricks")
     (problem,) = problems(builtin("Safety", **values))
-    assert told in problem
+    assert message in problem
     assert "\n" not in problem
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"),
+    ("limit", "message"),
     [("max_usd_per_day", "is for judges, whose calls cost money"), ("requests_per_minute", "calls no model")],
 )
-def test_a_limit_of_judges_is_refused_for_code(limit: str, told: str) -> None:
+def test_a_limit_of_judges_is_refused_for_code(limit: str, message: str) -> None:
     (problem,) = problems(sample("flight", **{limit: 1}))
-    assert told in problem
+    assert message in problem

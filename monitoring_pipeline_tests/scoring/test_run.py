@@ -127,16 +127,16 @@ def test_the_second_run_calls_and_commits_nothing(archived_lake: LakeResource) -
 
 
 def test_progress_is_reported_after_each_commit(archived_lake: LakeResource) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     committed: list[int] = []
 
     def on_progress(counts: ScoreCounts) -> None:
-        told.append(counts.seen)
+        reported.append(counts.seen)
         committed.append(len(trace_ids(archived_lake, ASSESSMENTS)) + len(trace_ids(archived_lake, NOT_APPLICABLE)))
 
     score_window(archived_lake, counted([]), WINDOW, "run", on_progress=on_progress)
-    assert told == committed
-    assert {later - earlier for earlier, later in pairwise(told)} >= {COMMIT}
+    assert reported == committed
+    assert {later - earlier for earlier, later in pairwise(reported)} >= {COMMIT}
 
 
 def test_a_window_within_a_day_scores_only_that_window(archived_lake: LakeResource) -> None:
@@ -421,9 +421,9 @@ def test_a_changed_parameter_scores_again_and_keeps_the_old_results(archived_lak
 def test_a_scorer_that_always_raises_leaves_failed_rows(archived_lake: LakeResource) -> None:
     scorer = counted([], broken)
     counts = score_window(archived_lake, scorer, WINDOW, "run")
-    told = {row["trace_id"]: row["error_message"] for row in rows(archived_lake, ASSESSMENTS)}
+    messages = {row["trace_id"]: row["error_message"] for row in rows(archived_lake, ASSESSMENTS)}
     archived_ids = trace_ids(archived_lake, AGENT_TRACES)
-    assert told == {trace_id: f"ValueError: cannot judge {trace_id}" for trace_id in archived_ids}
+    assert messages == {trace_id: f"ValueError: cannot judge {trace_id}" for trace_id in archived_ids}
     assert (counts.scored, counts.failed) == (0, len(archived_ids))
     assert ledger_problems(archived_lake, [scorer], WINDOW) == []
     assert {(row["eligible"] - row["failed"], row["scored"]) for row in rows(archived_lake, SCORER_COVERAGE)} == {

@@ -106,8 +106,8 @@ def test_a_session_is_seen_once_and_in_order(lake: LakeResource) -> None:
     assert score_window(lake, scorer, HOUR, "run") == ScoreCounts(scored=2)
     assert sorted(calls) == sorted([ids(3, 1, 2), ids(7)])
     first = next(row for row in rows(lake) if row["trace_id"] == trace_id(3))
-    told = {name: first[name] for name in ("trace_hour", "session_id", "session_traces", "score", "experiment_id")}
-    assert told == {
+    shown = {name: first[name] for name in ("trace_hour", "session_id", "session_traces", "score", "experiment_id")}
+    assert shown == {
         "trace_hour": START,
         "session_id": "s",
         "session_traces": 3,

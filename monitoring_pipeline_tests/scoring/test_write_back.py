@@ -196,9 +196,9 @@ def test_results_are_recorded_as_they_are_sent(
 ) -> None:
     monkeypatch.setattr(module, "COMMIT_RESULTS", 2)
     add(lake, *(result(trace) for trace in log_traces(store, 5)))
-    told: list[tuple[int, int]] = []
-    write_back(lake, tracking, [POLITE], HOUR, lambda counts: told.append((counts.written, len(recorded(lake)))))
-    assert told == [(2, 2), (4, 4), (5, 5)]
+    reported: list[tuple[int, int]] = []
+    write_back(lake, tracking, [POLITE], HOUR, lambda counts: reported.append((counts.written, len(recorded(lake)))))
+    assert reported == [(2, 2), (4, 4), (5, 5)]
 
 
 # Content of the feedback

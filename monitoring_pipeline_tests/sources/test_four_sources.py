@@ -1,8 +1,8 @@
 """The same traces from each source yield the same rows of `agent_traces`, as far as the source can store them.
 
 Expected rows are those archived by MLflow's own client. The OpenTelemetry tables are written by Databricks' own client,
-which leaves out the tag mlflow.artifactLocation and adds the metadata mlflow.migration.sourceExperimentId. Those of version 2
-need a cluster: conformance/test_otel_tables.py.
+which leaves out the tag mlflow.artifactLocation and adds the metadata mlflow.migration.sourceExperimentId. Version 2
+needs a cluster: conformance/test_otel_tables.py.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def test_results_on_a_session_are_deleted_with_any_of_its_traces(run: MadeProjec
 
 
 @pytest.mark.parametrize(
-    ("traces", "user", "said"),
+    ("traces", "user", "message"),
     [
         (["tr-nowhere"], None, "no trace tr-nowhere in the lake"),
         ([], "nobody", "user 'nobody': the lake has no trace"),
@@ -241,10 +241,10 @@ def test_results_on_a_session_are_deleted_with_any_of_its_traces(run: MadeProjec
     ],
 )
 def test_unknown_ids_are_reported_and_nothing_is_deleted(
-    run: MadeProject, traces: list[str], user: str | None, said: str
+    run: MadeProject, traces: list[str], user: str | None, message: str
 ) -> None:
     before = run.versions()
-    with pytest.raises(MonitoringError, match=said.replace("(", r"\(")):
+    with pytest.raises(MonitoringError, match=message.replace("(", r"\(")):
         delete(run, *traces, user=user)
     assert run.versions() == before
 
@@ -304,9 +304,9 @@ def test_the_command_previews_and_deletes(
     call = calling(monkeypatch, capsys, "delete")
     config = ("--config", str(run.configure()))
     before = run.versions()
-    told = call("--user-id", ANN, "--dry-run", *config)
-    assert (told.code, run.versions()) == (0, before)
-    assert ["agent_traces", "3"] in told.table()
+    preview = call("--user-id", ANN, "--dry-run", *config)
+    assert (preview.code, run.versions()) == (0, before)
+    assert ["agent_traces", "3"] in preview.table()
 
     done = call("--user-id", ANN, "--reference", "ticket 7", *config)
     assert done.code == 0, done.error

@@ -162,7 +162,7 @@ def test_the_schedule_requests_datasets_not_built_since_the_day_ended(made: Made
     at = datetime(2020, 1, 3, 1, 30, tzinfo=UTC)
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
 
-        def asked() -> list[tuple[str | None, list[str], str | None]]:
+        def requested() -> list[tuple[str | None, list[str], str | None]]:
             with dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository) as context:
                 requests = schedule.evaluate_tick(context).run_requests or []
             return [
@@ -176,11 +176,11 @@ def test_the_schedule_requests_datasets_not_built_since_the_day_ended(made: Made
                 instance.report_runless_asset_event(event)
 
         first, second = "2020-01-01 at 2020-01-03T01:30Z", "2020-01-02 at 2020-01-03T01:30Z"
-        assert asked() == [("2020-01-01", ["one", "other"], first), ("2020-01-02", ["one", "other"], second)]
+        assert requested() == [("2020-01-01", ["one", "other"], first), ("2020-01-02", ["one", "other"], second)]
         make("one", "2020-01-01", at - timedelta(hours=20))
         make("other", "2020-01-02", at - timedelta(hours=2))  # before the day ended
-        assert asked() == [("2020-01-01", ["other"], first), ("2020-01-02", ["one", "other"], second)]
+        assert requested() == [("2020-01-01", ["other"], first), ("2020-01-02", ["one", "other"], second)]
         for name in ("one", "other"):
             for day in ("2020-01-01", "2020-01-02"):
                 make(name, day, at)
-        assert asked() == []
+        assert requested() == []
