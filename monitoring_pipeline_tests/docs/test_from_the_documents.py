@@ -160,7 +160,7 @@ def test_all_scorers_are_registered_at_once(own: Settings) -> None:
     }
 
 
-def test_assess_takes_the_traces_of_a_search(own: Settings) -> None:
+def test_assess_accepts_the_traces_of_a_search(own: Settings) -> None:
     with global_tracking_uri(own.mlflow.tracking_uri):
         found = searched(own, max_results=20)
         results = api.assess(found, scorers=[response_quality, "even"], settings=own)

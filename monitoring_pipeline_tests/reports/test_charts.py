@@ -71,7 +71,7 @@ def test_a_week_has_a_point_for_each_day(chart) -> None:
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_same_rows_give_the_same_bytes(chart) -> None:
+def test_same_rows_yield_the_same_bytes(chart) -> None:
     assert charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50) == charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50)
     assert charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50) != charts.png(chart(HOURS, DAY, [DAY[5]]), dpi=50)
 
