@@ -111,7 +111,7 @@ def no_token(capfd: pytest.CaptureFixture[str]) -> Callable[[Project, WorkspaceD
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceDouble]:
-    """A workspace of the test's own, which is asked often."""
+    """The test's own workspace, polled at short intervals."""
     monkeypatch.setattr(databricks_jobs, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(databricks_jobs, "READ_SECONDS", 0.02)
     monkeypatch.setattr("dagster._core.pipes.utils.DEFAULT_SLEEP_INTERVAL", 0.02)
