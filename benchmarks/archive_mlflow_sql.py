@@ -1,9 +1,9 @@
-"""How fast `source = "mlflow-sql"` archives an MLflow database, against `mlflow.search_traces` on the same one.
+"""Measures how fast `source = "mlflow-sql"` archives an MLflow database, compared with `mlflow.search_traces`.
 
     python benchmarks/archive_mlflow_sql.py sqlite:///mlflow.db --experiment agent
 
-Each measurement has a process of its own. Archiving is the whole step: read, flatten and write into an empty lake.
-Prints one JSON line a measurement (traces, seconds, traces a second, peak memory in MB), and the ratio of the medians.
+Each measurement runs in a new process. Archiving covers reading, flattening and writing into an empty lake. Prints one
+JSON line per measurement (traces, seconds, traces per second, peak memory in MB), and the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def search(address: str, experiment: str) -> dict[str, Any]:
 
 
 def archive(address: str, experiment: str) -> dict[str, Any]:
-    """Archive all traces from the database into a lake of its own."""
+    """Archive all traces from the database into a new lake."""
     from monitoring_pipeline.archive.window import archive_window
     from monitoring_pipeline.resources.lake import LakeResource
     from monitoring_pipeline.resources.spark import SparkResource
@@ -58,7 +58,7 @@ def archive(address: str, experiment: str) -> dict[str, Any]:
 
 
 def measured(what: str, traces: int, began: float) -> dict[str, Any]:
-    """The measurement that started at this value of the performance counter."""
+    """The result of the measurement that started at `began`, a value of the performance counter."""
     seconds = time.perf_counter() - began
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     rate = round(traces / seconds)
@@ -68,9 +68,9 @@ def measured(what: str, traces: int, began: float) -> dict[str, Any]:
 def main() -> None:
     """Measure both in turn, `repeat` times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("address", help="of the MLflow database: sqlite:///… or postgresql://…")
-    parser.add_argument("--experiment", default="bulk", help="its traces are read (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=3, help="measurements of each (default: %(default)s)")
+    parser.add_argument("address", help="address of the MLflow database: sqlite:///… or postgresql://…")
+    parser.add_argument("--experiment", default="bulk", help="experiment whose traces are read (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=3, help="number of measurements of each (default: %(default)s)")
     arguments = parser.parse_args()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     seconds: dict[str, list[float]] = {}

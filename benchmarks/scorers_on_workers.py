@@ -1,9 +1,9 @@
-"""How much faster two workers of a Spark cluster score than one.
+"""Measures how much faster two workers of a Spark cluster score than one.
 
     python -m benchmarks.scorers_on_workers sqlite:///mlflow.db
 
 Starts a cluster on loopback (run scripts/install-spark first), archives the store into its catalog, and runs a code
-scorer over all traces with one worker and with two in turn, each time under another name, so that everything is scored
+scorer over all traces with one worker and with two in turn, each time under a new name, so that every trace is scored
 again. Each worker has one core. Prints one JSON line per run (scorer, workers, traces, seconds, traces per second), and
 the ratio of the medians for each scorer.
 """
@@ -28,7 +28,7 @@ from monitoring_pipeline.settings import ArchiveSettings, ScorerSettings
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.cluster import SparkCluster, running
 
-# One only reads the trace; the other works on its text for milliseconds.
+# The first only reads the trace; the second processes its text for milliseconds.
 SCORERS = {
     "response_quality": "monitoring_pipeline.scoring.scorers:response_quality",
     "verbatim_share": "benchmarks.scorers:verbatim_share",

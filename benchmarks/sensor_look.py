@@ -1,4 +1,4 @@
-"""How long the sensor `new_traces` takes to compare a store with the archive, by the number of traces.
+"""Measures how long the sensor `new_traces` takes to compare a store with the archive, by the number of traces.
 
     python benchmarks/sensor_look.py 10000 10000000
 

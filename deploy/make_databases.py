@@ -1,4 +1,4 @@
-"""Make the databases named on the command line on the server at POSTGRES_URL, as far as they are not there."""
+"""Create the databases named on the command line on the server at POSTGRES_URL, if they do not exist."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sqlalchemy as sa
 
 
 def main() -> None:
-    """Exit with one line, without the password, where the server cannot be used."""
+    """Create the databases; exit with one line, without the password, if the server cannot be used."""
     address = sa.make_url(os.environ["POSTGRES_URL"])
     engine = sa.create_engine(address.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     try:
         with engine.connect() as connection:
-            there = set(connection.scalars(sa.text("SELECT datname FROM pg_database")))
+            existing = set(connection.scalars(sa.text("SELECT datname FROM pg_database")))
             for name in sys.argv[1:]:
-                if name not in there:
+                if name not in existing:
                     connection.exec_driver_sql(f"CREATE DATABASE {engine.dialect.identifier_preparer.quote(name)}")
     except sa.exc.SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -1,9 +1,9 @@
-"""A small multi-agent application, and its evaluation stage by stage.
+"""A small multi-agent application and its evaluation stage by stage.
 
     .venv/bin/python examples/multi_agent.py
 
 A classifier decides the type of a question, an analyst calls the tools for it, and a writer words the answer. All three
-are plain functions without a model, so that everybody gets the same results; an application with models would log the
+are plain functions without a model, so that results are reproducible; an application with models would log the
 same traces. Results go to the experiment multi-agent-example of the MLflow store in use (MLFLOW_TRACKING_URI).
 """
 
@@ -20,7 +20,7 @@ from monitoring_pipeline.api import validate_dataset
 from monitoring_pipeline.scoring.scorers import classifier_accuracy, stage_latency_scorer, tool_selection_accuracy
 
 EXPERIMENT = "multi-agent-example"
-# Account, its vertical, and what it consumed in each of the last four months.
+# Account, its vertical, and its consumption in each of the last four months.
 ACCOUNTS = {
     "Arkon": ("MFG", [120, 150, 210, 330]),
     "Belwerk": ("MFG", [400, 410, 405, 420]),
@@ -67,7 +67,7 @@ DATASET: list[dict[str, Any]] = [
             "test_id": "no_keyword",
             "category": "consumption_trend",
             "difficulty": "medium",
-            "notes": "The classifier knows keywords alone, and fails here",
+            "notes": "The classifier knows only keywords, and fails here",
         },
     },
     {
@@ -85,7 +85,7 @@ DATASET: list[dict[str, Any]] = [
 
 @mlflow.trace(name="classifier", span_type=SpanType.CHAIN)
 def classify(question: str) -> dict[str, Any]:
-    """The type of the question (None for an unknown one), and the filters that it names."""
+    """The type of the question (None if unknown), and the filters that it names."""
     words = question.lower()
     query_type = next((kind for kind, keys in KEYWORDS.items() if any(key in words for key in keys)), None)
     account = next((name for name in ACCOUNTS if name.lower() in words), None)
@@ -142,8 +142,8 @@ def write(findings: dict[str, Any]) -> str:
 @mlflow.trace(name="assistant", span_type=SpanType.AGENT)
 def answer(question: str) -> str:
     """The application: classifier, analyst and writer in turn."""
-    asked = classify(question)
-    return write(analyse(asked["query_type"], asked["filters"]))
+    query = classify(question)
+    return write(analyse(query["query_type"], query["filters"]))
 
 
 @scorer

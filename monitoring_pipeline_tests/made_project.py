@@ -51,7 +51,7 @@ JUDGE = ScorerSettings(name="safety", builtin="Safety", model="openai:/gpt-4o-mi
 
 
 def traces() -> list[Trace]:
-    """Trace n starts n * 6 minutes after START; even ones are tagged `prod`, the first six are of sessions a and b."""
+    """Trace n starts n * 6 minutes after START; even ones are tagged `prod`, the first six are in sessions a and b."""
     return [
         made_trace(
             number,
@@ -111,7 +111,7 @@ class MadeProject:
         return file
 
     def rows(self, table: Table = ASSESSMENTS, scorer: str | None = None) -> list[dict[str, Any]]:
-        """The rows of the table in order of their keys; only those of `scorer`, if given."""
+        """The rows of the table in order of their keys; only rows of `scorer`, if given."""
         found: pa.Table = self.lake.read(table).drop("date").toArrow()
         rows = [row for row in found.to_pylist() if scorer is None or row["scorer"] == scorer]
         return sorted(rows, key=lambda row: str([row[name] for name in table.key]))

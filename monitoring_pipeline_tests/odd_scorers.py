@@ -60,7 +60,7 @@ def deadly(outputs: Any) -> bool:
 
 
 @scorer
-def telling(trace: Trace, marker: str, wait_ms: float) -> bool:
+def even_with_marker(trace: Trace, marker: str, wait_ms: float) -> bool:
     """Whether the trace's number is even, after a wait; creates the file `marker` when it starts."""
     Path(marker).touch()
     time.sleep(wait_ms / 1000)

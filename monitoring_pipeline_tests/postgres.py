@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own on loopback, in a temporary folder."""
+"""A PostgreSQL server for tests on loopback, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PostgresServer:
 
 @contextmanager
 def running() -> Iterator[PostgresServer]:
-    """A server for the length of a `with` block; skips the test where PostgreSQL is not installed (in CI: fails it)."""
+    """A server for the length of a `with` block; skips the test if PostgreSQL is not installed (in CI: fails it)."""
     services.starting("PostgreSQL")
     programs = _programs()
     if programs is None:
@@ -94,7 +94,7 @@ def running() -> Iterator[PostgresServer]:
 
 
 def _programs() -> Path | None:
-    """The folder of the newest installed version's programs; None where PostgreSQL is not installed."""
+    """The folder of the newest installed version's programs; None if PostgreSQL is not installed."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda file: float(file.parts[-3]))
     if installed:
         return installed[-1].parent

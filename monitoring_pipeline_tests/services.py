@@ -1,7 +1,7 @@
 """The two tiers of tests: `python` needs nothing but Python, `services` starts some other program.
 
 A test belongs to `services` if it uses a fixture that starts a service, directly or through other fixtures or its
-parameters, or if it stands in a folder where all tests do. Helpers that start a service call `starting`, so that a test
+parameters, or if it is in a folder where all tests do. Helpers that start a service call `starting`, so that a test
 that belongs to the wrong tier fails instead of running slowly.
 """
 
@@ -11,7 +11,7 @@ import pytest
 
 TIERS = ("python", "services")
 FOLDERS = frozenset({"conformance", "deploy", "ui"})
-# Each starts a service; a parameter of this name means that the test asks for the fixture while it runs.
+# Each starts a service; a parameter of this name means that the test requests the fixture while it runs.
 FIXTURES = frozenset({"chromium", "cluster", "from_server", "postgres", "recorded_server", "server"})
 
 _running_tier: str | None = None
@@ -26,7 +26,7 @@ def tier_of(item: pytest.Item) -> str:
 
 
 def restrict_to(tier: str | None) -> None:
-    """Say which tier this run is restricted to; None means that it runs both."""
+    """Restrict this run to a tier; None runs both."""
     global _running_tier
     _running_tier = tier
 

@@ -1,4 +1,4 @@
-"""Every column of the lake is explained, and nothing else is."""
+"""Every column of the lake has a comment, and every comment has a column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples, run as they stand."""
+"""Runs the examples unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_multi_agent_application_is_scored_stage_by_stage(made: MadeProject, m
     def values(scorer: str) -> list[object]:
         return [by_question[question].get(f"{scorer}/value") for question in questions]
 
-    # The third question has no keyword, by which the classifier fails, no tool is called, and no filter is used.
+    # The third question has no keyword, so the classifier fails, and no tool or filter is used.
     assert values("classifier_accuracy") == [True, True, False, True]
     assert values("tool_selection_accuracy") == [1.0, 1.0, 0.0, 1.0]
     assert values("filters_used")[:3] == [True, True, False]

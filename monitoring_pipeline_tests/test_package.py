@@ -1,4 +1,4 @@
-"""The package as it is published: the source distribution, and the wheel that is built from it, installed and run."""
+"""The published package: the source distribution, and the wheel built from it, installed and run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEM = f"monitoring_pipeline-{monitoring_pipeline.__version__}"
 
 
 def build(kind: str, tree: Path, into: Path) -> None:
-    """Build as pip does, but without an environment of its own, which would need a network."""
+    """Build as pip does, but without build isolation, which would need a network."""
     code = f"from setuptools import build_meta; build_meta.build_{kind}({str(into)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,7 @@ def packaged_files() -> set[str]:
     return {path.relative_to(PROJECT).as_posix() for path in files}
 
 
-def test_the_wheel_holds_all_files_of_the_package_and_no_tests(built: Path) -> None:
+def test_the_wheel_contains_all_files_of_the_package_and_no_tests(built: Path) -> None:
     with zipfile.ZipFile(built / f"{STEM}-py3-none-any.whl") as wheel:
         names = set(wheel.namelist())
     metadata = {name for name in names if name.startswith(f"{STEM}.dist-info/")}
@@ -62,7 +62,7 @@ def test_the_wheel_holds_all_files_of_the_package_and_no_tests(built: Path) -> N
     assert f"{STEM}.dist-info/licenses/LICENSE" in metadata
 
 
-def test_the_source_distribution_holds_the_package_and_no_tests(built: Path) -> None:
+def test_the_source_distribution_contains_the_package_and_no_tests(built: Path) -> None:
     with tarfile.open(built / f"{STEM}.tar.gz") as archive:
         names = {name.removeprefix(f"{STEM}/") for name in archive.getnames()}
     assert packaged_files() | {"pyproject.toml", "README.md", "LICENSE"} <= names

@@ -16,13 +16,13 @@ from monitoring_pipeline import text
 HOSTILE = st.text(
     alphabet=st.one_of(st.characters(), st.sampled_from("<>&\"'|[]()!*_#`~\\$@:/w.-+=\n\r\t\x00\u202e\ud800"))
 )
-# what the autolink extension of GitHub-flavoured Markdown looks for, in the text that a reader sees
+# the patterns of GitHub-flavoured Markdown's autolink extension, in the text that a reader sees
 AUTOLINK = re.compile(r"(https?|ftp)://|www\.\w|[\w.+-]+@[\w-]+\.", re.IGNORECASE)
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
 def seen_in_table_cell(cell: str) -> str:
-    """The text of the first cell of a table row; fails where the cell is anything but text or the row breaks."""
+    """The text of the first cell of a table row; fails if the cell is anything but text or the row breaks."""
     tokens = MARKDOWN.parse(f"| a | b |\n|---|---|\n| {cell} | end |\n")
     cells = [token for token in tokens if token.type == "inline"]
     assert [token.type for token in tokens].count("td_open") == 2
@@ -44,7 +44,7 @@ def test_markdown_shows_the_text_and_only_text(hostile: str) -> None:
 
 
 @given(HOSTILE)
-def test_markdown_holds_no_angle_bracket_and_no_line_break(hostile: str) -> None:
+def test_markdown_contains_no_angle_bracket_and_no_line_break(hostile: str) -> None:
     assert not re.search(r"[<>\n\r]", text.escape_markdown(hostile))
 
 

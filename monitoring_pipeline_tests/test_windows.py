@@ -1,4 +1,4 @@
-"""Windows of time: half-open, whole in hours and days, and times refused with the value and the fix."""
+"""Windows of time: half-open, split by hours and days; invalid times are refused with the value and the fix."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_impossible_window_is_refused_with_its_bounds(start: datetime, end: d
         Window(start, end)
 
 
-def test_a_window_of_another_zone_is_kept_in_utc() -> None:
+def test_a_window_in_another_zone_is_converted_to_utc() -> None:
     window = Window(datetime(2026, 1, 2, 1, tzinfo=PLUS_TWO), datetime(2026, 1, 2, 3, tzinfo=PLUS_TWO))
 
     assert (window.days(), str(window)) == (
@@ -59,7 +59,7 @@ def test_a_window_of_another_zone_is_kept_in_utc() -> None:
     )
 
 
-def test_hours_are_those_that_the_window_touches() -> None:
+def test_hours_are_the_hours_that_the_window_touches() -> None:
     window = Window(FIVE + timedelta(minutes=59), SIX + timedelta(microseconds=1))
 
     assert list(window.hours()) == [FIVE, SIX]
@@ -86,14 +86,14 @@ def test_days_are_the_dates_of_the_hours(window: Window) -> None:
 
 
 @given(st.lists(moments, min_size=1))
-def test_covering_holds_every_moment(given_moments: list[datetime]) -> None:
+def test_covering_contains_every_moment(given_moments: list[datetime]) -> None:
     window = Window.covering(given_moments)
 
     assert all(moment in window for moment in given_moments)
 
 
 @given(st.lists(moments, min_size=1))
-def test_covering_is_the_smallest_of_whole_hours(given_moments: list[datetime]) -> None:
+def test_covering_is_the_smallest_window_of_whole_hours(given_moments: list[datetime]) -> None:
     window = Window.covering(given_moments)
 
     assert all(bound == floor_hour(bound) for bound in (window.start, window.end))
@@ -109,7 +109,7 @@ def test_the_hour_of_a_moment_does_not_depend_on_its_zone(moment: datetime, zone
 
 
 @given(st.integers(-(10**12), 10**13))
-def test_milliseconds_are_kept_to_the_last(milliseconds: int) -> None:
+def test_milliseconds_are_kept_exactly(milliseconds: int) -> None:
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
 
     assert (from_milliseconds(milliseconds) - epoch) / timedelta(milliseconds=1) == milliseconds
@@ -138,7 +138,7 @@ def test_a_time_without_a_zone_is_refused_with_a_fix_that_works(text: str) -> No
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2026-13-01T00:00Z", "1767225600", "0001-01-01T00:00+05:00", "05:00Z"])
-def test_what_is_no_time_is_refused_with_a_fix_that_works(text: str) -> None:
+def test_text_that_is_not_a_time_is_refused_with_a_fix_that_works(text: str) -> None:
     with pytest.raises(ValueError, match="is not a time") as refusal:
         parse_utc(text)
 

@@ -159,7 +159,7 @@ def _mail(notifier: NotifierSettings, message: Message) -> int:
     except ssl.SSLError:
         raise NotifierError("the mail server's certificate is not trusted, or it does not support TLS") from None
     except socket.gaierror:
-        raise NotifierError(f"there is no mail server {host}") from None
+        raise NotifierError(f"mail server {host} not found") from None
     except TimeoutError:
         raise NotifierError(f"no answer from the mail server within {TIMEOUT_S:g} s", retry_after_s=1.0) from None
     except (OSError, smtplib.SMTPException):

@@ -29,7 +29,7 @@ def assess(
     check_scorer_names(settings, scorer)
     thresholds = dict(_threshold(text) for text in fail_under or [])
     if output and not output.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--output {output}: there is no folder {output.parent}")
+        raise typer.BadParameter(f"--output {output}: folder {output.parent} does not exist")
     window = None if trace_id and not (start or end) else window_of(settings, start, end)
     from monitoring_pipeline.cli.console import show_outcomes
     from monitoring_pipeline.resources.build import build_resources

@@ -536,7 +536,7 @@ EACH_TABLE = pytest.mark.parametrize(("table", "transform"), TRANSFORMS, ids=lam
 
 
 @EACH_TABLE
-def test_an_empty_window_gives_an_empty_table(
+def test_an_empty_window_yields_an_empty_table(
     lake: LakeResource, table: Table, transform: Callable[[DataFrame], DataFrame]
 ) -> None:
     assert lake.replace(table, HOUR, transform(lake.read(AGENT_TRACES, HOUR))) == 0

@@ -223,7 +223,7 @@ def test_without_a_ledger_there_is_no_interval(lake: LakeResource) -> None:
     assert (row["scored"], row["mean_score"], row["ci_low"], row["ci_high"]) == (2, pytest.approx(0.3), None, None)
 
 
-def test_a_ledger_without_assessments_gives_no_row(lake: LakeResource) -> None:
+def test_a_ledger_without_assessments_yields_no_row(lake: LakeResource) -> None:
     assert summed_up(lake, [], [ledger(5)]) == []
 
 

@@ -105,18 +105,18 @@ def test_a_trace_that_was_deleted_at_the_source_stays(store: Store, lake: LakeRe
 def test_only_traces_that_were_not_seen_are_looked_up(
     store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    looked_up: list[list[str]] = []
     infos = mlflow_source._infos
-    monkeypatch.setattr(mlflow_source, "_infos", lambda client, ids: asked.append(ids) or infos(client, ids))
+    monkeypatch.setattr(mlflow_source, "_infos", lambda client, ids: looked_up.append(ids) or infos(client, ids))
     for number in (1, 2, 3):
         store.log(number)
     archived(store, lake, HOUR)
     archived(store, lake, HOUR)
-    assert asked == []
+    assert looked_up == []
 
     lower_start(store, 2)
     archived(store, lake, HOUR)
-    assert asked == [[trace_id(2)]]
+    assert looked_up == [[trace_id(2)]]
 
 
 @pytest.mark.parametrize("fails_in", ["insert", "remove"])

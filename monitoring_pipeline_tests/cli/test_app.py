@@ -78,9 +78,9 @@ def test_help_is_quick_to_load(arguments: list[str]) -> None:
         "import sys; from monitoring_pipeline.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
         "print([m for m in ('mlflow', 'pyspark', 'dagster', 'pandas') if m in sys.modules])"
     )
-    said = subprocess.check_output([sys.executable, "-c", code, *arguments], text=True)
-    assert "Usage: " in said
-    assert said.splitlines()[-1] == "[]"
+    output = subprocess.check_output([sys.executable, "-c", code, *arguments], text=True)
+    assert "Usage: " in output
+    assert output.splitlines()[-1] == "[]"
 
 
 def test_run_prints_a_summary_and_running_again_changes_no_row(airline: Shell, spark: SparkResource) -> None:

@@ -102,7 +102,7 @@ def test_the_run_in_mlflow_is_printed(call: Call) -> None:
         (("--scorer", "evn"), 2, "--scorer evn: no such scorer; configured are stage_latency, even, nothing"),
         (("--fail-under", "even"), 2, "--fail-under even: write it as response_quality=0.8"),
         (("--fail-under", "even=much"), 2, "--fail-under even=much: write it as response_quality=0.8"),
-        (("--output", "no/such/folder.csv"), 2, "--output no/such/folder.csv: there is no folder no/such"),
+        (("--output", "no/such/folder.csv"), 2, "--output no/such/folder.csv: folder no/such does not exist"),
         (("--scores", "even"), 2, "No such option"),
         (("--fail-under", "evn=1"), 1, "error: fail-under names evn, but only stage_latency, even, nothing runs"),
         (("--fail-under", "even=nan"), 1, "error: fail-under of even must be a finite number"),

@@ -36,7 +36,7 @@ def all_operations() -> Iterator[tuple[str, Callable[[LakeResource], pa.Table]]]
 
 
 def op_tables_are_made(lake: LakeResource) -> pa.Table:
-    return told(**{table.name: lake.read(table).count() + lake.version(table) for table in TABLES})
+    return figures_table(**{table.name: lake.read(table).count() + lake.version(table) for table in TABLES})
 
 
 def op_columns_are_the_declared_ones(lake: LakeResource) -> pa.Table:
@@ -99,13 +99,13 @@ def op_read_a_version(lake: LakeResource) -> pa.Table:
     version = lake.version(AGENT_TRACES)
     lake.upsert(AGENT_TRACES, traces(("later", 1, "x")))
     return pa.concat_tables(
-        told(then=lake.read(AGENT_TRACES, DAY, pinned).count()) for pinned in (version, version + 1)
+        figures_table(then=lake.read(AGENT_TRACES, DAY, pinned).count()) for pinned in (version, version + 1)
     )
 
 
 def op_read_written_since(lake: LakeResource) -> pa.Table:
     now = datetime.now(UTC)
-    return told(
+    return figures_table(
         today=lake.read_written_since(AGENT_TRACES, now, "trace_id").num_rows > 0,
         tomorrow=lake.read_written_since(AGENT_TRACES, now + timedelta(days=1), "trace_id").num_rows,
     )
@@ -198,7 +198,7 @@ def op_purge(lake: LakeResource) -> pa.Table:
     return left(lake, AGENT_TRACES)
 
 
-def told(**figures: int) -> pa.Table:
+def figures_table(**figures: int) -> pa.Table:
     return pa.table({"figure": [*figures], "value": [int(value) for value in figures.values()]})
 
 

@@ -22,12 +22,12 @@ LONG = "MONITORING_LONG_TESTS" in os.environ
 DAYS, TRACES = (30, 200) if LONG else (2, 120)
 SCORER = """
 [[scorers]]
-name = "telling"
-scorer = "monitoring_pipeline_tests.odd_scorers:telling"
+name = "even_with_marker"
+scorer = "monitoring_pipeline_tests.odd_scorers:even_with_marker"
 params = {{ marker = "{marker}", wait_ms = 30 }}
 """
 WINDOW = Window(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=DAYS))
-BACKFILL = ("-m", "monitoring_pipeline.cli", "backfill", "--scorer", "telling")
+BACKFILL = ("-m", "monitoring_pipeline.cli", "backfill", "--scorer", "even_with_marker")
 RANGE = ("--from", f"{WINDOW.start:%Y-%m-%dT%H:%MZ}", "--to", f"{WINDOW.end:%Y-%m-%dT%H:%MZ}", "--config")
 ARCHIVE = ("-m", "monitoring_pipeline_tests.conformance.archive")
 DUMP = ("-m", "monitoring_pipeline_tests.conformance.dump")
@@ -75,9 +75,9 @@ def test_a_restarted_server_fails_the_run_and_a_retry_completes_it(
     cluster.start_connect()
 
     assert run.wait() == 1, project.log.read_text()[-5000:]
-    told = project.log.read_text()
-    assert "failed assessments/telling: " in told
-    assert "Traceback" not in told
+    log = project.log.read_text()
+    assert "failed assessments/even_with_marker: " in log
+    assert "Traceback" not in log
     backfilled(project)
     assert compare(undisturbed, project.folder, "tables").differences == []
 

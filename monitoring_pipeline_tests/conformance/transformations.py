@@ -76,7 +76,7 @@ def all_transformations(
     for by in ("trace_name", "status", "tags.environment", "metadata.`mlflow.trace.session`"):
         yield f"by {by}", lambda by=by: break_down(traces, by).toArrow()
     yield "overview", lambda: one_row(in_order(overview(traces)))
-    yield "releases", lambda: one_row({"data": told(vars(compare_releases(traces, "status", "OK", "ERROR")))})
+    yield "releases", lambda: one_row({"data": lines_of(vars(compare_releases(traces, "status", "OK", "ERROR")))})
     yield "profile of a trace", lambda: one_row(profile(traces.orderBy("trace_id").limit(1)))
     for order in (["execution_time_ms DESC"], ["tags.task_id", "status DESC"]):
         yield f"search by {order}", lambda order=order: numbered(find_traces(lake, window, "status != 'x'", order, 50))
@@ -190,10 +190,10 @@ def by_sql(lake: LakeResource, file: Path) -> pa.Table:
 
 
 def repr_of_report(lake: LakeResource, scorers: list[ConfiguredScorer], period: Period) -> str:
-    return told(vars(report_data(lake, scorers, period)))
+    return lines_of(vars(report_data(lake, scorers, period)))
 
 
-def told(values: dict[str, Any]) -> str:
+def lines_of(values: dict[str, Any]) -> str:
     return "\n".join(f"{name}: {in_order(value)}" for name, value in sorted(values.items()))
 
 

@@ -29,7 +29,7 @@ from monitoring_pipeline_tests.conformance.operations import all_operations
 from monitoring_pipeline_tests.conformance.transformations import all_transformations
 
 HOURS = 48 if "MONITORING_LONG_TESTS" in os.environ else 30  # a day and part of the next
-PART_HOURS = 6  # partitions of the archive in one run
+PART_HOURS = 6  # of the archive in one file
 
 
 def main(config: Path, folder: Path) -> None:
@@ -40,18 +40,18 @@ def main(config: Path, folder: Path) -> None:
     lake: LakeResource = build_resources(settings)["lake"]
     began = time.perf_counter()
 
-    def said(what: str) -> None:
+    def report(what: str) -> None:
         print(f"{time.perf_counter() - began:7.1f} s  {what}", flush=True)
 
-    run_chain(settings, window, folder, said)
+    run_chain(settings, window, folder, report)
     dump_tables(lake, folder, parts(window, PART_HOURS))
     for name, transform in all_transformations(lake, load_scorers(settings.scorers), window):
         save(folder / "transformations" / f"{name}.parquet", transform())
-        said(name)
+        report(name)
     empty = LakeResource(location=f"{settings.lake.location}_operations", spark=lake.spark)
     for name, operate in all_operations():
         save(folder / "operations" / f"{name}.parquet", operate(empty))
-        said(name)
+        report(name)
 
 
 def run_chain(settings: Settings, window: Window, folder: Path, say: Callable[[str], None]) -> None:

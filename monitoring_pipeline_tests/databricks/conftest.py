@@ -101,9 +101,9 @@ def no_token(capfd: pytest.CaptureFixture[str]) -> Callable[[Project, WorkspaceD
     def check(project: Project, workspace: WorkspaceDouble) -> None:
         written = {str(path): text for path, text in texts(workspace.folder).items()}
         sent = {f"{request.method} {request.path}": f"{request.query}{request.body}" for request in workspace.requests}
-        said = {"events": project.log(), "console": "".join(capfd.readouterr())}
-        places = written | sent | said
-        assert len(said["events"]) > 1000
+        logged = {"events": project.log(), "console": "".join(capfd.readouterr())}
+        places = written | sent | logged
+        assert len(logged["events"]) > 1000
         assert not [place for place, text in places.items() if TOKEN in text]
 
     return check
@@ -111,7 +111,7 @@ def no_token(capfd: pytest.CaptureFixture[str]) -> Callable[[Project, WorkspaceD
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceDouble]:
-    """A workspace of the test's own, which is asked often."""
+    """The test's own workspace, polled at short intervals."""
     monkeypatch.setattr(databricks_jobs, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(databricks_jobs, "READ_SECONDS", 0.02)
     monkeypatch.setattr("dagster._core.pipes.utils.DEFAULT_SLEEP_INTERVAL", 0.02)

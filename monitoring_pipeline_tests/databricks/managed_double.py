@@ -34,7 +34,7 @@ class Backfill:
 
     job_id: int
     experiment_id: str
-    asked: dict[str, Any]
+    request: dict[str, Any]
     state: dict[str, str] = field(default_factory=lambda: {"life_cycle_state": "RUNNING", "state_message": ""})
     polls: int = 0
 
@@ -54,7 +54,7 @@ class Experiment:
     backfills: list[Backfill] = field(default_factory=list)
 
     @property
-    def under_way(self) -> Backfill | None:
+    def running(self) -> Backfill | None:
         return next((backfill for backfill in self.backfills if not backfill.is_over), None)
 
     def scorer(self, name: str) -> dict[str, Any] | None:
@@ -98,20 +98,20 @@ class ManagedDouble:
             backfill.state = {"life_cycle_state": "TERMINATED", "result_state": "FAILED", "state_message": self.fails}
             return
         backfill.state = {"life_cycle_state": "TERMINATED", "result_state": "SUCCESS", "state_message": ""}
-        asked, scored = backfill.asked, []
+        request, scored = backfill.request, []
         for trace in self.traces:
-            if not asked["start_timestamp_ms"] <= trace.info.request_time < asked["end_timestamp_ms"]:
+            if not request["start_timestamp_ms"] <= trace.info.request_time < request["end_timestamp_ms"]:
                 continue
             found = [
                 self.judge(scorer["name"], trace)
-                for scorer in asked["scorer_sample_rates"]
+                for scorer in request["scorer_sample_rates"]
                 if crc32(trace.info.trace_id.encode()) / 2**32 < scorer["sample_rate"]
             ]
             trace.info.assessments += [assessment for assessment in found if assessment]
             scored += [trace] if any(found) else []
         write(self.archive, archived_rows(scored), ARCHIVED_TRACE)
 
-    def asked(self, method: str, path: str) -> list[Any]:
+    def requests_to(self, method: str, path: str) -> list[Any]:
         """The bodies of the requests to a path below /managed-evals."""
         return [r.json for r in self.workspace.requests if (r.method, r.path) == (method, f"{EVALS}/{path}")]
 
@@ -127,7 +127,7 @@ class ManagedDouble:
 
     def _list(self, request: Request) -> Answer:
         experiment, first = self.experiments[request.values["id"]], int(request.query.get("page_token", 0))
-        body = _told(request, experiment.scorers[first : first + self.page])
+        body = _response(request, experiment.scorers[first : first + self.page])
         if len(experiment.scorers) > first + self.page:
             body["next_page_token"] = str(first + self.page)
         return Answer(body=body)
@@ -154,11 +154,11 @@ class ManagedDouble:
                 experiment.versions[scorer["name"]] = experiment.versions.get(scorer["name"], 0) + 1
             scorer["scorer_version"] = experiment.versions[scorer["name"]]
         experiment.scorers = scorers
-        return Answer(body=_told(request, scorers))
+        return Answer(body=_response(request, scorers))
 
     def _backfill(self, request: Request) -> Answer:
         experiment = self.experiments[request.values["id"]]
-        if experiment.under_way:
+        if experiment.running:
             return error(409, "RESOURCE_CONFLICT", "A backfill is already running for this experiment")
         for scorer in request.json["scorer_sample_rates"]:
             if experiment.scorer(scorer["name"]) is None:
@@ -177,8 +177,8 @@ class ManagedDouble:
         experiment = self.experiments[experiment_id]
         if not (experiment.versions or experiment.archive_table):
             return Answer(body={"monitor_infos": []})
-        if self.forgets_jobs and experiment.under_way:
-            self._poll(experiment.under_way)
+        if self.forgets_jobs and experiment.running:
+            self._poll(experiment.running)
         monitor = {
             "experiment_id": experiment_id,
             "is_agent_external": True,
@@ -186,8 +186,8 @@ class ManagedDouble:
             "trace_archive_table": experiment.archive_table,
         }
         info: dict[str, Any] = {"endpoint_name": f"monitor-{experiment_id}", "monitor": monitor}
-        if experiment.under_way:
-            info["current_backfill_job_id"] = str(experiment.under_way.job_id)
+        if experiment.running:
+            info["current_backfill_job_id"] = str(experiment.running.job_id)
         return Answer(body={"monitor_infos": [info]})
 
     def _list_runs(self, request: Request) -> Answer:
@@ -214,5 +214,5 @@ class ManagedDouble:
         return Answer(body={"frequency_minutes": experiment.frequency_minutes})
 
 
-def _told(request: Request, scorers: list[dict[str, Any]]) -> dict[str, Any]:
+def _response(request: Request, scorers: list[dict[str, Any]]) -> dict[str, Any]:
     return {"experiment_id": request.values["id"], "scheduled_scorers": {"scorers": scorers}}

@@ -60,8 +60,8 @@ def test_it_is_enabled_for_the_monitored_experiments_once(
     ids = list(experiments.values())
     assert enable_trace_archival(*PARTS, settings=settings) == [TraceArchival(one, TABLE, True) for one in ids]
     for one in ids:
-        (asked,) = service.asked("POST", f"experiments/{one}/trace-archival")
-        assert asked == {"experiment_id": one, "archive_table_fullname": TABLE}
+        (request,) = service.requests_to("POST", f"experiments/{one}/trace-archival")
+        assert request == {"experiment_id": one, "archive_table_fullname": TABLE}
         assert service.experiments[one].archive_table == TABLE
     assert enable_trace_archival(*PARTS, settings=settings) == [TraceArchival(one, TABLE, False) for one in ids]
     assert capsys.readouterr().out == ""
@@ -176,13 +176,13 @@ def test_missing_credentials_are_named(settings: Settings, monkeypatch: pytest.M
 
 def test_on_another_server_the_pipeline_archives_itself() -> None:
     settings = Settings(mlflow=MlflowSettings(tracking_uri="http://me:secret@mlflow.here:5000"))
-    said = (
+    message = (
         r"^trace archival is a service of Databricks \(\[mlflow\] tracking_uri = 'databricks'\); from "
         r"http://\*\*\*@mlflow\.here:5000 this pipeline archives traces itself, with the asset archived_traces$"
     )
-    with pytest.raises(MonitoringError, match=said):
+    with pytest.raises(MonitoringError, match=message):
         enable_trace_archival(*PARTS, settings=settings)
-    with pytest.raises(MonitoringError, match=said):
+    with pytest.raises(MonitoringError, match=message):
         configure_trace_archival_experiment("/Shared/agent", settings)
-    with pytest.raises(MonitoringError, match=said):
+    with pytest.raises(MonitoringError, match=message):
         setup_trace_archival(*PARTS, "/Shared/agent", settings)

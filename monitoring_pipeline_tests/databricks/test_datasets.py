@@ -36,7 +36,7 @@ class DatasetsDouble:
         one = f"{EVALS}/datasets/(?P<id>[^/]+)"
         workspace.route("GET", "/api/2.1/unity-catalog/tables/(?P<name>.+)", self._table)
         workspace.route("POST", f"{EVALS}/datasets", self._create)
-        workspace.route("GET", one, lambda request: Answer(body=self._told(request.values["id"])))
+        workspace.route("GET", one, lambda request: Answer(body=self._response(request.values["id"])))
         workspace.route("GET", f"{one}/records", self._list)
         workspace.route("POST", f"{one}/records:batchCreate", self._add)
 
@@ -53,9 +53,9 @@ class DatasetsDouble:
         self.ids[name] = f"d-{len(self.ids)}"
         self.records[self.ids[name]] = []
         self.experiment_ids = request.query["experiment_ids"].split(",")
-        return Answer(body=self._told(self.ids[name]))
+        return Answer(body=self._response(self.ids[name]))
 
-    def _told(self, dataset_id: str) -> dict[str, Any]:
+    def _response(self, dataset_id: str) -> dict[str, Any]:
         (name,) = [name for name, found in self.ids.items() if found == dataset_id]
         return {"dataset_id": dataset_id, "name": name, "digest": "0", "is_uc_native": True}
 
@@ -64,8 +64,8 @@ class DatasetsDouble:
 
     def _add(self, request: Request) -> Answer:
         there = self.records[request.values["id"]]
-        for asked in request.json["requests"]:
-            there.append({**asked["dataset_record"], "dataset_record_id": f"r-{len(there)}"})
+        for added in request.json["requests"]:
+            there.append({**added["dataset_record"], "dataset_record_id": f"r-{len(there)}"})
         return Answer()
 
 

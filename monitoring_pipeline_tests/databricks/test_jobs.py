@@ -55,7 +55,7 @@ NEW_CLUSTER = DatabricksSettings(
 TRACES, ERRORS = dg.AssetKey("archived_traces"), dg.AssetKey(TRACE_ERRORS.name)
 EVEN = scorer_key("even")
 REPORTS = {dg.AssetKey("daily_report"), dg.AssetKey("weekly_report")}
-WITHOUT_A_WORD = "raise SystemExit(0)"
+WITHOUT_REPORT = "raise SystemExit(0)"
 BAD_START = "raise SystemExit('ModuleNotFoundError: no module <b>mine</b>')"
 SLEEPING = "import time; time.sleep(600)"
 OPENED_AND_CLOSED = """
@@ -222,7 +222,7 @@ def test_the_submitted_job(
     workspace: WorkspaceDouble,
     impatient: None,
 ) -> None:
-    workspace.program = WITHOUT_A_WORD
+    workspace.program = WITHOUT_REPORT
     on(remote, databricks).run(ERRORS)
 
     (run,) = workspace.runs.values()
@@ -247,7 +247,7 @@ def test_an_interrupted_step_ends_the_job(
     remote: Project, workspace: WorkspaceDouble, impatient: None, no_token: NoToken
 ) -> None:
     def interrupt_once_it_runs() -> None:
-        until(lambda: len(workspace.asked(GET)) > 2)
+        until(lambda: len(workspace.requests_to(GET)) > 2)
         os.kill(os.getpid(), signal.SIGINT)  # Dagster raises this in the step of a terminated run
 
     interrupter = threading.Thread(target=interrupt_once_it_runs)
@@ -263,7 +263,7 @@ def test_an_interrupted_step_ends_the_job(
     assert event.step_failure_data.error is not None
     assert event.step_failure_data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__
     assert nothing_recorded(remote, TRACES)
-    assert len(workspace.asked(CANCEL)) == 1
+    assert len(workspace.requests_to(CANCEL)) == 1
     no_token(remote, workspace)
 
 
@@ -302,21 +302,21 @@ def test_a_killed_task_fails_the_step(remote: Project, workspace: WorkspaceDoubl
 
 
 @pytest.mark.parametrize(
-    ("program", "said"),
+    ("program", "message"),
     [
-        (WITHOUT_A_WORD, "ended without reporting 48 partitions, 2026-01-01-05:00 first; see "),
+        (WITHOUT_REPORT, "ended without reporting 48 partitions, 2026-01-01-05:00 first; see "),
         (OPENED_AND_CLOSED, "ended without reporting 48 partitions, 2026-01-01-05:00 first; see "),
         (BAD_START, "failed: ModuleNotFoundError: no module <b>mine</b>; see "),
     ],
 )
 def test_a_task_that_does_not_report_fails_the_step(
-    program: str, said: str, remote: Project, workspace: WorkspaceDouble, impatient: None
+    program: str, message: str, remote: Project, workspace: WorkspaceDouble, impatient: None
 ) -> None:
     workspace.program = program
 
     reason = failure(remote.run(ERRORS))
 
-    assert reason.startswith(f"Databricks run 100 {said}")
+    assert reason.startswith(f"Databricks run 100 {message}")
     assert nothing_recorded(remote, ERRORS)
 
 
@@ -326,7 +326,7 @@ def test_a_run_cancelled_on_databricks_fails_the_step(
     workspace.program = SLEEPING
 
     def cancel() -> None:
-        until(lambda: workspace.asked(GET))
+        until(lambda: workspace.requests_to(GET))
         workspace.runs[100].cancelled = True
         workspace.runs[100].kill()
 
@@ -351,9 +351,9 @@ def test_requests_that_fail_temporarily_are_repeated_and_the_job_starts_once(
     result = remote.run(ERRORS)
 
     assert failures(result) == {}
-    assert len(workspace.asked(SUBMIT)) == 5
+    assert len(workspace.requests_to(SUBMIT)) == 5
     assert len(workspace.runs) == 1
-    assert len({request.json["idempotency_token"] for request in workspace.asked(SUBMIT)}) == 1
+    assert len({request.json["idempotency_token"] for request in workspace.requests_to(SUBMIT)}) == 1
     assert remote.metadata(ERRORS) == finished.metadata(ERRORS)
 
 
@@ -383,7 +383,7 @@ def test_a_run_continues_if_its_state_cannot_be_read(
 
     assert "ended without reporting" in reason
     assert remote.log().count("did not return its state; retrying") == 3
-    assert not workspace.asked(CANCEL)
+    assert not workspace.requests_to(CANCEL)
 
 
 def test_refused_credentials_are_reported(

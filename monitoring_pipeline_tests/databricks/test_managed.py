@@ -201,9 +201,9 @@ def test_a_plan_registers_and_starts_functions_and_judges(
     assert sent["custom"] == {}
     assert "% 5 == 0" in json.loads(sent["serialized_scorer"])["call_source"]
     assert plan(settings) == []
-    before = len(service.asked("PATCH", f"scheduled-scorers/{id_of(settings)}"))
+    before = len(service.requests_to("PATCH", f"scheduled-scorers/{id_of(settings)}"))
     lifecycle.handle("is_even", settings).register()
-    assert len(service.asked("PATCH", f"scheduled-scorers/{id_of(settings)}")) == before
+    assert len(service.requests_to("PATCH", f"scheduled-scorers/{id_of(settings)}")) == before
 
 
 def test_changed_code_becomes_a_new_version_on_databricks_and_keeps_running(
@@ -219,7 +219,7 @@ def test_changed_code_becomes_a_new_version_on_databricks_and_keeps_running(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"sample_rate": 0.9}, "rate 0.9 there, 0.5 here"),
         ({"sample_rate": None}, "rate 0 there, 0.5 here"),
@@ -229,17 +229,17 @@ def test_changed_code_becomes_a_new_version_on_databricks_and_keeps_running(
     ],
 )
 def test_changes_made_on_databricks_are_shown_and_reverted(
-    settings: Settings, service: ManagedDouble, changes: dict[str, Any] | None, told: str
+    settings: Settings, service: ManagedDouble, changes: dict[str, Any] | None, message: str
 ) -> None:
     apply(plan(settings))
     experiment = experiment_of(settings, service)
     experiment.scorers = [] if changes is None else [{**experiment.scorers[0], **changes}]
 
-    assert lifecycle.handle("safety", settings).drift == f"{settings.mlflow.experiments[0]}: {told}"
+    assert lifecycle.handle("safety", settings).drift == f"{settings.mlflow.experiments[0]}: {message}"
     (change,) = plan(settings)
-    assert change.fields == {"databricks": (f"{settings.mlflow.experiments[0]}: {told}", "as configured")}
+    assert change.fields == {"databricks": (f"{settings.mlflow.experiments[0]}: {message}", "as configured")}
     finding = next(finding for finding in examine(settings) if finding.subject == "databricks")
-    assert told in finding.detail
+    assert message in finding.detail
     apply([change])
     assert plan(settings) == []
     assert (standing(settings, service) or ())[:2] == (0.5, None)
@@ -491,7 +491,7 @@ print([finding.detail for finding in examine(settings) if finding.subject == "da
     lines = output.read_text().splitlines()
     assert len(lines) == 6
     line = "managed scorers and trace archival need the package databricks-agents; run pip install 'monitoring"
-    assert all(said.startswith(line) for said in lines)
+    assert all(found.startswith(line) for found in lines)
 
 
 def test_nothing_imports_the_package_at_start_up(tmp_path: Path) -> None:
@@ -576,8 +576,8 @@ def expected(service: ManagedDouble) -> dict[str, Assessment]:
 def test_databricks_runs_a_backfill_and_its_results_are_read(run: Run) -> None:
     assert run.run("safety").success
 
-    (asked,) = run.service.asked("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")
-    assert asked == {
+    (request,) = run.service.requests_to("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")
+    assert request == {
         "experiment_id": id_of(run.settings),
         "endpoint_name": f"monitor-{id_of(run.settings)}",
         "scorer_sample_rates": [{"name": "safety", "sample_rate": 0.5}],
@@ -614,7 +614,7 @@ def test_databricks_runs_a_backfill_and_its_results_are_read(run: Run) -> None:
 
 def test_the_hourly_chain_scores_nothing_and_reads_existing_results(run: Run) -> None:
     assert run.run(job="monitoring").success
-    assert run.service.asked("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill") == []
+    assert run.service.requests_to("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill") == []
     assert run.ledger(*COUNTS) == [40, 0, 0, 40, 0, 0, 40]
     assert run.problems() == []
 
@@ -657,8 +657,8 @@ def test_results_after_a_backfill_count_and_a_new_trace_is_pending(run: Run) -> 
 def test_a_run_may_have_its_own_rate_and_the_filter_applies(run: Run) -> None:
     lifecycle.handle("safety", run.settings).update(filter=PROD)
     assert run.run("safety", sample_rate=1.0).success
-    (asked,) = run.service.asked("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")
-    assert asked["scorer_sample_rates"] == [{"name": "safety", "sample_rate": 1.0}]
+    (request,) = run.service.requests_to("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")
+    assert request["scorer_sample_rates"] == [{"name": "safety", "sample_rate": 1.0}]
     # The double does not filter: results on odd traces exist, so they count. On four it returns nothing.
     assert len(expected(run.service)) == 36
     assert run.ledger("archived", "filtered_out", "unsampled", "eligible", "pending") == [40, 2, 2, 36, 0]
@@ -691,7 +691,7 @@ def test_it_waits_for_a_backfill_that_another_process_just_started(run: Run, wor
     conflict = error(409, "RESOURCE_CONFLICT", "A backfill is already running for this experiment")
     workspace.answer_next(2, conflict, f"{SCORERS}/{id_of(run.settings)}/backfill")
     assert run.run("safety").success
-    assert len(run.service.asked("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")) == 3
+    assert len(run.service.requests_to("POST", f"scheduled-scorers/{id_of(run.settings)}/backfill")) == 3
     assert len(experiment_of(run.settings, run.service).backfills) == 1
 
 

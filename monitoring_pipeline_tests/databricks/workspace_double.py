@@ -168,7 +168,7 @@ class WorkspaceDouble:
         """The folder or file that stands for a path below /Volumes."""
         return self.volumes / path.removeprefix("/Volumes/")
 
-    def asked(self, path: str) -> list[Request]:
+    def requests_to(self, path: str) -> list[Request]:
         """The requests to the path."""
         return [request for request in self.requests if request.path == path]
 

@@ -35,14 +35,16 @@ def turns_of(conversations: list[dict], load_tau: ModuleType) -> list[Turn]:
         turns = list(load_tau.turns(conversation["traj"]))
         for number, (user, answer) in enumerate(turns):
             is_last = number == len(turns) - 1
-            said = [message["content"] for message in answer if message["role"] == "assistant" and message["content"]]
+            contents = [
+                message["content"] for message in answer if message["role"] == "assistant" and message["content"]
+            ]
             found.append(
                 Turn(
                     trace_id=load_tau.TraceBuilder((session, number), 0).trace_id,
                     session=session,
                     task_id=str(conversation["task_id"]),
                     inputs={"messages": [user]},
-                    outputs={"content": said[-1] if said else None},
+                    outputs={"content": contents[-1] if contents else None},
                     tools=tuple(message["name"] for message in answer if message["role"] == "tool"),
                     expected_tools=[action["name"] for action in conversation["info"]["task"]["actions"]]
                     if is_last

@@ -114,7 +114,7 @@ def test_intent(questions: list[str], intent: str) -> None:
     assert decide_intent(questions) == intent
 
 
-def test_order_number_is_asked_for_and_then_used(shop: Shop) -> None:
+def test_order_number_is_requested_and_then_used(shop: Shop) -> None:
     reply, recorder = ask(shop, "Where is my parcel?")
     assert "number of the order" in reply.text
     assert tools(recorder) == []

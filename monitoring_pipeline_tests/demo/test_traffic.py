@@ -180,7 +180,7 @@ def test_bad_arguments_are_refused() -> None:
             next(simulate(end, hours, traces, 7))
 
 
-def test_same_arguments_give_the_same_spans() -> None:
+def test_same_arguments_yield_the_same_spans() -> None:
     first, second = (
         [span.to_dict() for trace in simulate(END, 3, 60, 7) for span in mlflow_spans(trace)] for _ in range(2)
     )

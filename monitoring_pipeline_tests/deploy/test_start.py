@@ -89,11 +89,11 @@ class Deployment:
         killed = 0
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                told, environment = ((entry / name).read_bytes().decode() for name in ("cmdline", "environ"))
+                command_line, environment = ((entry / name).read_bytes().decode() for name in ("cmdline", "environ"))
             except (OSError, UnicodeDecodeError):
                 continue
             own = f"MONITORING_CONFIG={self.folder / 'monitoring.toml'}\0"
-            if command in told.replace("\0", " ") and own in environment:
+            if command in command_line.replace("\0", " ") and own in environment:
                 os.kill(int(entry.name), signal.SIGKILL)
                 killed += 1
         assert killed, f"no process of {command}"

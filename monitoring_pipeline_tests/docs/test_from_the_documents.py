@@ -1,6 +1,6 @@
 """Each function and pattern of the guides that docs/from-the-documents.md maps, on the recorded conversations.
 
-What is expected comes from the recorded file, from MLflow itself or from the guides' own way of working it out.
+Expected values come from the recorded file, from MLflow itself or from the guides' own computation.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ ROOT = documentation().parent
 
 @pytest.fixture
 def settings(recorded_project: RecordedProject) -> Settings:
-    """Of the recorded project, to read only."""
+    """Settings of the recorded project, to read only."""
     return recorded_project.settings
 
 
 @pytest.fixture
 def own(settings: Settings, tmp_path: Path) -> Settings:
-    """Of a copy of the recorded project, store and lake."""
+    """Settings of a copy of the recorded project, with store and lake."""
     shutil.copy(settings.mlflow.tracking_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     shutil.copytree(settings.lake.location, tmp_path / "lake")
     tracking = settings.mlflow.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path / 'mlflow.db'}"})
@@ -75,7 +75,7 @@ def development(
 
 @pytest.fixture
 def traces(recorded_traces: list[Trace]) -> pd.DataFrame:
-    """What the guides compute with: a row for each trace."""
+    """The guides' input: a row for each trace."""
     return pd.DataFrame(
         {
             "trace_id": trace.info.trace_id,
@@ -105,7 +105,7 @@ def is_drawn(trace_id: str, name: str, rate: float) -> bool:
 
 @scorer
 def fast_heuristic(outputs: Any) -> Feedback:
-    """The guide's heuristic scorer, with the class that MLflow has for its `Score`."""
+    """The guide's heuristic scorer, with MLflow's class in place of its `Score`."""
     text = json.dumps(outputs, ensure_ascii=False)
     score, issues = 1.0, []
     if len(text) < 10:
@@ -141,7 +141,7 @@ def test_a_scorer_is_registered_started_stopped_and_deleted(own: Settings) -> No
     active = registered.start(sample_rate=0.1)
     stopped = active.stop()
     assert [str(handle.state) for handle in (registered, active, stopped)] == ["registered", "active", "stopped"]
-    assert (registered.sample_rate, active.sample_rate) == (0.6, 0.1)  # each is as it was when it was made
+    assert (registered.sample_rate, active.sample_rate) == (0.6, 0.1)  # each handle keeps its own state
     with pytest.raises(lifecycle.StaleHandleError):
         registered.stop()
     assert str(stopped.delete().state) == "unregistered"
@@ -160,7 +160,7 @@ def test_all_scorers_are_registered_at_once(own: Settings) -> None:
     }
 
 
-def test_assess_takes_the_traces_of_a_search(own: Settings) -> None:
+def test_assess_accepts_the_traces_of_a_search(own: Settings) -> None:
     with global_tracking_uri(own.mlflow.tracking_uri):
         found = searched(own, max_results=20)
         results = api.assess(found, scorers=[response_quality, "even"], settings=own)
@@ -181,12 +181,12 @@ def test_production_traces_are_evaluated_into_an_experiment(own: Settings) -> No
 
 
 def searched(settings: Settings, **search: Any) -> Any:
-    """The data frame that MLflow's own search gives of the recorded experiment."""
+    """The data frame that MLflow's own search returns for the recorded experiment."""
     return mlflow.search_traces(locations=[experiment_id(settings)], **search)
 
 
 def test_production_and_development_are_held_against_a_threshold(own: Settings, tmp_path: Path) -> None:
-    """The gate of CI: exit code 1 where a scorer's mean is under it."""
+    """The gate in CI: exit code 1 if a scorer's mean is below its threshold."""
     config = tmp_path / "monitoring.toml"
     config.write_text(
         f'[mlflow]\ntracking_uri = "{own.mlflow.tracking_uri}"\nexperiments = ["airline"]\n'
@@ -389,7 +389,7 @@ def test_a_report_of_a_day(settings: Settings, traces: pd.DataFrame) -> None:
 
 
 def failed_conversations(traces: list[Trace]) -> set[str]:
-    """The traces on which the recorded feedback says that the task failed."""
+    """The traces with recorded feedback that the task failed."""
     return {
         trace.info.trace_id
         for trace in traces
@@ -577,7 +577,7 @@ def test_low_scores_become_regression_tests(settings: Settings) -> None:
 # The page itself
 
 
-def test_every_test_that_the_page_names_is_there() -> None:
+def test_every_test_that_the_page_names_exists() -> None:
     named = set(re.findall(r"`(monitoring_pipeline_tests/[\w/]+\.py)::(\w+)`", page()))
     here = f"monitoring_pipeline_tests/docs/{Path(__file__).name}"
     named |= {(here, name) for name in re.findall(r"`(test_\w+)`", page())}
@@ -596,7 +596,7 @@ def test_every_row_of_the_page_has_a_test() -> None:
     assert [row for row in rows if "test_" not in row.split("|")[-2]] == []
 
 
-def test_the_functions_that_the_page_names_are_there() -> None:
+def test_the_functions_that_the_page_names_exist() -> None:
     named = set(re.findall(r"`api\.(\w+)", page()))
     assert sorted(name for name in named if not hasattr(api, name)) == []
     assert sorted(set(api.__all__) - named - {"write_dataset", "read_dataset", "rebuild_dataset"}) == []

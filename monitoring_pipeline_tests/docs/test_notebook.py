@@ -1,4 +1,4 @@
-"""The example notebook runs from its first cell to its last, and ends as its text says."""
+"""The example notebook runs from its first cell to its last, with the results that its text describes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from monitoring_pipeline_tests.docs.conftest import documentation
 
 NOTEBOOK = documentation().parent / "examples" / "from_archive_to_dataset.ipynb"
-# What a kernel does with the cells: one namespace, in order.
+# Runs the cells as a kernel does: in order, in one namespace.
 RUN = """
 import json, sys
 
@@ -36,23 +36,23 @@ with open(sys.argv[2], "w", encoding="utf-8") as file:
 def test_the_notebook_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
     ended = subprocess.run(
-        [sys.executable, "-c", RUN, NOTEBOOK, tmp_path / "told.json"],
+        [sys.executable, "-c", RUN, NOTEBOOK, tmp_path / "results.json"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
-    assert told["records"] == 8
-    assert told["added"] == [8, 0]
-    assert told["metrics"]["tool_errors/mean"] == 0
-    assert told["bad hour"] == "2026-01-01 18:00:00+00:00"
-    assert told["least change"] > 0
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["records"] == 8
+    assert results["added"] == [8, 0]
+    assert results["metrics"]["tool_errors/mean"] == 0
+    assert results["bad hour"] == "2026-01-01 18:00:00+00:00"
+    assert results["least change"] > 0
 
 
-def test_the_notebook_holds_no_results() -> None:
-    """Nothing that a run left: outputs change from run to run, and may hold what traces say."""
+def test_the_notebook_contains_no_outputs() -> None:
+    """Outputs change from run to run, and may contain the content of traces."""
     cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert cells
     assert [cell["id"] for cell in cells if cell["outputs"] or cell["execution_count"]] == []

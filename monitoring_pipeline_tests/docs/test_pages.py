@@ -1,4 +1,4 @@
-"""What the pages show works: links lead somewhere, commands and settings exist, Python can be imported."""
+"""The pages are valid: links have targets, commands and settings exist, Python can be imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monitoring_pipeline_tests.docs.conftest import documentation
 ROOT = documentation().parent
 PAGES = [ROOT / "README.md", *sorted(documentation().rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# What alerts and datasets of the pages speak of
+# Scorers and notifiers that alerts and datasets on the pages refer to
 SAFETY = '[[scorers]]\nname = "safety"\nbuiltin = "Safety"\nmodel = "openai:/gpt-4.1-mini"\n'
 
 
@@ -28,7 +28,7 @@ def of_pages(pages: list[Path]) -> pytest.MarkDecorator:
 
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:
-    """The blocks of code in one of the languages, without the margin that those of a list have."""
+    """The code blocks in one of the languages, without the indentation of list items."""
     text = page.read_text(encoding="utf-8")
     for margin, language, block in re.findall(r"^( *)```(\w*)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
         if language in languages:
@@ -42,7 +42,7 @@ def slugs(page: Path) -> set[str]:
 
 
 @of_pages(PAGES)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for link in LINK.findall(re.sub("```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)):
         if link.startswith(("http://", "https://", "mailto:")):
             continue
@@ -54,7 +54,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """The words after `monitoring-pipeline` in every line that calls it, and in what is shown within a line."""
+    """The words after `monitoring-pipeline` in every line that calls it, and in inline code."""
     lines = [line for block in blocks(page, "", "sh", "bash") for line in block.replace("\\\n", " ").splitlines()]
     inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text(encoding="utf-8"))
     called = [re.split(r"(?:^|/| )monitoring-pipeline ", line, maxsplit=1) for line in [*lines, *inline]]
@@ -76,7 +76,7 @@ def test_commands_exist_with_these_options(page: Path) -> None:
 
 
 @of_pages([page for page in PAGES if any(blocks(page, "toml"))])
-def test_settings_are_taken(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_valid(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_scorers.py").write_text("\n".join(blocks(page, "python")), encoding="utf-8")
     file = tmp_path / "monitoring.toml"
@@ -86,7 +86,7 @@ def test_settings_are_taken(page: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @of_pages([page for page in PAGES if any(blocks(page, "python")) and page.name != "reference.md"])
-def test_python_is_python_and_its_imports_are_there(page: Path) -> None:
+def test_python_is_valid_and_its_imports_exist(page: Path) -> None:
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block.replace("…", "..."))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("monitoring_pipeline"):

@@ -1,4 +1,4 @@
-"""The reference is what the code says."""
+"""The reference matches the code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPT = documentation().parent / "scripts" / "make-reference"
 AGAIN = "docs/reference.md is not what the code says; make it again: .venv/bin/python scripts/make-reference"
 
 
-def test_the_page_is_what_the_code_says(tmp_path: Path) -> None:
+def test_the_page_matches_the_code(tmp_path: Path) -> None:
     made = tmp_path / "reference.md"
     subprocess.run([sys.executable, SCRIPT, made], check=True)
     assert made.read_text() == (documentation() / "reference.md").read_text(), AGAIN
@@ -35,12 +35,12 @@ def test_nothing_is_left_out() -> None:
     assert sections == []
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     assert [name for name, description in described(Settings) if not description] == []
 
 
-def test_help_shows_what_it_says() -> None:
-    """Typer takes what stands in brackets for markup, and shows nothing of it."""
+def test_help_shows_all_of_its_text() -> None:
+    """Typer treats text in brackets as markup and does not show it."""
     texts = [help for command in every_command(typer.main.get_command(app)) for help in helps_of(command)]
     assert len(texts) > 50
     assert [text for text in texts if "[" in text] == []

@@ -1,4 +1,4 @@
-"""The SQL for dashboards: the same text on DuckDB and on Spark gives the same rows, and the right ones."""
+"""The SQL for dashboards: the same text returns the same, correct rows on DuckDB and on Spark."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Engines:
         self.duckdb = duckdb.connect()
         self.duckdb.execute("SET timezone = 'UTC'")
         for table in TABLES:
-            lake.version(table)  # makes a table that nothing was written to
+            lake.version(table)  # creates a table that has no rows yet
             self.duckdb.register(table.name, DeltaTable(lake.path(table)).to_pyarrow_dataset())
 
     def rows(self, name: str) -> Rows:
-        """What DuckDB gives for the file of that name."""
+        """The rows of the query in the file of that name, by DuckDB."""
         return plain(self.duckdb.sql(text_of(name)).to_arrow_table())
 
     def rows_by_spark(self, name: str) -> Rows:
-        """What Spark gives; its session is that of all tests, so the views are there no longer than the query."""
+        """The rows by Spark; tests share its session, so the views exist only during the query."""
         spark = self.lake.spark.session
         for table in TABLES:
             self.lake.read(table).createOrReplaceTempView(table.name)
@@ -86,7 +86,7 @@ def frame_of(lake: LakeResource, table: Table) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def lake(recorded_project: RecordedProject) -> LakeResource:
-    """The lake of the recorded conversations, with three alerts: two are open, one is not."""
+    """The lake of the recorded conversations, with three alerts, two of them open."""
     lake = recorded_project.lake
     alerts = [("slow", "warning", "open"), ("errors", "critical", "open"), ("over", "critical", "resolved")]
     opened = RECORDED_WINDOW.start + timedelta(hours=3)
@@ -106,7 +106,7 @@ def engines(lake: LakeResource) -> Engines:
 
 
 def same(name: str, one: object, other: object) -> bool:
-    """Equal, of numbers as far as sums in another order are; percentile_cont of the embedded engine is less exact."""
+    """Whether two values are equal, within rounding of sums; percentile_cont of the embedded engine is less exact."""
     if isinstance(one, int | float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=1e-5 if name.startswith("p9") else 1e-9, abs_tol=1e-12)
     return one == other
@@ -126,13 +126,13 @@ def assert_same_rows(engines: Engines, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_both_engines_give_the_same_rows(engines: Engines, name: str) -> None:
+def test_both_engines_return_the_same_rows(engines: Engines, name: str) -> None:
     assert_same_rows(engines, name)
 
 
 @pytest.fixture(scope="module")
 def odd_engines(lake: LakeResource, tmp_path_factory: pytest.TempPathFactory) -> Engines:
-    """On a lake where all is there a second time, of unknown experiment, trace name and type of span."""
+    """Engines on a lake with all rows twice, once with unknown experiment, trace name and type of span."""
     folder = tmp_path_factory.mktemp("odd") / "lake"
     shutil.copytree(lake.location, folder)
     odd = LakeResource(location=str(folder), spark=lake.spark)
@@ -140,7 +140,7 @@ def odd_engines(lake: LakeResource, tmp_path_factory: pytest.TempPathFactory) ->
         rows = odd.read(table).toArrow()
         for name in rows.column_names:
             if name == "trace_name" and table is HOURLY_PERFORMANCE:
-                continue  # none stands for all names there
+                continue  # there, null stands for all names
             if name in ("experiment_id", "trace_name", "span_type"):
                 rows = rows.set_column(rows.column_names.index(name), name, pa.nulls(len(rows), pa.string()))
             elif name in ("trace_id", "assessment_id", "rule"):
@@ -151,14 +151,14 @@ def odd_engines(lake: LakeResource, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_both_engines_give_the_same_rows_where_little_is_known(odd_engines: Engines, name: str) -> None:
+def test_both_engines_return_the_same_rows_if_values_are_unknown(odd_engines: Engines, name: str) -> None:
     assert_same_rows(odd_engines, name)
     experiments = {row["experiment_id"] for row in odd_engines.rows(name) if "experiment_id" in row}
     assert experiments in (set(), {None, "1"})
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_a_lake_without_rows_gives_none(lake: LakeResource, name: str) -> None:
+def test_a_lake_without_rows_returns_none(lake: LakeResource, name: str) -> None:
     with duckdb.connect() as connection:
         for table in TABLES:
             connection.register(table.name, table.schema.empty_table())
@@ -175,10 +175,10 @@ def test_the_page_names_every_file_with_its_purpose() -> None:
     assert page.count("](sql/") == len(FILES)
 
 
-# What the rows say, held against what was computed otherwise
+# The rows against values computed in another way
 
 
-def test_latency_is_that_of_the_store(engines: Engines, recorded_store: str) -> None:
+def test_latency_equals_that_of_the_store(engines: Engines, recorded_store: str) -> None:
     client = MlflowClient(recorded_store)
     experiment = client.get_experiment_by_name("airline")
     assert experiment is not None
@@ -208,7 +208,7 @@ def test_traffic_cost_and_tokens_add_up_to_the_traces(engines: Engines, lake: La
     assert tokens["total_tokens"].tolist() == traces.groupby("date")["total_tokens"].sum().tolist()
 
 
-def test_intervals_of_quality_are_those_of_the_statistics(engines: Engines, lake: LakeResource) -> None:
+def test_intervals_of_quality_equal_those_of_the_statistics(engines: Engines, lake: LakeResource) -> None:
     scores, coverage = frame_of(lake, ASSESSMENTS).dropna(subset="score"), frame_of(lake, SCORER_COVERAGE)
     keys = ["date", "scorer", "scorer_digest"]
     populations = coverage.groupby(keys)[["eligible", "unsampled"]].sum().sum(axis=1)
@@ -223,7 +223,7 @@ def test_intervals_of_quality_are_those_of_the_statistics(engines: Engines, lake
         if len(values) == population or values.isin([0, 1]).all():
             assert (row["ci_low"], row["ci_high"]) == pytest.approx(bounds)
             checked["complete" if len(values) == population else "pass or fail"] += 1
-        else:  # the normal's 1.96 instead of Student's t
+        else:  # the normal distribution's 1.96 instead of Student's t
             error = values.std() / len(values) ** 0.5 * (1 - len(values) / population) ** 0.5
             assert row["ci_high"] - row["mean_score"] == pytest.approx(1.959963984540054 * error)
             assert row["ci_high"] - row["ci_low"] == pytest.approx(bounds[1] - bounds[0], rel=0.1)
@@ -232,7 +232,7 @@ def test_intervals_of_quality_are_those_of_the_statistics(engines: Engines, lake
     assert all(checked.values()), checked
 
 
-def test_the_ledger_adds_up_and_what_waits_is_named(engines: Engines, lake: LakeResource) -> None:
+def test_the_ledger_adds_up_and_pending_traces_are_counted(engines: Engines, lake: LakeResource) -> None:
     coverage = engines.frame("coverage")
     assert coverage["adds_up"].all()
     assert set(coverage.groupby(["scorer", "scorer_digest"])["archived"].sum()) >= {681}
@@ -331,7 +331,7 @@ def test_freshness_and_open_alerts(engines: Engines, lake: LakeResource) -> None
 
 
 def test_a_folder_of_the_lake_is_enough_for_duckdb(lake: LakeResource) -> None:
-    """The lines of Python that the page shows."""
+    """Runs the Python of the page."""
     page = (documentation() / "sql.md").read_text(encoding="utf-8")
     lines = page.split("```python\n")[1].split("```")[0]
     used: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Plans: what differs between settings and experiment, done once and then no more."""
+"""Plans: differences between settings and experiment, applied once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SettingsOf = Callable[..., Settings]
 
 @pytest.fixture
 def settings_of(store: Store, request: pytest.FixtureRequest) -> SettingsOf:
-    """Settings with the scorers given, whose states are in the test's own experiment."""
+    """Settings with these scorers, whose states are in the test's own experiment."""
     name = request.node.nodeid
     MlflowClient(store.uri).create_experiment(name, artifact_location=store.file.parent.as_uri())
     return lambda *scorers: Settings(
@@ -42,7 +42,7 @@ def states(settings: Settings) -> dict[str, str]:
     return {handle.name: handle.state.value for handle in lifecycle.handles(settings)}
 
 
-def test_what_is_configured_is_created_in_its_state_once(settings_of: SettingsOf) -> None:
+def test_configured_scorers_are_created_in_their_state_once(settings_of: SettingsOf) -> None:
     settings = settings_of(WORDS, changed(LONG, state="stopped"), changed(ORDER, state="registered"))
     planned = plan(settings)
 
@@ -67,7 +67,7 @@ def test_what_is_configured_is_created_in_its_state_once(settings_of: SettingsOf
     assert [(change.revision, change.action) for change in history("words", settings)] == [(1, "apply")]
 
 
-def test_each_changed_field_is_planned_and_done_and_the_unchanged_are_not(settings_of: SettingsOf) -> None:
+def test_only_changed_fields_are_planned_and_applied(settings_of: SettingsOf) -> None:
     before = apply(plan(settings_of(WORDS, LONG, ORDER)))
     settings = settings_of(changed(WORDS, filter=None, sample_rate=0.2), LONG, changed(ORDER, params={"pattern": "#X"}))
     planned = plan(settings)
@@ -84,19 +84,19 @@ def test_each_changed_field_is_planned_and_done_and_the_unchanged_are_not(settin
 
 
 @pytest.mark.parametrize("wished", ["active", "stopped", "registered"])
-@pytest.mark.parametrize("had", ["active", "stopped", "registered"])
-def test_any_state_is_brought_to_any_other_by_one_change(settings_of: SettingsOf, had: str, wished: str) -> None:
-    apply(plan(settings_of(changed(LONG, state=had))))
+@pytest.mark.parametrize("current", ["active", "stopped", "registered"])
+def test_one_change_leads_from_any_state_to_any_other(settings_of: SettingsOf, current: str, wished: str) -> None:
+    apply(plan(settings_of(changed(LONG, state=current))))
     settings = settings_of(changed(LONG, state=wished))
     planned = plan(settings)
 
-    assert [change.fields for change in planned] == ([] if had == wished else [{"state": (had, wished)}])
+    assert [change.fields for change in planned] == ([] if current == wished else [{"state": (current, wished)}])
     apply(planned)
     assert states(settings) == {"long": wished}
-    assert len(history("long", settings)) == (1 if had == wished else 2)
+    assert len(history("long", settings)) == (1 if current == wished else 2)
 
 
-def test_a_change_by_hand_is_planned_back(settings_of: SettingsOf) -> None:
+def test_a_manual_change_is_reverted(settings_of: SettingsOf) -> None:
     settings = settings_of(LONG)
     (handle,) = apply(plan(settings))
     handle.update(0.9).stop()
@@ -105,7 +105,7 @@ def test_a_change_by_hand_is_planned_back(settings_of: SettingsOf) -> None:
     assert change.fields == {"state": ("stopped", "active"), "sample_rate": (0.9, 0.5)}
 
 
-def test_what_is_no_longer_configured_is_deleted_and_created_when_it_is_again(settings_of: SettingsOf) -> None:
+def test_a_removed_scorer_is_deleted_and_created_again_when_it_returns(settings_of: SettingsOf) -> None:
     apply(plan(settings_of(LONG, WORDS)))
     planned = plan(settings_of(LONG))
 
@@ -121,7 +121,7 @@ def test_what_is_no_longer_configured_is_deleted_and_created_when_it_is_again(se
     assert (handle.state.value, handle.version, handle.revision) == ("active", 1, 3)
 
 
-def test_a_plan_is_refused_where_someone_changed_a_scorer_since(settings_of: SettingsOf) -> None:
+def test_a_plan_is_refused_if_a_scorer_changed_since(settings_of: SettingsOf) -> None:
     settings = settings_of(WORDS, LONG)
     planned = plan(settings)
     lifecycle.handle("long", settings).register()

@@ -1,4 +1,4 @@
-"""The lifecycle of scorers over a database and over HTTP: every change, who may make it, and what all readers see."""
+"""The lifecycle of scorers over a database and over HTTP: changes, conflicts, and what all readers see."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHANGED_BUILTIN = ScorerSettings(name="order_number", builtin="RegexMatch", para
 
 @pytest.fixture
 def experiment(store: Store, request: pytest.FixtureRequest) -> str:
-    """The name of an experiment of the test's own."""
+    """The name of the test's own experiment."""
     name = f"{request.node.nodeid} of {os.getpid()}"
     MlflowClient(store.uri).create_experiment(name, artifact_location=store.file.parent.as_uri())
     return name
@@ -58,13 +58,13 @@ def settings_of(uri: str, experiment: str | None, *scorers: ScorerSettings) -> S
 
 @pytest.fixture
 def settings(uri: str, experiment: str) -> Settings:
-    """Settings with the scorer `long` alone."""
+    """Settings with only the scorer `long`."""
     return settings_of(uri, experiment)
 
 
 @pytest.fixture
 def local(store: Store, experiment: str) -> Callable[..., Settings]:
-    """Settings over the database, with the scorers given."""
+    """Settings over the database, with these scorers."""
     return lambda *scorers: settings_of(store.uri, experiment, *scorers)
 
 
@@ -80,7 +80,7 @@ def mlflow_versions(store: Store, experiment: str, name: str) -> list[int]:
     return [entry.scorer_version for entry in store.client.store.list_scorer_versions(found.experiment_id, name)]
 
 
-def test_every_change_gives_a_new_handle_and_leaves_the_old_one(settings: Settings) -> None:
+def test_every_change_returns_a_new_handle_and_keeps_the_old_one(settings: Settings) -> None:
     before = datetime.now(UTC)
     chain = [lifecycle.handle("long", settings)]
     chain.append(chain[-1].register())
@@ -111,7 +111,7 @@ def test_every_change_gives_a_new_handle_and_leaves_the_old_one(settings: Settin
         chain[0].state = ScorerState.ACTIVE  # type: ignore[misc]
 
 
-def test_the_experiment_is_seen_the_same_by_database_and_server(store: Store, server: str, experiment: str) -> None:
+def test_database_and_server_see_the_same_experiment(store: Store, server: str, experiment: str) -> None:
     by_database, by_server = settings_of(store.uri, experiment), settings_of(server, experiment)
     lifecycle.handle("long", by_database).register().start(0.3)
 
@@ -122,7 +122,7 @@ def test_the_experiment_is_seen_the_same_by_database_and_server(store: Store, se
 
 
 @pytest.mark.parametrize(("filter", "kept"), [(None, "tags.a = 'b'"), ("", None), ("tags.c = 'd'", "tags.c = 'd'")])
-def test_update_changes_what_is_given_in_every_registered_state(
+def test_update_changes_only_given_fields_in_every_registered_state(
     local: Callable[..., Settings], filter: str | None, kept: str | None
 ) -> None:
     registered = lifecycle.handle("long", local()).register().update(filter="tags.a = 'b'")
@@ -141,7 +141,7 @@ def test_update_changes_what_is_given_in_every_registered_state(
     ]
 
 
-def test_start_without_a_rate_takes_the_default_of_the_kind(local: Callable[..., Settings]) -> None:
+def test_start_without_a_rate_uses_the_default_of_the_kind(local: Callable[..., Settings]) -> None:
     judge = ScorerSettings(name="kind", builtin="Guidelines", params={"guidelines": "Be kind."}, model="openai:/gpt-4o")
     assert lifecycle.handle("kind", local(judge)).register().start().sample_rate == 0.1
 
@@ -158,7 +158,7 @@ def test_start_without_a_rate_takes_the_default_of_the_kind(local: Callable[...,
         (["register", "delete"], "delete", "cannot delete scorer 'long': it is unregistered; call register()"),
     ],
 )
-def test_a_wrong_transition_names_the_state_and_what_to_call(
+def test_a_wrong_transition_names_the_state_and_the_method_to_call(
     local: Callable[..., Settings], calls: list[str], action: str, message: str
 ) -> None:
     handle = lifecycle.handle("long", local())
@@ -183,7 +183,7 @@ def test_a_wrong_transition_names_the_state_and_what_to_call(
     ],
 )
 @pytest.mark.parametrize("action", ["start", "update"])
-def test_a_wrong_rate_or_filter_is_told_and_nothing_is_written(
+def test_a_wrong_rate_or_filter_is_reported_and_nothing_is_written(
     store: Store, experiment: str, local: Callable[..., Settings], action: str, given: dict[str, Any], message: str
 ) -> None:
     handle = lifecycle.handle("long", local()).register()
@@ -195,13 +195,13 @@ def test_a_wrong_rate_or_filter_is_told_and_nothing_is_written(
     assert tags_of(store, experiment) == tags
 
 
-def test_an_update_of_nothing_is_an_error(local: Callable[..., Settings]) -> None:
+def test_an_update_without_changes_is_an_error(local: Callable[..., Settings]) -> None:
     with pytest.raises(LifecycleError, match="nothing to update for scorer 'long'"):
         lifecycle.handle("long", local()).register().update()
 
 
 @pytest.mark.parametrize("action", ["register", "start", "stop", "delete"])
-def test_a_handle_is_of_no_use_once_the_scorer_changed(settings: Settings, action: str) -> None:
+def test_a_handle_is_stale_once_the_scorer_changed(settings: Settings, action: str) -> None:
     stale = lifecycle.handle("long", settings).register()
     current = stale.start()
 
@@ -233,7 +233,7 @@ def test_a_change_by_another_process_is_seen_and_makes_the_handle_stale(settings
         handle.stop()
 
 
-def test_history_keeps_every_change_with_its_time_also_across_a_deletion(settings: Settings) -> None:
+def test_history_keeps_every_change_with_its_time_even_after_a_deletion(settings: Settings) -> None:
     assert history("long", settings) == []
     handles = [lifecycle.handle("long", settings)]
     for action in ("register", "start", "stop", "delete", "register"):
@@ -270,7 +270,7 @@ def test_a_changed_digest_is_a_new_version_and_keeps_the_rest(
     assert lifecycle.handle("order_number", local(BUILTIN)).register().version == 3
 
 
-def test_what_mlflow_takes_is_registered_there_by_its_name_and_not_started(
+def test_a_scorer_that_mlflow_accepts_is_registered_there_but_not_started(
     uri: str, experiment: str, store: Store
 ) -> None:
     judge = ScorerSettings(
@@ -294,7 +294,7 @@ def test_what_mlflow_takes_is_registered_there_by_its_name_and_not_started(
         ("flight", {}, "Got ScorerKind.CLASS"),
     ],
 )
-def test_what_mlflow_refuses_is_registered_here_and_the_reason_is_told(
+def test_a_scorer_that_mlflow_refuses_is_registered_here_with_the_reason(
     uri: str, experiment: str, reference: str, params: dict[str, Any], reason: str
 ) -> None:
     entry = ScorerSettings(name="code", scorer=f"{SCORERS}:{reference}", params=params)
@@ -307,7 +307,7 @@ def test_what_mlflow_refuses_is_registered_here_and_the_reason_is_told(
     assert handle.start().state is ScorerState.ACTIVE
 
 
-def test_mlflow_has_a_code_scorer_once_it_allows_them(
+def test_a_code_scorer_is_registered_in_mlflow_once_it_allows_them(
     store: Store, experiment: str, local: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = lifecycle.handle("long", local()).register()
@@ -320,7 +320,7 @@ def test_mlflow_has_a_code_scorer_once_it_allows_them(
 
 
 @pytest.mark.parametrize("variable", [None, "sqlite:////elsewhere.db"])
-def test_the_global_tracking_uri_stays(
+def test_the_global_tracking_uri_does_not_change(
     local: Callable[..., Settings], variable: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable:
@@ -332,7 +332,7 @@ def test_the_global_tracking_uri_stays(
     assert mlflow.get_tracking_uri() == before
 
 
-def test_of_two_writers_of_one_revision_the_earlier_counts_and_the_other_is_told(settings: Settings) -> None:
+def test_of_two_writers_of_one_revision_the_earlier_wins_and_the_other_gets_an_error(settings: Settings) -> None:
     log = ScorerLog.of(settings)
     lifecycle.handle("long", settings).register()
     states = log.read()
@@ -352,11 +352,11 @@ def test_of_two_writers_of_one_revision_the_earlier_counts_and_the_other_is_told
 
 
 @pytest.mark.parametrize(("earlier", "id"), [(timedelta(seconds=1), "ffffffff"), (timedelta(0), "00000000")])
-def test_an_earlier_entry_that_arrives_late_counts_for_all_and_the_other_handle_is_stale(
+def test_an_earlier_entry_that_arrives_late_wins_and_the_other_handle_is_stale(
     store: Store, server: str, experiment: str, earlier: timedelta, id: str
 ) -> None:
     by_database, by_server = settings_of(store.uri, experiment), settings_of(server, experiment)
-    told = lifecycle.handle("long", by_database).register()
+    stale = lifecycle.handle("long", by_database).register()
     written = history("long", by_database)[0]
     late = Change("long", 1, "apply", replace(written.standing, sample_rate=0.9), written.changed_at - earlier, id)
     found = MlflowClient(store.uri).get_experiment_by_name(experiment)
@@ -367,10 +367,10 @@ def test_an_earlier_entry_that_arrives_late_counts_for_all_and_the_other_handle_
         assert history("long", settings) == [late, replace(written, applied=False)]
         assert lifecycle.handle("long", settings).sample_rate == 0.9
     with pytest.raises(StaleHandleError, match="by 'apply', revision 1"):
-        told.start()
+        stale.start()
 
 
-def test_many_writers_at_once_leave_one_change_that_all_agree_on(settings: Settings) -> None:
+def test_many_concurrent_writers_leave_one_change_that_all_agree_on(settings: Settings) -> None:
     handle = lifecycle.handle("long", settings).register()
     barrier, outcomes = threading.Barrier(4), {}
 
@@ -394,7 +394,7 @@ def test_many_writers_at_once_leave_one_change_that_all_agree_on(settings: Setti
     assert outcomes[winner.sample_rate] == winner
 
 
-def test_effective_scorers_are_the_configured_ones_as_the_experiment_has_them(
+def test_effective_scorers_are_the_configured_ones_with_their_registered_state(
     uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("never", "registered", "active", "stopped", "deleted", "changed", "inactive")
@@ -446,9 +446,7 @@ def test_the_states_are_in_the_experiment_of_the_settings(store: Store, experime
     assert tagged(experiment)
 
 
-def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
-    uri: str, experiment: str, store: Store
-) -> None:
+def test_a_missing_or_deleted_experiment_is_one_line_with_the_fix(uri: str, experiment: str, store: Store) -> None:
     with pytest.raises(TrackingError) as missing:
         lifecycle.handles(settings_of(uri, "nowhere"))
     assert str(missing.value) == (
@@ -466,7 +464,7 @@ def test_a_missing_or_deleted_experiment_is_one_line_that_tells_the_fix(
         lifecycle.handles(settings_of(uri, experiment))
 
 
-def test_a_store_without_its_default_experiment_keeps_no_states(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_a_default_experiment_has_no_states(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monitoring_pipeline.scoring.states.DEFAULT_EXPERIMENT_ID", "987654321")
     (handle,) = lifecycle.handles(settings_of(uri, None, CODE))
     assert handle.state == "unregistered"
@@ -474,7 +472,7 @@ def test_a_store_without_its_default_experiment_keeps_no_states(uri: str, monkey
         handle.register()
 
 
-def test_a_default_experiment_that_was_deleted_keeps_its_states_from_being_forgotten(tmp_path: Path) -> None:
+def test_a_deleted_default_experiment_does_not_lose_the_states(tmp_path: Path) -> None:
     store = Store.create(tmp_path)
     client = MlflowClient(store.uri)
     settings = settings_of(store.uri, None, CODE)
@@ -527,7 +525,7 @@ def test_handles_are_the_configured_ones_and_those_of_the_experiment(local: Call
     assert len(history("long", local(BUILTIN))) == 5
 
 
-def test_an_unknown_name_is_told_with_those_there_are(local: Callable[..., Settings]) -> None:
+def test_an_unknown_name_is_reported_with_the_known_ones(local: Callable[..., Settings]) -> None:
     lifecycle.handle("order_number", local(BUILTIN)).register()
     for look_up in (lifecycle.handle, history):
         with pytest.raises(UnknownScorerError) as error:

@@ -1,4 +1,4 @@
-"""What the conditions ask for, over real runs: the assets are stand-ins that do nothing, all else of them is real."""
+"""Requests of the automation conditions, over real runs: assets do nothing, but everything else about them is real."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OF_A_DAY = {"scorer_agreement", "daily_report"}
 
 @dataclass
 class World:
-    """A pipeline of stand-ins whose clock the test moves; what is requested is run at once, an hour a run."""
+    """A pipeline of stand-ins whose clock the test moves; requests run at once, one run per hour."""
 
     instance: dg.DagsterInstance
     settings: Settings
@@ -74,12 +74,12 @@ class World:
         return stand_in
 
     def change(self, **settings: Any) -> None:
-        """Let the code be loaded anew with other settings."""
+        """Reload the code with other settings."""
         self.settings = self.settings.model_copy(update=settings)
         self.definitions = self._definitions()
 
     def run(self, names: set[str], partition: str) -> bool:
-        """A run of the named assets for the partition."""
+        """Run the named assets for the partition."""
         with freeze_time(self.now):
             result = self.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
                 instance=self.instance,
@@ -91,48 +91,48 @@ class World:
         return result.success
 
     def tick(self) -> dict[str, set[str]]:
-        """What a tick asks for: the names of assets by partition. The clock goes on by half a minute."""
+        """The names of assets that a tick requests, by partition. The clock advances by half a minute."""
         self.now += timedelta(seconds=30)
         with freeze_time(self.now):
             result = dg.evaluate_automation_conditions(
                 self.definitions, self.instance, cursor=self.cursor, evaluation_time=self.now
             )
         self.cursor = result.cursor
-        asked: dict[str, set[str]] = {}
+        requests: dict[str, set[str]] = {}
         for key in self.definitions.resolve_asset_graph().get_all_asset_keys():
             for partition in result.get_requested_partitions(key):
-                asked.setdefault(str(partition), set()).add(key.to_user_string())
-        self.requested.update((name, partition) for partition, names in asked.items() for name in names)
-        return asked
+                requests.setdefault(str(partition), set()).add(key.to_user_string())
+        self.requested.update((name, partition) for partition, names in requests.items() for name in names)
+        return requests
 
     def settle(self) -> list[dict[str, set[str]]]:
-        """Ticks, each with the runs that it asks for, until one asks for nothing."""
+        """Tick and run the requests until a tick requests nothing."""
         waves = []
-        while asked := self.tick():
-            waves.append(asked)
-            assert len(waves) < 10, f"asked for without an end: {waves}"
-            for partition, names in asked.items():
+        while requests := self.tick():
+            waves.append(requests)
+            assert len(waves) < 10, f"requests do not end: {waves}"
+            for partition, names in requests.items():
                 self.run(names, partition)
         return waves
 
     def archive(self, *partitions: str) -> None:
-        """The runs that the sensor asks for."""
+        """Run what the sensor requests."""
         for partition in partitions:
             assert self.run({ARCHIVE}, partition)
 
     def wait_until(self, hour: int, minute: int) -> None:
-        """Move the clock on to that time of day, which the next tick is after."""
+        """Advance the clock to that time of day; the next tick is after it."""
         moment = self.now.replace(hour=hour, minute=minute, second=0)
         self.now = moment if moment > self.now else moment + timedelta(days=1)
 
     def times(self, partition: str) -> dict[str, int]:
-        """How often each asset was asked for, for that partition."""
+        """How often each asset was requested for that partition."""
         return {name: count for (name, of), count in self.requested.items() if of == partition}
 
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., World]]:
-    """Makes a world after its first tick, at which nothing is known yet."""
+    """Creates a world after its first tick, which has no history."""
     with dg.DagsterInstance.ephemeral() as instance:
 
         def world(*scorers: ScorerSettings, **settings: Any) -> World:
@@ -145,7 +145,7 @@ def make() -> Iterator[Callable[..., World]]:
         yield world
 
 
-def test_a_late_hour_is_carried_through_to_the_days_report_each_once(make: Callable[..., World]) -> None:
+def test_a_late_hour_requests_everything_up_to_the_days_report_once(make: Callable[..., World]) -> None:
     world = make(scoring=ScoringSettings(write_back=True))
     world.archive(LATE)
     assert world.settle() == [{LATE: PERFORMANCE | SCORERS}, {LATE: LEDGER | {"results_in_mlflow"}}]
@@ -158,7 +158,7 @@ def test_a_late_hour_is_carried_through_to_the_days_report_each_once(make: Calla
     assert set(world.requested.values()) == {1}
 
 
-def test_late_hours_of_one_day_make_one_report(make: Callable[..., World]) -> None:
+def test_late_hours_of_one_day_lead_to_one_report(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.archive(LATE)
     world.settle()
@@ -171,21 +171,21 @@ def test_late_hours_of_one_day_make_one_report(make: Callable[..., World]) -> No
         assert world.times(hour) == dict.fromkeys(PERFORMANCE | LEDGER | {"assessments/response_quality"}, 1)
 
 
-def test_a_report_waits_while_an_hour_of_its_day_is_being_made(make: Callable[..., World]) -> None:
+def test_a_report_waits_while_an_hour_of_its_day_is_running(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.archive(LATE)
     world.settle()
-    asked: list[dict[str, set[str]]] = []
+    requests: list[dict[str, set[str]]] = []
     world.wait_until(12, 30)
-    world.during["hourly_quality"] = lambda: asked.append(world.tick())
+    world.during["hourly_quality"] = lambda: requests.append(world.tick())
     assert world.run({"hourly_quality"}, LATER)
-    assert asked == [{}]
+    assert requests == [{}]
     assert world.tick() == {}  # the half hour has to come after the latest change
     world.wait_until(13, 30)
     assert world.tick() == {LATE_DAY: OF_A_DAY}
 
 
-def test_a_late_hour_of_a_past_week_makes_the_weeks_report_after_that_of_the_day(make: Callable[..., World]) -> None:
+def test_a_late_hour_of_a_past_week_requests_the_weeks_report_after_the_days(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.archive("2026-01-04-03:00")  # a Sunday
     world.settle()
@@ -200,7 +200,7 @@ def test_a_late_hour_of_a_past_week_makes_the_weeks_report_after_that_of_the_day
         assert world.tick() == {}
 
 
-def test_a_week_is_reported_on_when_it_is_over(make: Callable[..., World]) -> None:
+def test_a_week_is_reported_when_it_ends(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.now = datetime(2026, 1, 11, 23, 40, tzinfo=UTC)
     world.archive("2026-01-11-23:00")
@@ -213,7 +213,7 @@ def test_a_week_is_reported_on_when_it_is_over(make: Callable[..., World]) -> No
     assert world.settle() == [{"2026-01-05": {"weekly_report"}}]
 
 
-def test_the_current_hour_is_made_each_time_and_its_report_when_the_day_is_over(make: Callable[..., World]) -> None:
+def test_the_current_hour_runs_each_time_and_the_report_when_the_day_ends(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     for _ in range(2):
         world.archive(NOW)
@@ -227,36 +227,36 @@ def test_the_current_hour_is_made_each_time_and_its_report_when_the_day_is_over(
     assert world.settle() == [{"2026-01-10": OF_A_DAY}]
 
 
-def test_the_ledger_waits_for_a_scorer_that_is_still_at_work(make: Callable[..., World]) -> None:
+def test_the_ledger_waits_for_a_running_scorer(make: Callable[..., World]) -> None:
     world = make()
     world.archive(LATE)
     first = world.tick()[LATE]
-    asked: list[dict[str, set[str]]] = []
+    requests: list[dict[str, set[str]]] = []
     world.run(first - {"assessments/stage_latency"}, LATE)
-    world.during["assessments/stage_latency"] = lambda: asked.append(world.tick())
+    world.during["assessments/stage_latency"] = lambda: requests.append(world.tick())
     world.run({"assessments/stage_latency"}, LATE)
-    assert asked == [{}]
+    assert requests == [{}]
     assert world.settle() == [{LATE: LEDGER}]
 
 
-def test_a_change_while_its_downstream_is_being_made_is_not_lost(make: Callable[..., World]) -> None:
+def test_a_change_while_downstream_assets_run_is_not_lost(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.archive(LATE)
     first = world.tick()[LATE]
 
-    asked: list[dict[str, set[str]]] = []
+    requests: list[dict[str, set[str]]] = []
 
     def meanwhile() -> None:
         world.archive(LATE)
-        asked.append(world.tick())
+        requests.append(world.tick())
 
     world.during["trace_performance"] = meanwhile
     assert world.run(first, LATE)
-    assert "trace_performance" not in asked[0][LATE]  # the others were made before the change, and are asked for
+    assert "trace_performance" not in requests[0][LATE]  # the others ran before the change, and are requested
     assert "trace_performance" in world.tick()[LATE]
 
 
-def test_a_run_that_fails_is_asked_for_once_more_and_then_no_more(make: Callable[..., World]) -> None:
+def test_a_failed_run_is_requested_only_once_more(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.broken = {"trace_performance"}
     world.archive(LATE)
@@ -288,28 +288,28 @@ def test_a_scorer_that_fails_stops_neither_ledger_nor_quality(make: Callable[...
     ]
 
 
-def test_quality_that_fails_is_tried_again_with_its_ledger(make: Callable[..., World]) -> None:
+def test_failed_quality_is_requested_again_with_its_ledger(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.broken = {"hourly_quality"}
     world.archive(LATE)
     assert [wave[LATE] for wave in world.settle()][1:] == [LEDGER, LEDGER]
 
 
-def test_quality_behind_a_ledger_that_fails_is_not_made_alone(make: Callable[..., World]) -> None:
+def test_quality_does_not_run_alone_after_a_failed_ledger(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.broken = {"scorer_coverage"}
     world.archive(LATE)
     assert [wave[LATE] for wave in world.settle()][1:] == [LEDGER, LEDGER]
 
 
-def test_a_failure_of_a_persons_run_is_the_persons_to_repeat(make: Callable[..., World]) -> None:
+def test_a_failed_manual_run_is_not_repeated(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.broken = {"trace_performance"}
     assert not world.run({"trace_performance"}, LATE)
     assert world.tick() == {}
 
 
-def test_a_run_of_the_whole_chain_leaves_nothing_to_ask_for_but_the_report(make: Callable[..., World]) -> None:
+def test_after_a_run_of_the_whole_chain_only_the_report_is_requested(make: Callable[..., World]) -> None:
     world = make()
     assert world.run({ARCHIVE} | PERFORMANCE | SCORERS | LEDGER, LATE)
     assert world.settle() == []
@@ -318,7 +318,7 @@ def test_a_run_of_the_whole_chain_leaves_nothing_to_ask_for_but_the_report(make:
 
 
 @pytest.mark.parametrize("state", ["stopped", "registered"])
-def test_a_scorer_that_is_not_active_stays_still(make: Callable[..., World], state: str) -> None:
+def test_an_inactive_scorer_is_not_requested(make: Callable[..., World], state: str) -> None:
     world = make(QUALITY, LATENCY.model_copy(update={"state": state}))
     world.archive(LATE)
     assert world.settle() == [{LATE: PERFORMANCE | {"assessments/response_quality"}}, {LATE: LEDGER}]
@@ -327,7 +327,7 @@ def test_a_scorer_that_is_not_active_stays_still(make: Callable[..., World], sta
 STRICT = QUALITY.model_copy(update={"params": {"min_characters": 500}})
 
 
-def test_a_changed_digest_alone_asks_for_nothing(make: Callable[..., World]) -> None:
+def test_a_changed_digest_alone_requests_nothing(make: Callable[..., World]) -> None:
     world = make(QUALITY)
     world.archive(NOW)
     world.settle()
@@ -335,7 +335,7 @@ def test_a_changed_digest_alone_asks_for_nothing(make: Callable[..., World]) -> 
     assert world.settle() == []
 
 
-def test_a_changed_digest_scores_the_archived_hours_of_the_look_back_again_where_that_is_set(
+def test_with_rescore_changed_a_changed_digest_scores_the_look_back_again(
     make: Callable[..., World],
 ) -> None:
     world = make(QUALITY, LATENCY, automation=AutomationSettings(rescore_changed=True, rescore_look_back_hours=6))
@@ -347,7 +347,7 @@ def test_a_changed_digest_scores_the_archived_hours_of_the_look_back_again_where
     assert world.settle() == []
 
 
-def test_everything_but_the_archive_is_made_by_itself() -> None:
+def test_everything_but_the_archive_is_automated() -> None:
     settings = Settings(scorers=[QUALITY, LATENCY], scoring=ScoringSettings(write_back=True))
     graph = build_definitions(settings).resolve_asset_graph()
     without = {key for key in graph.get_all_asset_keys() if graph.get(key).automation_condition is None}
@@ -355,7 +355,7 @@ def test_everything_but_the_archive_is_made_by_itself() -> None:
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-def test_one_switch_starts_sensor_and_schedules_and_promises_freshness(enabled: bool) -> None:
+def test_one_setting_starts_sensor_and_schedules_and_adds_freshness_policies(enabled: bool) -> None:
     settings = Settings(scorers=[QUALITY], automation=AutomationSettings(enabled=enabled))
     repository = build_definitions(settings).get_repository_def()
     [sensor] = [sensor for sensor in repository.sensor_defs if sensor.name == "automation"]

@@ -1,4 +1,4 @@
-"""Backfills of scorers: asked of a daemon, in this process, and beside it; and what they leave alone."""
+"""Backfills of scorers: by a daemon, in this process and in others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def ignored(event: StepEvent) -> None:
-    """Nothing: no one watches."""
+    """Ignore the event."""
 
 
 def backfill(
@@ -62,11 +62,11 @@ def backfill(
 # In this process
 
 
-def test_one_scorer_that_fails_stops_no_other(
+def test_a_failing_scorer_does_not_stop_others(
     made: MadeProject, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_at_once(monkeypatch, "response_quality")
-    told: list[StepEvent] = []
+    events: list[StepEvent] = []
     failed = run_backfills(
         build_definitions(made.settings),
         made.settings,
@@ -74,7 +74,7 @@ def test_one_scorer_that_fails_stops_no_other(
         ["response_quality", "stage_latency"],
         ScorerOptions(),
         instance,
-        told.append,
+        events.append,
     )
     assert failed == {"assessments/response_quality": "RuntimeError: no disk"}
     assert made.scored("stage_latency") == IDS
@@ -82,7 +82,7 @@ def test_one_scorer_that_fails_stops_no_other(
     assert [(row["scored"], row["pending"]) for row in ledger if row["scorer"] == "stage_latency"] == [(10, 0)] * 4
     assert [(row["scored"], row["pending"]) for row in ledger if row["scorer"] == "response_quality"] == [(0, 10)] * 4
     assert {row["scorer"] for row in made.rows(HOURLY_QUALITY)} >= {"stage_latency"}
-    ended = [(event.step, event.kind) for event in told if event.kind in ("success", "failure")]
+    ended = [(event.step, event.kind) for event in events if event.kind in ("success", "failure")]
     assert sorted(ended) == [
         ("assessments/response_quality", "failure"),
         ("assessments/stage_latency", "success"),
@@ -91,7 +91,7 @@ def test_one_scorer_that_fails_stops_no_other(
     ]
 
 
-def test_a_long_window_is_taken_in_parts_and_leaves_the_same(made: MadeProject, instance: dg.DagsterInstance) -> None:
+def test_a_long_window_is_split_into_runs_with_the_same_result(made: MadeProject, instance: dg.DagsterInstance) -> None:
     parts = made.having(QUALITY, LATENCY, max_partitions_per_run=3)
     assert backfill(parts, instance, "stage_latency") == {}
     assert made.scored("stage_latency") == IDS
@@ -105,7 +105,7 @@ def _materializations(instance: dg.DagsterInstance, key: dg.AssetKey) -> list[An
 
 
 @pytest.mark.parametrize("hours_a_run", [168, 2])
-def test_newest_first_begins_with_the_latest_hour(
+def test_newest_first_starts_with_the_latest_hour(
     made: MadeProject, instance: dg.DagsterInstance, hours_a_run: int
 ) -> None:
     project = made.having(NUMBER, max_partitions_per_run=hours_a_run)
@@ -116,9 +116,7 @@ def test_newest_first_begins_with_the_latest_hour(
     assert hours == sorted(hours, reverse=True)
 
 
-def test_failed_traces_are_scored_again_where_that_is_asked_for(
-    made: MadeProject, instance: dg.DagsterInstance
-) -> None:
+def test_failed_traces_are_scored_again_on_request(made: MadeProject, instance: dg.DagsterInstance) -> None:
     project = made.having(EVEN)
     for _ in range(2):
         assert backfill(project, instance, "even") == {}
@@ -142,14 +140,14 @@ def backfill_at(project: MadeProject, instance: dg.DagsterInstance, rate: float)
     return project.scored("stage_latency")
 
 
-# Beside this process
+# In other processes
 
 
-def test_scorers_run_side_by_side_and_one_that_dies_is_told_by_name(made: MadeProject, dagster_home: Path) -> None:
+def test_scorers_run_side_by_side_and_a_dead_one_is_named(made: MadeProject, dagster_home: Path) -> None:
     project = made.having(NUMBER, DEADLY, EVEN, max_scorers_at_once=3)
-    told: list[StepEvent] = []
+    events: list[StepEvent] = []
     names = ["number", "deadly", "even"]
-    failed = run_side_by_side(project.settings, WINDOW, names, ScorerOptions(), told.append)
+    failed = run_side_by_side(project.settings, WINDOW, names, ScorerOptions(), events.append)
     assert failed == {"deadly": "its process ended with -9"}
     assert (project.scored("number"), project.scored("even"), project.scored("deadly")) == (IDS, IDS, [])
     ledger = {name: project.rows(SCORER_COVERAGE, name) for name in names}
@@ -157,15 +155,15 @@ def test_scorers_run_side_by_side_and_one_that_dies_is_told_by_name(made: MadePr
     assert sum(row["failed"] for row in ledger["even"]) == 8
     assert {row["pending"] for row in ledger["deadly"]} == {10}
     assert len(project.rows(HOURLY_QUALITY, "number")) == len(project.rows(HOURLY_QUALITY, "even")) == 4
-    succeeded = [event.step for event in told if event.kind == "success"]
+    succeeded = [event.step for event in events if event.kind == "success"]
     assert {"assessments/number", "assessments/even", "scorer_coverage", "hourly_quality"} == {*succeeded}
-    assert "assessments/deadly" in {event.step for event in told if event.kind == "start"}
+    assert "assessments/deadly" in {event.step for event in events if event.kind == "start"}
 
 
-def test_results_that_arrive_while_the_ledger_is_made_do_not_fail_it(
+def test_results_that_arrive_while_the_ledger_is_computed_do_not_fail_it(
     made: MadeProject, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the runs of several scorers beside each other do, each of which makes the ledger of all."""
+    """Simulates concurrent runs of several scorers, each of which computes the ledger of all scorers."""
     other = assessments.score_window
     update, ended = derivations.update_ledger, []
 
@@ -185,7 +183,7 @@ def test_results_that_arrive_while_the_ledger_is_made_do_not_fail_it(
 # By a daemon
 
 
-def test_a_daemon_runs_where_it_gave_a_sign_of_life(dagster_home: Path) -> None:
+def test_a_daemon_counts_as_running_after_a_recent_heartbeat(dagster_home: Path) -> None:
     with dg.DagsterInstance.get() as instance:
 
         def beat(daemon: str, seconds_ago: float) -> bool:
@@ -200,7 +198,7 @@ def test_a_daemon_runs_where_it_gave_a_sign_of_life(dagster_home: Path) -> None:
         instance.wipe_daemon_heartbeats()
 
 
-def test_a_backfill_of_each_scorer_is_asked_for_and_the_daemon_does_it(
+def test_a_backfill_of_each_scorer_is_requested_and_the_daemon_runs_it(
     made: MadeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "home"
@@ -216,15 +214,15 @@ def test_a_backfill_of_each_scorer_is_asked_for_and_the_daemon_does_it(
         graph = definitions.resolve_asset_graph()
         assert {backfill.backfill_id for backfill in instance.get_backfills()} == set(launched.values())
         for name, backfill_id in launched.items():
-            asked = instance.get_backfill(backfill_id)
-            assert asked is not None
-            assert asked.status == BulkActionStatus.REQUESTED
-            assert asked.title == f"{name}, 2026-01-01 05:00 to 2026-01-01 09:00 UTC"
-            target = asked.get_asset_backfill_data(graph).target_subset
+            requested = instance.get_backfill(backfill_id)
+            assert requested is not None
+            assert requested.status == BulkActionStatus.REQUESTED
+            assert requested.title == f"{name}, 2026-01-01 05:00 to 2026-01-01 09:00 UTC"
+            target = requested.get_asset_backfill_data(graph).target_subset
             hours = {key: target.get_partitions_subset(key).get_partition_keys() for key in target.asset_keys}
             assert hours == dict.fromkeys([scorer_key(name), *DOWNSTREAM], HOURS)
             config = {"sample_rate": 0.5, "retry_failed": False, "newest_first": True}
-            assert asked.run_config == {"ops": {f"assessments__{name}": {"config": config}}}
+            assert requested.run_config == {"ops": {f"assessments__{name}": {"config": config}}}
 
         target = ModuleTarget("monitoring_pipeline.definitions", None, None, "pipeline")
         with create_test_daemon_workspace_context(target, instance) as context:
@@ -244,7 +242,7 @@ def test_a_backfill_of_each_scorer_is_asked_for_and_the_daemon_does_it(
         assert sum(row["scored"] for row in made.rows(SCORER_COVERAGE, name)) == len(scored)
 
 
-def test_a_backfill_has_an_address_where_the_ui_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backfill_has_an_address_if_the_ui_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with HTTPServer(("127.0.0.1", 0), Ui) as server:
         ui = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(backfills, "LOCAL_UI", ui)
@@ -254,11 +252,11 @@ def test_a_backfill_has_an_address_where_the_ui_is(monkeypatch: pytest.MonkeyPat
 
 
 class Ui(BaseHTTPRequestHandler):
-    """Answers as the Dagster UI does when it is asked for its version."""
+    """Answers requests for the version as the Dagster UI does."""
 
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/server_info" else 404)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""

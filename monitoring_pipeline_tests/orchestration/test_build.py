@@ -42,7 +42,7 @@ from monitoring_pipeline.tables import (
 
 FIRST, LAST = "2026-01-01-00:00", "2026-01-02-23:00"
 HOURS = 48
-# What differs between two runs that do the same work at different times.
+# Columns that differ between two runs of the same work at different times.
 TIMES = ["created_at", "assessed_at", "archived_at", "duration_ms", "dagster_run_id"]
 
 
@@ -55,7 +55,7 @@ THREE = [scorer("response_quality"), scorer("tool_errors"), scorer("stage_latenc
 
 @dataclass
 class Project:
-    """A configured pipeline with a Dagster instance of its own."""
+    """A configured pipeline with its own Dagster instance."""
 
     settings: Settings
     instance: dg.DagsterInstance
@@ -88,7 +88,7 @@ class Project:
         )
 
     def rows(self, table: Table) -> pd.DataFrame:
-        """The table without what differs from run to run, in an order of its own."""
+        """The sorted rows of the table, without columns that differ between runs."""
         frame = self.lake.read(table).toPandas()
         frame = frame.drop(columns=[name for name in TIMES if name in frame.columns and name in _times_of(table)])
         return frame.sort_values(list(table.key), ignore_index=True)
@@ -117,7 +117,7 @@ def make_project(folder: Path, store: str, scorers: list[ScorerSettings]) -> Pro
 
 @pytest.fixture(scope="module")
 def finished(recorded_store: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The recorded 48 hours, run once; to be read only."""
+    """The recorded 48 hours, run once; to read only."""
     project = make_project(tmp_path_factory.mktemp("finished"), recorded_store, THREE)
     assert project.run().success
     return project
@@ -125,7 +125,7 @@ def finished(recorded_store: str, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def copied(finished: Project, tmp_path: Path) -> Project:
-    """The finished project's lake in a folder of its own, with a fresh instance."""
+    """A copy of the finished project's lake, with a new instance."""
     shutil.copytree(finished.settings.lake.location, tmp_path / "lake")
     return make_project(tmp_path, finished.settings.mlflow.tracking_uri, THREE)
 
@@ -149,7 +149,7 @@ def test_an_address_from_the_environment_is_shown_by_its_name(monkeypatch: pytes
     assert resources["tracking"].process_config_and_initialize().tracking_uri == secret
 
 
-def test_only_the_archive_loads_the_monitored_server(finished: Project) -> None:
+def test_only_the_archive_reads_from_the_monitored_server(finished: Project) -> None:
     graph = finished.definitions().resolve_asset_graph()
     reads = {key: graph.get(key).tags["monitoring/reads"] for key in graph.get_all_asset_keys()}
     assert {key for key, source in reads.items() if source == "mlflow"} == {dg.AssetKey("archived_traces")}
@@ -161,7 +161,7 @@ def test_table_assets_show_their_columns(finished: Project) -> None:
     assert [column.name for column in schema.columns][:3] == ["hour", "experiment_id", "trace_name"]
 
 
-def test_an_hour_carries_its_own_figures(finished: Project) -> None:
+def test_each_hour_has_its_own_figures(finished: Project) -> None:
     records = finished.instance.fetch_materializations(dg.AssetKey("hourly_performance"), limit=HOURS).records
     assert len({record.partition_key for record in records}) == HOURS
     rows = finished.lake.read(HOURLY_PERFORMANCE).toPandas()
@@ -177,7 +177,7 @@ def test_an_hour_carries_its_own_figures(finished: Project) -> None:
         assert metadata["error_rate"] == pytest.approx(row["error_rate"])
 
 
-def test_single_hours_and_a_range_leave_the_same_rows(finished: Project, tmp_path: Path, recorded_store: str) -> None:
+def test_single_hours_and_a_range_write_the_same_rows(finished: Project, tmp_path: Path, recorded_store: str) -> None:
     by_hour = make_project(tmp_path, recorded_store, THREE)
     for hour in ("2026-01-01-05:00", "2026-01-01-06:00", "2026-01-02-23:00"):
         assert by_hour.run(hour, hour).success
@@ -197,7 +197,7 @@ def test_running_again_changes_no_row_and_scores_nothing(copied: Project, finish
     assert_same_rows(copied, finished)
 
 
-def test_a_new_scorer_backfilled_alone_touches_nothing_else(copied: Project, finished: Project) -> None:
+def test_a_backfill_of_a_new_scorer_changes_nothing_else(copied: Project, finished: Project) -> None:
     added = copied.with_scorers([*THREE, scorer("tool_selection_accuracy")])
     assert added.run(only=scorer_key("tool_selection_accuracy")).success
     assert set(added.instance.all_asset_keys()) == {scorer_key("tool_selection_accuracy")}
@@ -259,7 +259,7 @@ def test_the_report_of_a_day_is_written_and_named_on_its_partition(copied: Proje
     assert metadata["trace_count"].value == 370
 
 
-def test_agreement_by_day_goes_before_the_report_that_shows_it(copied: Project) -> None:
+def test_agreement_by_day_runs_before_the_report_that_shows_it(copied: Project) -> None:
     with_checker = copied.with_scorers([scorer("tool_errors", pass_if="<= 0", compare_with=["task_success"])])
     result = with_checker.run("2026-01-01", "2026-01-02", job=DAILY_REPORT)
     steps = [event.step_key for event in result.all_events if event.is_step_success]
@@ -290,7 +290,7 @@ def test_agreement_by_day_goes_before_the_report_that_shows_it(copied: Project) 
     pd.testing.assert_frame_equal(with_checker.rows(SCORER_AGREEMENT), rows)
 
 
-def test_agreement_is_of_the_daily_job_alone(finished: Project) -> None:
+def test_agreement_belongs_only_to_the_daily_job(finished: Project) -> None:
     jobs = {name: finished.definitions().resolve_job_def(name) for name in (MONITORING, DAILY_REPORT)}
     selected = {
         name: {key.to_user_string() for key in job.asset_layer.selected_asset_keys} for name, job in jobs.items()
@@ -302,15 +302,13 @@ def test_agreement_is_of_the_daily_job_alone(finished: Project) -> None:
 WRITE_BACK = ScoringSettings(write_back=True)
 
 
-def test_results_go_to_mlflow_only_where_that_is_asked_for(finished: Project) -> None:
-    asked = Project(finished.settings.model_copy(update={"scoring": WRITE_BACK}), finished.instance)
-    added = asked.keys() - finished.keys()
+def test_results_go_to_mlflow_only_if_configured(finished: Project) -> None:
+    with_write_back = Project(finished.settings.model_copy(update={"scoring": WRITE_BACK}), finished.instance)
+    added = with_write_back.keys() - finished.keys()
     assert added == {dg.AssetKey(RESULTS_IN_MLFLOW)}
 
 
-def test_results_that_a_dead_server_left_pending_are_sent_with_the_next_hour(
-    recorded_store: str, tmp_path: Path
-) -> None:
+def test_results_left_pending_by_a_dead_server_are_sent_with_the_next_hour(recorded_store: str, tmp_path: Path) -> None:
     shutil.copy(recorded_store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     project = make_project(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}", THREE)
     key, hours = dg.AssetKey(RESULTS_IN_MLFLOW), ("2026-01-01-05:00", "2026-01-01-06:00")
@@ -340,7 +338,7 @@ def test_results_that_a_dead_server_left_pending_are_sent_with_the_next_hour(
     assert {found.name for found in feedback} == set(results[results["trace_id"] == trace_id]["scorer"])
 
 
-def test_a_range_without_traces_ends_well(tmp_path: Path, recorded_store: str) -> None:
+def test_a_range_without_traces_succeeds(tmp_path: Path, recorded_store: str) -> None:
     project = make_project(tmp_path, recorded_store, THREE)
     assert project.run("2026-03-01-00:00", "2026-03-01-05:00").success
     assert project.run("2026-03-01", "2026-03-01", job=DAILY_REPORT).success

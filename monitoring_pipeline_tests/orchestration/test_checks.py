@@ -41,7 +41,7 @@ from monitoring_pipeline_tests.made_project import FIRST, LAST, WINDOW, MadeProj
 DAY = timedelta(days=1)
 NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)
 ANY = Window(NOON, NOON + HOUR)
-TOLD = "first_problems"
+PROBLEMS = "first_problems"
 
 
 def value(result: dg.AssetCheckResult, name: str) -> Any:
@@ -55,13 +55,13 @@ def checks(lake: LakeResource, table: Table, *rows: dict[str, Any]) -> dict[str,
     return {str(result.check_name): result for result in results}
 
 
-def test_every_table_that_we_make_has_its_schema(lake: LakeResource) -> None:
+def test_every_table_has_its_declared_schema(lake: LakeResource) -> None:
     for table in TABLES:
         assert all(result.passed for result in table_checks("an_asset", table, lake.read(table, ANY))), table.name
 
 
 @pytest.mark.parametrize("defect", ["column", "type"])
-def test_a_table_that_another_writer_changed_has_not_its_schema(lake: LakeResource, defect: str) -> None:
+def test_a_table_changed_by_another_writer_fails_the_schema_check(lake: LakeResource, defect: str) -> None:
     lake.version(HOURLY_QUALITY)
     path = lake.path(HOURLY_QUALITY)
     if defect == "column":
@@ -72,8 +72,11 @@ def test_a_table_that_another_writer_changed_has_not_its_schema(lake: LakeResour
         )
         write_deltalake(path, other.empty_table(), mode="overwrite", schema_mode="overwrite")
     results = {result.check_name: result for result in table_checks("x", HOURLY_QUALITY, lake.read(HOURLY_QUALITY))}
-    told = {"column": "hourly_quality: note is not declared", "type": "hourly_quality: scored is string, not bigint"}
-    assert value(results["schema_as_declared"], TOLD) == told[defect]
+    expected = {
+        "column": "hourly_quality: note is not declared",
+        "type": "hourly_quality: scored is string, not bigint",
+    }
+    assert value(results["schema_as_declared"], PROBLEMS) == expected[defect]
     for result in results.values():
         assert not result.passed
         assert result.severity == dg.AssetCheckSeverity.ERROR
@@ -83,7 +86,7 @@ SOUND = {"trace_count": 4, "error_count": 1, "error_rate": 0.25, "p50_duration_m
 
 
 @pytest.mark.parametrize(
-    ("table", "row", "told"),
+    ("table", "row", "message"),
     [
         (HOURLY_PERFORMANCE, {"error_rate": 1.5}, "error_rate outside 0 to 1"),
         (HOURLY_PERFORMANCE, {"error_count": 5}, "error_count above trace_count"),
@@ -97,17 +100,17 @@ SOUND = {"trace_count": 4, "error_count": 1, "error_rate": 0.25, "p50_duration_m
         (SCORER_AGREEMENT, {"kappa": -1.2}, "kappa outside -1 to 1"),
     ],
 )
-def test_a_value_that_cannot_be_blocks(lake: LakeResource, table: Table, row: dict[str, Any], told: str) -> None:
+def test_an_impossible_value_blocks(lake: LakeResource, table: Table, row: dict[str, Any], message: str) -> None:
     base = SOUND if table == HOURLY_PERFORMANCE else {}
     sound = checks(lake, table, base)["values_in_range"]
-    assert (sound.passed, value(sound, TOLD)) == (True, "none")
+    assert (sound.passed, value(sound, PROBLEMS)) == (True, "none")
     result = checks(lake, table, base, {**base, **row})["values_in_range"]
     assert not result.passed
     assert result.severity == dg.AssetCheckSeverity.ERROR
-    assert f"2026-01-10 12:00 {told}: 1 row" in value(result, TOLD).splitlines()
+    assert f"2026-01-10 12:00 {message}: 1 row" in value(result, PROBLEMS).splitlines()
 
 
-def test_what_a_trace_says_of_itself_is_but_a_warning(lake: LakeResource) -> None:
+def test_an_impossible_value_reported_by_a_trace_is_only_a_warning(lake: LakeResource) -> None:
     for row in ({"duration_ms": -3.0}, {"input_tokens": -1}, {"cost_usd": -0.1}):
         result = checks(lake, TRACE_PERFORMANCE, {"trace_id": "tr-1", **row})["values_in_range"]
         assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
@@ -115,7 +118,7 @@ def test_what_a_trace_says_of_itself_is_but_a_warning(lake: LakeResource) -> Non
     assert ours["values_in_range"].severity == dg.AssetCheckSeverity.ERROR
 
 
-def test_a_trace_with_a_value_that_cannot_be_right_is_named(lake: LakeResource) -> None:
+def test_a_trace_with_an_impossible_value_is_named(lake: LakeResource) -> None:
     row = {"trace_id": "tr-sound", "trace_hour": NOON, "created_at": NOON, "implausible": []}
     odd = {**row, "trace_id": "tr-odd", "implausible": ["duration_ms -3", "cost_usd nan"]}
     lake.insert(AGENT_TRACES, from_dicts(AGENT_TRACES, [row]))
@@ -123,15 +126,15 @@ def test_a_trace_with_a_value_that_cannot_be_right_is_named(lake: LakeResource) 
     lake.insert(AGENT_TRACES, from_dicts(AGENT_TRACES, [odd]))
     result = values_plausible(lake, ANY)
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert value(result, TOLD) == "tr-odd: duration_ms -3, cost_usd nan"
+    assert value(result, PROBLEMS) == "tr-odd: duration_ms -3, cost_usd nan"
 
 
-def test_the_last_digits_of_floating_point_are_no_defect(lake: LakeResource) -> None:
+def test_rounding_errors_are_not_a_defect(lake: LakeResource) -> None:
     row = {"ci_low": 0.1 + 0.2, "mean_score": 0.3, "ci_high": 0.3}
     assert checks(lake, HOURLY_QUALITY, row)["values_in_range"].passed
 
 
-def test_a_trace_under_two_hours_is_found_from_either_of_them(lake: LakeResource) -> None:
+def test_a_trace_under_two_hours_is_found_from_either_hour(lake: LakeResource) -> None:
     def archive(trace_id: str, hour: datetime) -> None:
         row = {"trace_id": trace_id, "trace_hour": hour, "created_at": hour}
         lake.insert(AGENT_TRACES, from_dicts(AGENT_TRACES, [row]))
@@ -143,12 +146,12 @@ def test_a_trace_under_two_hours_is_found_from_either_of_them(lake: LakeResource
     for hour in (NOON, NOON + HOUR):
         result = trace_ids_unique(lake, Window(hour, hour + HOUR))
         assert not result.passed
-        assert value(result, TOLD) == "tr-moved under 2026-01-10 12:00 and 2026-01-10 13:00"
-    assert trace_ids_unique(lake, Window(NOON - HOUR, NOON)).passed  # not of that hour, only beside it
+        assert value(result, PROBLEMS) == "tr-moved under 2026-01-10 12:00 and 2026-01-10 13:00"
+    assert trace_ids_unique(lake, Window(NOON - HOUR, NOON)).passed  # in an adjacent hour only
 
 
 def fill(lake: LakeResource, counts: dict[datetime, int]) -> None:
-    """Let `hourly_performance` have so many traces in each hour, of two names."""
+    """Fill `hourly_performance` with that many traces in each hour, of two names."""
     rows = [
         {"hour": hour, "experiment_id": "1", "trace_name": name, "trace_count": count}
         for hour, count in counts.items()
@@ -162,20 +165,20 @@ def busy_week(count: int = 50) -> dict[datetime, int]:
     return {NOON - hours * HOUR: count for hours in range(8 * 24)}
 
 
-def test_an_hour_that_is_empty_between_busy_ones_is_told_with_what_is_usual(lake: LakeResource) -> None:
+def test_an_empty_hour_between_busy_ones_is_reported_with_the_usual_number(lake: LakeResource) -> None:
     fill(lake, busy_week())
     assert no_silent_hour(lake, ANY).passed
     lake.replace(HOURLY_PERFORMANCE, Window(NOON - 3 * HOUR, NOON - HOUR), HOURLY_PERFORMANCE.schema.empty_table())
     result = no_silent_hour(lake, ANY)
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
     usual = "no trace, against a median of 50 traces in this hour on 7 earlier days"
-    assert value(result, TOLD).splitlines() == [f"2026-01-10 09:00 {usual}", f"2026-01-10 10:00 {usual}"]
+    assert value(result, PROBLEMS).splitlines() == [f"2026-01-10 09:00 {usual}", f"2026-01-10 10:00 {usual}"]
 
 
-def test_a_young_archive_is_compared_with_the_hours_beside(lake: LakeResource) -> None:
+def test_a_young_archive_is_compared_with_adjacent_hours(lake: LakeResource) -> None:
     fill(lake, {NOON - 2 * HOUR: 40, NOON: 30})
-    told = value(no_silent_hour(lake, ANY), TOLD)
-    assert told == "2026-01-10 11:00 no trace, against at least 30 traces in the adjacent hours"
+    problem = value(no_silent_hour(lake, ANY), PROBLEMS)
+    assert problem == "2026-01-10 11:00 no trace, against at least 30 traces in the adjacent hours"
 
 
 @given(st.dictionaries(st.integers(0, 200), st.integers(0, 9)), st.integers(170, 200))
@@ -189,10 +192,10 @@ def test_nights_that_are_always_quiet_are_not_silent() -> None:
     assert silent_hours(counts, [NOON + hours * HOUR for hours in range(7 * 24, 8 * 24)]) == {}
 
 
-def test_the_latest_hour_must_be_there_where_traffic_is_usual(lake: LakeResource) -> None:
+def test_the_latest_hour_must_have_traces_if_traffic_is_usual(lake: LakeResource) -> None:
     fill(lake, busy_week())
     assert latest_hour_is_there(lake, NOON + HOUR + timedelta(minutes=20)).passed
-    assert latest_hour_is_there(lake, NOON + 2 * HOUR + timedelta(minutes=14)).passed  # it may still be being made
+    assert latest_hour_is_there(lake, NOON + 2 * HOUR + timedelta(minutes=14)).passed  # it may still be in progress
     result = latest_hour_is_there(lake, NOON + 2 * HOUR + timedelta(minutes=20))
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert value(result, "hour") == "2026-01-10 13:00"
@@ -201,7 +204,7 @@ def test_the_latest_hour_must_be_there_where_traffic_is_usual(lake: LakeResource
 
 def test_the_latest_hour_must_have_all_archived_traces(lake: LakeResource) -> None:
     now = NOON + HOUR + timedelta(minutes=20)
-    assert latest_hour_is_there(lake, now).passed  # nothing is usual
+    assert latest_hour_is_there(lake, now).passed  # there is no usual traffic
     rows = [{"trace_id": f"tr-{number}", "trace_hour": NOON, "created_at": NOON} for number in range(2)]
     lake.insert(AGENT_TRACES, from_dicts(AGENT_TRACES, rows))
     fill(lake, {NOON: 1})
@@ -214,7 +217,9 @@ def test_the_latest_hour_must_have_all_archived_traces(lake: LakeResource) -> No
     assert latest_hour_is_there(lake, now).passed
 
 
-def test_an_asset_whose_blocking_check_fails_is_not_made(made: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_asset_whose_blocking_check_fails_is_not_materialized(
+    made: MadeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = build_definitions(made.settings).resolve_job_def(ASSETS)
     chain = [dg.AssetKey("trace_performance"), dg.AssetKey("hourly_performance")]
     hours = {"dagster/asset_partition_range_start": FIRST, "dagster/asset_partition_range_end": LAST}
@@ -240,7 +245,7 @@ def test_an_asset_whose_blocking_check_fails_is_not_made(made: MadeProject, monk
     checked = {check.check_name: check for check in result.get_asset_check_evaluations()}
     assert set(checked) == {"schema_as_declared", "values_in_range"}
     assert not checked["values_in_range"].passed
-    told = str(checked["values_in_range"].metadata[TOLD].value).splitlines()
-    assert [line[:16] for line in told if "span_count below 0" in line] == [
+    problems = str(checked["values_in_range"].metadata[PROBLEMS].value).splitlines()
+    assert [line[:16] for line in problems if "span_count below 0" in line] == [
         f"{hour:%Y-%m-%d %H:%M}" for hour in WINDOW.hours()
     ]

@@ -1,4 +1,4 @@
-"""Our definitions merged into somebody else's code location: everything of theirs and of ours works."""
+"""Our definitions merged into another code location: both theirs and ours work."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ OURS = PREFIXED.names
 
 
 class TheirLake(dg.ConfigurableResource):
-    """A resource that is called as ours is."""
+    """A resource with the same name as ours."""
 
     water: str = "fresh"
 
@@ -98,7 +98,7 @@ def theirs() -> dg.Definitions:
 
 
 def everything_of(settings: Settings, dagster: DagsterSettings) -> Settings:
-    """`settings` with all that adds definitions, called as `dagster` says."""
+    """`settings` with everything that adds definitions, named by `dagster`."""
     return settings.model_copy(
         update={
             "dagster": dagster,
@@ -128,7 +128,7 @@ def merged(settings: Settings) -> dg.Definitions:
     return dg.Definitions.merge(theirs(), build_definitions(settings))
 
 
-def test_all_of_theirs_and_ours_loads_without_a_warning(settings: Settings) -> None:
+def test_their_and_our_definitions_load_without_a_warning(settings: Settings) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -168,7 +168,7 @@ def test_their_warnings_stay_visible(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("dagster", [PREFIXED, DagsterSettings()])
-def test_our_jobs_and_our_automation_have_our_assets_alone(made: MadeProject, dagster: DagsterSettings) -> None:
+def test_our_jobs_and_our_automation_select_only_our_assets(made: MadeProject, dagster: DagsterSettings) -> None:
     others = theirs()
     if dagster == DagsterSettings():  # names that differ need no prefix
         others = dg.Definitions(assets=[sales, prices, datasets_of_theirs])
@@ -189,7 +189,7 @@ def test_our_jobs_and_our_automation_have_our_assets_alone(made: MadeProject, da
     assert theirs_evaluated.resolve(merged.asset_graph) == merged.asset_graph.get_all_asset_keys() - keys
 
 
-def test_two_pipelines_fit_into_one_location(made: MadeProject) -> None:
+def test_two_pipelines_work_in_one_location(made: MadeProject) -> None:
     other = DagsterSettings(key_prefix=["other"])
     first = build_definitions(everything_of(made.settings, PREFIXED))
     both = dg.Definitions.merge(first, build_definitions(everything_of(made.settings, other)))
@@ -237,7 +237,7 @@ def test_our_chain_runs_over_made_traces(
         assert ran.success, job
     latest = dg.AssetCheckKey(OURS.key("hourly_performance"), "latest_hour_is_there")
     [last] = instance.event_log_storage.get_asset_check_execution_history(latest, limit=1)
-    assert last.partition is None  # of the job, and not of a run of the asset
+    assert last.partition is None  # from the job, not from a run of the asset
 
 
 def test_our_backfills_run_and_are_launched(
@@ -257,7 +257,7 @@ def test_our_backfills_run_and_are_launched(
     assert list((backfill.run_config or {})["ops"]) == ["team__agents__assessments__stage_latency"]
 
 
-def test_our_sensor_sees_its_own_runs_alone(settings: Settings, merged: dg.Definitions, dagster_home: Path) -> None:
+def test_our_sensor_sees_only_its_own_runs(settings: Settings, merged: dg.Definitions, dagster_home: Path) -> None:
     sensor = merged.resolve_sensor_def("team_agents_new_traces")
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
         resources = {OURS.resource(name): resource for name, resource in build_resources(settings).items()}
@@ -311,7 +311,7 @@ def test_names_that_dagster_refuses_are_refused_in_the_settings(wrong: dict) -> 
         DagsterSettings.model_validate(wrong)
 
 
-def test_the_component_is_scaffolded_and_gives_the_definitions_of_its_file() -> None:
+def test_the_component_is_scaffolded_and_builds_the_definitions_of_its_file() -> None:
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.scaffold_component(component_cls=MonitoringComponent)
         assert yaml.safe_load((folder / "defs.yaml").read_text())["attributes"] == {"config": CONFIG}
@@ -343,7 +343,7 @@ def test_the_package_registers_its_component() -> None:
 
 
 def test_importing_the_package_loads_no_settings_and_no_scorers(tmp_path: Path) -> None:
-    """Every module but definitions, beside a monitoring.toml that nobody can read."""
+    """Imports every module except definitions, next to an unreadable monitoring.toml."""
     (tmp_path / CONFIG).write_bytes(b"\xff[")
     program = """
 import importlib, pkgutil, sys

@@ -1,4 +1,4 @@
-"""Runs whose process is gone are ended, and no others."""
+"""Runs whose process is gone are marked as failed, and no others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def instance(dagster_home: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture(scope="module")
 def dead_pid() -> int:
-    """The number of a process that has ended."""
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -59,7 +59,7 @@ def status(instance: dg.DagsterInstance, run_id: str) -> DagsterRunStatus:
     return run.status
 
 
-def test_a_run_whose_process_is_gone_is_failed_once(instance: dg.DagsterInstance, dead_pid: int) -> None:
+def test_a_run_whose_process_is_gone_fails_once(instance: dg.DagsterInstance, dead_pid: int) -> None:
     run_id = started(instance, dead_pid)
     assert run_id in end_lost_runs(instance, NO_PREFIX)
     assert status(instance, run_id) == DagsterRunStatus.FAILURE
@@ -73,20 +73,20 @@ def test_the_latest_process_of_a_run_counts(instance: dg.DagsterInstance, dead_p
     assert run_id not in end_lost_runs(instance, NO_PREFIX)
 
 
-@pytest.mark.parametrize("case", ["alive", "not yet told", "of a command on another machine"])
-def test_other_runs_go_on(instance: dg.DagsterInstance, dead_pid: int, case: str) -> None:
-    pids = {"alive": os.getpid(), "not yet told": None}
+@pytest.mark.parametrize("case", ["alive", "not yet reported", "of a command on another machine"])
+def test_other_runs_continue(instance: dg.DagsterInstance, dead_pid: int, case: str) -> None:
+    pids = {"alive": os.getpid(), "not yet reported": None}
     tags = {HOST_TAG: "elsewhere"} if case.startswith("of a command") else {}
     run_id = started(instance, pids.get(case, dead_pid), tags=tags)
     assert run_id not in end_lost_runs(instance, NO_PREFIX)
     assert status(instance, run_id) == DagsterRunStatus.STARTED
 
 
-def test_a_command_of_this_machine_that_was_killed_is_failed(instance: dg.DagsterInstance, dead_pid: int) -> None:
+def test_a_killed_command_on_this_machine_fails(instance: dg.DagsterInstance, dead_pid: int) -> None:
     assert started(instance, dead_pid, tags={HOST_TAG: host()}) in end_lost_runs(instance, NO_PREFIX)
 
 
-def test_runs_of_another_launcher_are_its_own(dead_pid: int) -> None:
+def test_runs_of_another_launcher_are_left_alone(dead_pid: int) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         started(instance, dead_pid)
         assert end_lost_runs(instance, NO_PREFIX) == []

@@ -1,6 +1,6 @@
-"""The sensor that follows the source: what it asks for, what it leaves, and that it comes to rest.
+"""The sensor that follows the source: the hours it requests and skips, and that it stops when nothing differs.
 
-Each test looks at a real store and a real lake, and runs what is asked for as the daemon would, in this process.
+Each test uses a real store and a real lake, and runs requests as the daemon would, in this process.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Follower:
         self.monkeypatch.setattr(sources, "datetime", Clock)
 
     def having(self, archive: dict[str, Any] | None = None, **sensor: Any) -> Follower:
-        """The same with other settings."""
+        """A copy with other settings."""
         self.settings = self.settings.model_copy(
             update={
                 "archive": ArchiveSettings.model_validate(self.settings.archive.model_dump() | (archive or {})),
@@ -107,7 +107,7 @@ class Follower:
         self.store.log(number, started=started, **options)
 
     def tick(self) -> Any:
-        """One evaluation, as the daemon's; it keeps the cursor, and launches no key twice."""
+        """One evaluation, as by the daemon: it keeps the cursor, and launches no run key twice."""
         sensor = self.definitions.resolve_sensor_def(NEW_TRACES)
         with dg.build_sensor_context(
             instance=self.instance,
@@ -124,8 +124,8 @@ class Follower:
         )
         return data
 
-    def asked(self) -> list[tuple[str, str]]:
-        """The ranges that a tick asks for, without running them."""
+    def requested(self) -> list[tuple[str, str]]:
+        """The ranges that a tick requests, without running them."""
         return [(request.tags[RANGE_START], request.tags[RANGE_END]) for request in self.tick().run_requests]
 
     def run(self, request: dg.RunRequest) -> bool:
@@ -136,7 +136,7 @@ class Follower:
         return result.success
 
     def follow(self, ticks: int = 1) -> list[tuple[str, str]]:
-        """Tick so often and run what is asked for each time; the ranges that were run."""
+        """Tick that many times and run the requests; returns the ranges that were run."""
         ran: list[tuple[str, str]] = []
         for _ in range(ticks):
             for request in self.tick().run_requests:
@@ -163,7 +163,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def follower(
     made_folder: Path, tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> Follower:
-    """An empty store that is followed for four days back, by its database."""
+    """An empty store, read from its database and followed for the last four days."""
     shutil.copytree(made_folder, tmp_path / "store", ignore=shutil.ignore_patterns("lake"))
     store = Store.open(tmp_path / "store" / "mlflow.db")
     settings = Settings(
@@ -177,7 +177,7 @@ def follower(
     return made
 
 
-def test_an_empty_store_asks_for_nothing(follower: Follower) -> None:
+def test_an_empty_store_requests_nothing(follower: Follower) -> None:
     assert follower.is_quiet()
     assert follower.lake.read_columns(ARCHIVED_HOURS, Window(NOW - DAY, NOW), "hour").num_rows == 0
 
@@ -199,9 +199,7 @@ def delete(store: Store) -> None:
 
 
 @pytest.mark.parametrize("change", [add_late, add_feedback, finish, delete], ids=lambda change: change.__name__)
-def test_an_hour_that_changes_is_asked_for_once_more_and_alone(
-    change: Callable[[Store], None], follower: Follower
-) -> None:
+def test_only_a_changed_hour_is_requested_again_once(change: Callable[[Store], None], follower: Follower) -> None:
     old = CURRENT - 20 * HOUR
     follower.log(1, old)
     follower.log(2, old, spans=[span_json(2, 2, parent=1, started=old)], state=TraceState.IN_PROGRESS, duration_ms=None)
@@ -257,7 +255,7 @@ def test_a_trace_that_arrives_while_its_hour_is_read_makes_the_hour_due_again(
     assert follower.is_quiet()
 
 
-def test_a_source_that_cannot_be_read_is_a_skip_with_its_reason(follower: Follower) -> None:
+def test_an_unreadable_source_is_a_skip_with_its_reason(follower: Follower) -> None:
     follower.having(look_back_hours=24)
     assert follower.is_quiet()
     cursor = follower.cursor
@@ -270,7 +268,9 @@ def test_a_source_that_cannot_be_read_is_a_skip_with_its_reason(follower: Follow
     assert data.cursor == cursor
 
 
-def test_a_source_that_fails_midway_moves_no_cursor(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_fails_midway_does_not_move_the_cursor(
+    follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
     follower.having(look_back_hours=24)
     follower.log(1, CURRENT - HOUR)
     count, answers = MlflowSource.counts, iter([True, False])  # of the latest day, and of one before
@@ -293,7 +293,7 @@ def fail_reading(follower: Follower) -> None:
     follower.monkeypatch.setattr(sources, "_merge", fails)
 
 
-def test_a_failed_run_is_asked_for_again_and_then_given_up(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_is_requested_again_and_then_given_up(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
     hour = CURRENT - 2 * HOUR
     follower.log(1, hour)
     with monkeypatch.context() as broken:
@@ -313,13 +313,13 @@ def test_a_failed_run_is_asked_for_again_and_then_given_up(follower: Follower, m
     assert "the disk is full" in named.reason
     assert follower.instance.get_run_by_id(named.run_id) is not None
 
-    follower.log(2, hour)  # the source has something else now
+    follower.log(2, hour)  # the source has changed
     assert follower.follow() == [(key(hour), key(hour))]
     assert given_up(follower.instance, NO_PREFIX) == []
     assert follower.is_quiet()
 
 
-def test_what_was_given_up_is_asked_for_the_next_day(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hours_given_up_are_requested_the_next_day(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
     follower.log(1, CURRENT - 2 * HOUR)
     follower.having(max_attempts=1)
     with monkeypatch.context() as broken:
@@ -334,7 +334,7 @@ def test_what_was_given_up_is_asked_for_the_next_day(follower: Follower, monkeyp
     assert follower.follow() == [(key(CURRENT - 2 * HOUR),) * 2]
 
 
-def test_an_hour_that_fails_holds_up_no_other(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_hour_does_not_delay_others(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
     hours = [CURRENT - number * HOUR for number in (4, 3, 2)]
     for number, hour in enumerate(hours):
         follower.log(number, hour)
@@ -343,10 +343,10 @@ def test_an_hour_that_fails_holds_up_no_other(follower: Follower, monkeypatch: p
         fail_reading(follower)
         [request] = follower.tick().run_requests
         assert not follower.run(request)
-    assert follower.asked() == [(key(hour), key(hour)) for hour in reversed(hours)]
+    assert follower.requested() == [(key(hour), key(hour)) for hour in reversed(hours)]
 
 
-def test_a_trace_that_is_lacking_fails_the_check_and_stays_due(
+def test_a_missing_trace_fails_the_check_and_its_hour_stays_due(
     follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hour = CURRENT - 2 * HOUR
@@ -372,9 +372,7 @@ def test_a_trace_that_is_lacking_fails_the_check_and_stays_due(
     assert follower.is_quiet()
 
 
-def test_traces_deleted_while_they_are_read_are_not_lacking(
-    follower: Follower, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_traces_deleted_while_being_read_are_not_missing(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
     follower.log(1, CURRENT - HOUR)
     read = sources._merge
 
@@ -388,7 +386,7 @@ def test_traces_deleted_while_they_are_read_are_not_lacking(
 
 
 def covering(follower: Follower, job: str, status: DagsterRunStatus, **options: Any) -> dg.DagsterRun:
-    """A run record of the job, over the three hours before the current one, which has just been made by the clock."""
+    """A run of the job over the three hours before the current one, created now by the sensor's clock."""
     follower.at(datetime.now(UTC))
     tags = {RANGE_START: key(CURRENT - 3 * HOUR), RANGE_END: key(CURRENT - HOUR)}
     origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__"), job)
@@ -399,7 +397,7 @@ def covering(follower: Follower, job: str, status: DagsterRunStatus, **options: 
 
 @pytest.mark.parametrize("status", [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTED])
 @pytest.mark.parametrize("job", [ARCHIVE, MONITORING])
-def test_hours_of_a_run_under_way_are_left_to_it(job: str, status: DagsterRunStatus, follower: Follower) -> None:
+def test_hours_of_a_run_in_progress_are_not_requested(job: str, status: DagsterRunStatus, follower: Follower) -> None:
     follower.log(1, CURRENT - 2 * HOUR)
     follower.log(2, CURRENT - 5 * HOUR)
     run = covering(follower, job, status)
@@ -408,25 +406,25 @@ def test_hours_of_a_run_under_way_are_left_to_it(job: str, status: DagsterRunSta
     follower.run(data.run_requests[0])
     assert follower.tick().skip_message == f"being archived: {key(CURRENT - 2 * HOUR)}"
     follower.instance.report_run_failed(run)
-    assert follower.asked() == [(key(CURRENT - 2 * HOUR),) * 2]
+    assert follower.requested() == [(key(CURRENT - 2 * HOUR),) * 2]
 
 
-def test_runs_that_do_not_archive_hold_up_nothing(follower: Follower) -> None:
+def test_runs_that_do_not_archive_delay_nothing(follower: Follower) -> None:
     follower.log(1, CURRENT - 2 * HOUR)
     others = frozenset({dg.AssetKey("trace_performance")})
     covering(follower, MONITORING, DagsterRunStatus.STARTED, asset_selection=others)
-    assert follower.asked() == [(key(CURRENT - 2 * HOUR),) * 2]
+    assert follower.requested() == [(key(CURRENT - 2 * HOUR),) * 2]
 
 
-def test_a_run_that_was_killed_with_its_machine_holds_its_hours_for_a_while_only(follower: Follower) -> None:
+def test_a_run_killed_with_its_machine_blocks_its_hours_only_for_a_while(follower: Follower) -> None:
     follower.log(1, CURRENT - 2 * HOUR)
     covering(follower, ARCHIVE, DagsterRunStatus.STARTED)
-    assert follower.asked() == []
+    assert follower.requested() == []
     follower.at(datetime.now(UTC) + requested_runs.SILENCE + MINUTE)
-    assert follower.asked() == [(key(CURRENT - 2 * HOUR),) * 2]
+    assert follower.requested() == [(key(CURRENT - 2 * HOUR),) * 2]
 
 
-def test_a_run_that_speaks_is_not_taken_for_dead(follower: Follower) -> None:
+def test_a_run_that_logs_is_not_considered_dead(follower: Follower) -> None:
     follower.log(1, CURRENT - 2 * HOUR)
     run = covering(follower, ARCHIVE, DagsterRunStatus.STARTED)
     later = datetime.now(UTC) + requested_runs.SILENCE + MINUTE
@@ -443,7 +441,7 @@ def test_a_run_that_speaks_is_not_taken_for_dead(follower: Follower) -> None:
         )
     )
     follower.at(later)
-    assert follower.asked() == []
+    assert follower.requested() == []
 
 
 def test_the_current_hour_is_refreshed_every_few_minutes(follower: Follower) -> None:
@@ -460,7 +458,7 @@ def test_the_current_hour_is_refreshed_every_few_minutes(follower: Follower) -> 
     assert len(follower.archived()) == 3
 
 
-def test_an_older_day_is_found_by_the_sweep_which_goes_round(follower: Follower) -> None:
+def test_the_sweep_over_older_days_finds_a_changed_one_and_starts_over(follower: Follower) -> None:
     follower.having({"start": (CURRENT - 10 * DAY).isoformat()}, look_back_hours=24)
     old = CURRENT - 8 * DAY
     follower.log(1, old)
@@ -469,13 +467,13 @@ def test_an_older_day_is_found_by_the_sweep_which_goes_round(follower: Follower)
         ran.append(follower.follow())
         cursors.append(follower.cursor)
     assert [ranges for ranges in ran if ranges] == [[(key(old), key(old))]]
-    assert len(set(cursors)) in (10, 11)  # days, of which the first and the last may be cut
+    assert len(set(cursors)) in (10, 11)  # days; the first and the last may be partial
     assert cursors[: len(set(cursors))] == cursors[len(set(cursors)) : 2 * len(set(cursors))]
     follower.log(2, old)
     assert [ranges for _ in range(11) if (ranges := follower.follow())] == [[(key(old), key(old))]]
 
 
-def test_hours_that_the_archive_no_longer_keeps_are_not_asked_for(follower: Follower) -> None:
+def test_hours_that_the_archive_no_longer_keeps_are_not_requested(follower: Follower) -> None:
     follower.having({"start": (CURRENT - 10 * DAY).isoformat()}, look_back_hours=200)
     follower.settings = follower.settings.model_copy(update={"upkeep": UpkeepSettings(keep_archive_days=3)})
     follower.log(1, CURRENT - 5 * DAY)
@@ -485,7 +483,7 @@ def test_hours_that_the_archive_no_longer_keeps_are_not_asked_for(follower: Foll
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "1999-01-01", ""])
-def test_a_cursor_of_no_day_begins_anew(cursor: str, follower: Follower) -> None:
+def test_an_invalid_cursor_starts_over(cursor: str, follower: Follower) -> None:
     follower.having(look_back_hours=24)
     assert follower.is_quiet()
     first = follower.cursor
@@ -494,7 +492,7 @@ def test_a_cursor_of_no_day_begins_anew(cursor: str, follower: Follower) -> None
     assert follower.cursor == first
 
 
-def test_after_a_weeks_stop_everything_is_archived_without_a_hand(follower: Follower) -> None:
+def test_after_a_week_offline_everything_is_archived_automatically(follower: Follower) -> None:
     follower.having({"start": (CURRENT - 4 * DAY).isoformat()})
     follower.log(0, CURRENT - HOUR)
     follower.follow(2)
@@ -508,17 +506,17 @@ def test_after_a_weeks_stop_everything_is_archived_without_a_hand(follower: Foll
     assert follower.is_quiet()
 
 
-def test_a_lake_that_is_deleted_comes_back_by_itself(follower: Follower) -> None:
+def test_a_deleted_lake_is_archived_again_automatically(follower: Follower) -> None:
     hours = [CURRENT - number * HOUR for number in (2, 1)]
     for number, hour in enumerate(hours):
         follower.log(number, hour)
-    for _ in range(5):  # more often than attempts are allowed: none of the runs has failed
+    for _ in range(5):  # more often than max_attempts: no run has failed
         assert follower.follow() == [(key(hours[0]), key(hours[1]))]
         assert follower.is_quiet()
         shutil.rmtree(follower.settings.lake.location)
 
 
-def test_a_look_that_takes_too_long_asks_for_what_it_found(
+def test_a_comparison_that_takes_too_long_requests_what_it_found(
     follower: Follower, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     follower.having(look_back_hours=48)
@@ -532,7 +530,7 @@ def test_a_look_that_takes_too_long_asks_for_what_it_found(
     assert "lower [sensor] look_back_hours" in capfd.readouterr().err
 
 
-def test_a_tick_asks_for_so_many_runs_and_the_next_ones_for_the_rest(
+def test_a_tick_requests_a_limited_number_of_runs_and_later_ticks_the_rest(
     follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(new_traces, "RUNS_PER_TICK", 3)
@@ -543,7 +541,7 @@ def test_a_tick_asks_for_so_many_runs_and_the_next_ones_for_the_rest(
     assert follower.follow() == [(key(hours[3]), key(hours[3]))]
 
 
-def test_the_sensor_runs_by_itself_where_it_is_enabled(follower: Follower) -> None:
+def test_the_sensor_is_on_if_automation_is_enabled(follower: Follower) -> None:
     def status() -> dg.DefaultSensorStatus:
         return follower.definitions.resolve_sensor_def(NEW_TRACES).default_status
 

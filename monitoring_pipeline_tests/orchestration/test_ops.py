@@ -27,7 +27,7 @@ EVEN = scorer("even", "monitoring_pipeline_tests.odd_scorers:even")
 
 
 def run(project: MadeProject, **config: Any) -> tuple[dg.ExecuteInProcessResult, dict[str, Any]]:
-    """The run, and the figures on its output."""
+    """The run, and the metadata of its output."""
     job = build_definitions(project.settings).resolve_job_def("assess_job")
     result = job.execute_in_process(
         run_config={
@@ -48,7 +48,7 @@ def reason(result: dg.ExecuteInProcessResult) -> str:
     return (failure.error.cause or failure.error).message.strip()
 
 
-def test_the_launchpad_describes_what_may_be_asked(made: MadeProject) -> None:
+def test_the_launchpad_describes_the_options(made: MadeProject) -> None:
     job = build_definitions(made.settings).resolve_job_def("assess_job")
     fields = config_fields(job, "assess")
     assert set(fields) == {
@@ -65,7 +65,7 @@ def test_the_launchpad_describes_what_may_be_asked(made: MadeProject) -> None:
     assert job.description
 
 
-def test_figures_are_those_of_assess_and_the_archive_stays_as_it_is(made: MadeProject) -> None:
+def test_figures_equal_those_of_assess_and_the_archive_does_not_change(made: MadeProject) -> None:
     project = made.having(QUALITY, EVEN)
     before = project.versions()
     result, figures = run(project, start=FROM, end=TO)
@@ -108,7 +108,7 @@ def test_the_run_in_mlflow_is_named(made: MadeProject, tmp_path: Path, monkeypat
     assert logged.data.metrics["stage_latency/n"] == 40
 
 
-def test_a_score_under_its_threshold_fails_the_run_with_the_line(made: MadeProject) -> None:
+def test_a_score_below_its_threshold_fails_the_run_with_the_line(made: MadeProject) -> None:
     project = made.having(LATENCY, EVEN)
     under = {"stage_latency": 1.0, "even": 0.75}
     result, _ = run(project, start=FROM, end=TO, fail_under=under)
@@ -129,7 +129,7 @@ def test_a_score_under_its_threshold_fails_the_run_with_the_line(made: MadeProje
         ({"fail_under": {"evn": 1.0}}, "fail-under names evn, but only response_quality, stage_latency runs"),
     ],
 )
-def test_what_cannot_be_assessed_fails_with_a_line(made: MadeProject, config: dict[str, Any], line: str) -> None:
+def test_invalid_options_fail_the_run_with_one_line(made: MadeProject, config: dict[str, Any], line: str) -> None:
     result, _ = run(made, **config)
     assert not result.success
     assert line in reason(result)

@@ -1,4 +1,4 @@
-"""The schedules: which days a report is asked for, and that the latest hour is looked at without an asset's run."""
+"""Schedules: the days and weeks whose reports they request, and the check of the latest hour."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def asked(instance: dg.DagsterInstance, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> list[str]:
-    """The days that lack a report at one o'clock."""
+def days_due(instance: dg.DagsterInstance, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> list[str]:
+    """The days without a report at one o'clock."""
     return days_without_report(instance, start, ONE_OCLOCK)
 
 
@@ -36,24 +36,24 @@ def report(instance: dg.DagsterInstance, day: str, at: datetime) -> None:
         instance.report_runless_asset_event(dg.AssetMaterialization("daily_report", partition=day))
 
 
-def test_every_day_of_the_last_week_without_a_report_is_asked_for(instance: dg.DagsterInstance) -> None:
-    assert asked(instance) == [f"2026-01-{day:02}" for day in range(3, 10)]
+def test_every_day_of_the_last_week_without_a_report_is_due(instance: dg.DagsterInstance) -> None:
+    assert days_due(instance) == [f"2026-01-{day:02}" for day in range(3, 10)]
 
 
-def test_no_day_before_the_archive_is_asked_for(instance: dg.DagsterInstance) -> None:
-    assert asked(instance, datetime(2026, 1, 8, 15, tzinfo=UTC)) == ["2026-01-08", "2026-01-09"]
+def test_no_day_before_the_archive_is_due(instance: dg.DagsterInstance) -> None:
+    assert days_due(instance, datetime(2026, 1, 8, 15, tzinfo=UTC)) == ["2026-01-08", "2026-01-09"]
 
 
-def test_a_report_that_was_made_before_its_day_was_over_is_made_again(instance: dg.DagsterInstance) -> None:
+def test_a_report_written_before_its_day_ended_is_due_again(instance: dg.DagsterInstance) -> None:
     for day in range(3, 9):
         report(instance, f"2026-01-{day:02}", datetime(2026, 1, day + 1, 0, 31, tzinfo=UTC))
     report(instance, "2026-01-09", datetime(2026, 1, 9, 23, 59, tzinfo=UTC))
-    assert asked(instance) == ["2026-01-09"]
+    assert days_due(instance) == ["2026-01-09"]
     report(instance, "2026-01-09", datetime(2026, 1, 10, 0, 31, tzinfo=UTC))
-    assert asked(instance) == []
+    assert days_due(instance) == []
 
 
-def test_the_schedule_asks_for_a_run_of_each_such_day(dagster_home: Path) -> None:
+def test_the_schedule_requests_a_run_for_each_due_day(dagster_home: Path) -> None:
     settings = Settings(archive=ArchiveSettings(start=datetime(2020, 1, 1, tzinfo=UTC)))
     repository = build_definitions(settings).get_repository_def()
     schedule = repository.get_schedule_def("daily_report")
@@ -67,18 +67,18 @@ def test_the_schedule_asks_for_a_run_of_each_such_day(dagster_home: Path) -> Non
     ]
 
 
-# Saturday the 10th of January: the last week that is over begins on the 29th of December.
+# Saturday the 10th of January: the last full week starts on the 29th of December.
 WEEKS = ["2025-12-08", "2025-12-15", "2025-12-22", "2025-12-29"]
 LONG_AGO = datetime(2025, 6, 1, tzinfo=UTC)
 
 
-def test_every_week_of_the_last_four_without_a_report_is_asked_for(instance: dg.DagsterInstance) -> None:
+def test_every_week_of_the_last_four_without_a_report_is_due(instance: dg.DagsterInstance) -> None:
     assert weeks_without_report(instance, LONG_AGO, ONE_OCLOCK) == WEEKS
     monday = datetime(2026, 1, 12, 1, 15, tzinfo=UTC)
     assert weeks_without_report(instance, LONG_AGO, monday) == [*WEEKS[1:], "2026-01-05"]
 
 
-def test_no_week_before_the_archive_is_asked_for_nor_one_that_it_no_longer_keeps(instance: dg.DagsterInstance) -> None:
+def test_no_week_before_the_archive_or_no_longer_kept_is_due(instance: dg.DagsterInstance) -> None:
     start = datetime(2025, 12, 24, 15, tzinfo=UTC)
     assert weeks_without_report(instance, start, ONE_OCLOCK) == WEEKS[2:]
     assert weeks_without_report(instance, datetime(2025, 12, 29, tzinfo=UTC), ONE_OCLOCK) == WEEKS[3:]
@@ -86,7 +86,7 @@ def test_no_week_before_the_archive_is_asked_for_nor_one_that_it_no_longer_keeps
     assert weeks_without_report(instance, LONG_AGO, ONE_OCLOCK, keep_archive_days=5) == []
 
 
-def test_a_weeks_report_that_was_made_before_it_was_over_is_made_again(instance: dg.DagsterInstance) -> None:
+def test_a_report_written_before_its_week_ended_is_due_again(instance: dg.DagsterInstance) -> None:
     for week in WEEKS:
         with freeze_time(datetime(2026, 1, 4, 23, 59, tzinfo=UTC)):
             instance.report_runless_asset_event(dg.AssetMaterialization("weekly_report", partition=week))
@@ -96,7 +96,7 @@ def test_a_weeks_report_that_was_made_before_it_was_over_is_made_again(instance:
     assert weeks_without_report(instance, LONG_AGO, ONE_OCLOCK) == []
 
 
-def test_the_weekly_schedule_asks_for_a_run_of_each_such_week(dagster_home: Path) -> None:
+def test_the_weekly_schedule_requests_a_run_for_each_due_week(dagster_home: Path) -> None:
     settings = Settings(archive=ArchiveSettings(start=datetime(2020, 1, 1, tzinfo=UTC)))
     repository = build_definitions(settings).get_repository_def()
     schedule = repository.get_schedule_def("weekly_report")
@@ -111,16 +111,14 @@ def test_the_weekly_schedule_asks_for_a_run_of_each_such_week(dagster_home: Path
     ]
 
 
-def test_datasets_have_a_schedule_where_there_are_any() -> None:
+def test_datasets_have_a_schedule_if_configured() -> None:
     usual = {DAILY_REPORT, WEEKLY_REPORT, LATEST_HOUR, UPKEEP}
     assert {schedule.job_name for schedule in schedules(Settings())} == usual
     configured = Settings(datasets=[DatasetSettings(name="finished", kind="traces")])
     assert {schedule.job_name for schedule in schedules(configured)} == {*usual, DATASETS}
 
 
-def test_the_latest_hour_is_looked_at_without_a_run_of_its_asset(
-    made: MadeProject, instance: dg.DagsterInstance
-) -> None:
+def test_the_latest_hour_is_checked_without_a_run_of_its_asset(made: MadeProject, instance: dg.DagsterInstance) -> None:
     job = build_definitions(made.settings).resolve_job_def(LATEST_HOUR)
     assert job.execute_in_process(instance=instance, run_config=QUIET).success
     key = dg.AssetCheckKey(dg.AssetKey("hourly_performance"), "latest_hour_is_there")

@@ -51,7 +51,7 @@ QUIET_HOURS = {("1", 3), ("1", 4)}
 
 
 def frame(table: Table, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """`rows` with all of the table's columns, typed as the lake gives them; what a row lacks is null."""
+    """`rows` with all columns of the table, typed as in the lake; values that a row lacks are null."""
     return pa.Table.from_pylist(rows, schema=table.schema).to_pandas()
 
 
@@ -89,7 +89,7 @@ def empty_day() -> ReportData:
 
 
 def day_of(performance: list[dict[str, Any]], quality: list[dict[str, Any]] | None = None, **frames: Any) -> ReportData:
-    """A report's data of hourly rows: trend, totals and incidents are made of them."""
+    """The data of a report, with trend, totals and incidents computed from hourly rows."""
     hours = frame(HOURLY_PERFORMANCE, performance)
     made = {
         "hours": hours,
@@ -103,7 +103,7 @@ def day_of(performance: list[dict[str, Any]], quality: list[dict[str, Any]] | No
 
 
 def scores_by_hour(quality: list[dict[str, Any]]) -> pd.DataFrame:
-    """The moments of each hour's scores, of scorers that do not say what passes."""
+    """The moments of each hour's scores, for scorers without a pass rule."""
     rows = [
         {name: row[name] for name in ("hour", "experiment_id", "scorer", "scored", "mean_score")}
         | {"score_variance": row["mean_score"] * (1 - row["mean_score"]), "binary": 0, "judged": 0, "pass_rate": None}
@@ -114,7 +114,7 @@ def scores_by_hour(quality: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def total_rows(performance: list[dict[str, Any]], period: str = PERIOD.name) -> list[dict[str, Any]]:
-    """Totals of the experiments and of all together; percentiles are the highest of the hours, good for a picture."""
+    """Totals of each experiment and of all; percentiles are the highest of the hours, which is good enough here."""
     groups: dict[str | None, list[dict[str, Any]]] = {None: performance}
     for row in performance:
         groups.setdefault(row["experiment_id"], []).append(row)
@@ -264,7 +264,7 @@ def error_row(span: str | None, message: str | None, traces: int, hour: int, exp
 
 
 def stage_rows() -> list[dict[str, Any]]:
-    """Two stages on three days; retrieve takes 500 ms of its own, and took 150 ms the day before."""
+    """Two stages on three days; retrieve has a self time of 500 ms, and had 150 ms the day before."""
     rows = []
     for period, own in ((PERIOD.name, 500.0), (DAY_BEFORE, 150.0), (WEEK_BEFORE, 150.0)):
         for name, self_ms in (("retrieve", own), ("answer", 100.0)):
@@ -283,7 +283,7 @@ def stage_hour(hour: int, self_ms: float, name: str = "retrieve") -> dict[str, A
 
 
 def worst() -> pd.DataFrame:
-    """Ten slow traces, of which every other one failed, and one that two scorers fail."""
+    """Ten slow traces, every other one failed, and one that fails two scorers."""
     rows = [
         {
             "kind": "slowest",
@@ -304,7 +304,7 @@ def worst() -> pd.DataFrame:
 
 
 def quality_total(hourly: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row an experiment, scorer and digest; the hours' means will do for a picture."""
+    """One row per experiment, scorer and digest; means of the hours are good enough here."""
     rows = frame(HOURLY_QUALITY, hourly).groupby(["experiment_id", "scorer", "scorer_digest"], as_index=False)
     sums, means = (
         dict.fromkeys(["scored", "failed", "cost_usd"], "sum"),
@@ -335,7 +335,7 @@ def coverage_row(
 def agreement_row(
     days_ago: int, experiment: str, scorer: str, reference: str, name: str, counts: tuple[int, int, int, int]
 ) -> dict[str, Any]:
-    """A day's counts; what a report shows is made of their sums alone."""
+    """A day's counts; a report uses only their sums."""
     return {
         "day": MIDNIGHT - timedelta(days=days_ago),
         "experiment_id": experiment,

@@ -1,4 +1,4 @@
-"""A day of which every text is an attack on who reads its report."""
+"""A day in which every text is an attack on the reader of its report."""
 
 from __future__ import annotations
 

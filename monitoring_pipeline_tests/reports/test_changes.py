@@ -49,12 +49,12 @@ def test_more_errors_are_worse_beyond_noise() -> None:
     assert (back.low, back.high) == (pytest.approx(-(change.high or 0)), pytest.approx(-(change.low or 0)))
 
 
-def test_a_difference_of_chance_is_within_noise() -> None:
+def test_a_difference_by_chance_is_within_noise() -> None:
     assert compared(hours(100, 5), hours(100, 3))["error_rate"].beyond_noise is False
 
 
 # R. G. Newcombe, Statistics in Medicine 17, 1998, table II, method 10: 56/70 against 48/80, at 95 %
-def test_the_interval_of_a_difference_of_shares_is_newcombes() -> None:
+def test_the_interval_of_a_difference_of_shares_equals_newcombes() -> None:
     first, second = Estimate(0.8, 0.6919, 0.8777), Estimate(0.6, 0.4904, 0.7004)
     assert difference_bounds(first, second) == pytest.approx((0.0524, 0.3339), abs=2e-3)
 
@@ -70,7 +70,7 @@ def test_latency_and_cost_are_compared_by_their_ratio() -> None:
     assert cost.better is False
 
 
-def test_traffic_has_no_good_direction_and_is_not_compared_before_its_day_is_over() -> None:
+def test_traffic_has_no_good_direction_and_is_not_compared_before_the_day_ends() -> None:
     assert compared(hours(1000, 0), hours(500, 0))["trace_count"].better is None
     assert "trace_count" not in compared(hours(1000, 0), hours(500, 0), is_complete=False)
 
@@ -93,7 +93,7 @@ def test_without_an_earlier_day_nothing_is_compared() -> None:
     assert changes(alone) == []
 
 
-def test_a_scorer_is_compared_with_itself_alone() -> None:
+def test_a_scorer_is_compared_only_with_itself() -> None:
     rows = [
         score_row(PERIOD.name, "1", "polite", 1000, 0.90),
         score_row(DAY_BEFORE, "1", "polite", 1000, 0.97),
@@ -107,7 +107,7 @@ def test_a_scorer_is_compared_with_itself_alone() -> None:
     ]
 
 
-def test_scores_of_one_value_say_nothing_of_their_spread() -> None:
+def test_scores_of_a_single_value_have_no_spread() -> None:
     assert mean_of(50, 0.5, 0.0) is None
     assert mean_of(1, 0.5, math.nan) is None
 
@@ -118,7 +118,7 @@ def test_a_share_lies_in_its_interval(count: int, part: float) -> None:
     assert 0 <= estimate.low <= estimate.value + 1e-12 and estimate.value - 1e-12 <= estimate.high <= 1
 
 
-def test_two_days_alike_are_told_apart_about_once_in_a_hundred() -> None:
+def test_two_equal_days_differ_beyond_noise_about_once_in_a_hundred() -> None:
     """The stated confidence, by simulation: error rates, mean scores and counts of days that do not differ."""
     random, days = np.random.default_rng(11), 3000
     rates = random.binomial(400, 0.05, (days, 2))

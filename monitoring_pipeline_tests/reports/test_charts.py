@@ -50,7 +50,7 @@ def bars(figure: Figure, group: int = 0) -> dict[int, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_the_axis_has_all_hours_and_drawing_warns_of_nothing(chart) -> None:
+def test_the_axis_has_all_hours_and_drawing_raises_no_warning(chart) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = chart(HOURS, DAY, [DAY[7]])
@@ -71,7 +71,7 @@ def test_a_week_has_a_point_for_each_day(chart) -> None:
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_same_rows_give_the_same_bytes(chart) -> None:
+def test_same_rows_yield_the_same_bytes(chart) -> None:
     assert charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50) == charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50)
     assert charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50) != charts.png(chart(HOURS, DAY, [DAY[5]]), dpi=50)
 
@@ -87,7 +87,7 @@ def test_hours_without_a_row_or_a_finite_number_are_gaps() -> None:
     assert lines(charts.latency_chart(HOURS, DAY, [])) == [{5: 300, 7: 2000}, {5: 200}, {5: 100}]
 
 
-def test_cost_is_a_bar_where_it_is_known() -> None:
+def test_known_cost_is_a_bar() -> None:
     assert bars(charts.cost_chart(HOURS, DAY, [])) == {5: (0, 0.25)}
 
 
@@ -97,7 +97,7 @@ def test_quality_has_a_mean_and_a_band_even_next_to_gaps() -> None:
     assert bars(figure) == {5: (0.25, 0.75)}
 
 
-def test_shares_of_passes_are_drawn_from_none_to_all_and_other_scores_are_not_cut_off() -> None:
+def test_pass_rates_are_drawn_from_0_to_1_and_other_scores_are_not_cut_off() -> None:
     assert charts.quality_chart(HOURS, DAY, []).axes[0].get_ylim() == (-0.02, 1.02)
     low, high = charts.quality_chart(HOURS * 5, DAY, []).axes[0].get_ylim()
     assert low <= 1.25

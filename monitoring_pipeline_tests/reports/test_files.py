@@ -19,7 +19,7 @@ NAMES = ["report.html", "report.json", "report.md"]
 
 @pytest.fixture(autouse=True)
 def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts become empty images: files are handled in the same way, and drawing takes most of the time."""
+    """Replaces charts by empty images: files are handled in the same way, and drawing takes most of the time."""
     monkeypatch.setattr(charts, "png", lambda figure, dpi: b"")
 
 
@@ -40,7 +40,7 @@ def test_three_files_are_written_into_the_folder_of_the_period(tmp_path: Path) -
     assert sorted(contents(folder)) == NAMES
 
 
-def test_a_week_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_week_has_its_own_folder(tmp_path: Path) -> None:
     assert write_report(Report(replace(empty_day(), period=Period.week_of(DAY))), tmp_path) == tmp_path / "2026-W03"
 
 
@@ -59,7 +59,7 @@ def test_a_failing_render_leaves_the_old_files(tmp_path: Path) -> None:
     assert contents(folder) == before
 
 
-def test_who_has_the_old_file_open_reads_it_to_its_end(tmp_path: Path) -> None:
+def test_a_reader_with_the_old_file_open_reads_it_to_the_end(tmp_path: Path) -> None:
     folder = write_report(Report(empty_day()), tmp_path)
     with (folder / "report.html").open(encoding="utf-8") as old:
         write_report(Report(incident_day()), tmp_path)
@@ -67,7 +67,7 @@ def test_who_has_the_old_file_open_reads_it_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
-def test_a_failing_disk_leaves_all_old_files_and_no_other(
+def test_a_failing_disk_leaves_only_the_old_files(
     fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_report(Report(empty_day()), tmp_path)
@@ -86,7 +86,7 @@ def test_a_failing_disk_leaves_all_old_files_and_no_other(
     assert contents(folder) == before
 
 
-def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_raises_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         write_report(Report(empty_day()), tmp_path / "file")

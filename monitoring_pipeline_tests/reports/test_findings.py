@@ -41,11 +41,11 @@ def found(data: ReportData) -> list[Finding]:
 
 
 def steady(failed: int = 3, **frames: Any) -> ReportData:
-    """24 hours of 100 traces, of which so many failed."""
+    """24 hours of 100 traces each, with that many failures."""
     return day_of([performance_row(hour, "1", 100, failed, 2000.0) for hour in range(24)], **frames)
 
 
-def test_the_incident_comes_first_with_what_how_bad_since_when_and_where() -> None:
+def test_the_incident_comes_first_with_its_size_time_and_place() -> None:
     first = found(incident_day())[0]
     assert (first.kind, first.severity, first.experiment_id) == ("incident", "critical", "1")
     assert (first.start, first.end, first.trace_id) == (moment(14), moment(15), "tr-14-000")
@@ -67,7 +67,7 @@ def test_the_verdict_is_the_first_finding_and_the_whole_day() -> None:
     ]
 
 
-def test_a_quiet_day_is_said_to_be_one() -> None:
+def test_a_normal_day_is_reported_as_normal() -> None:
     assert figures(steady())["verdict"] == {
         "state": "good",
         "headline": "Nothing stands out: 2,400 traces, 3.0 % failed.",
@@ -86,7 +86,7 @@ def test_an_incident_with_few_failures_is_a_warning() -> None:
 ERRORS = columns([error_row("lookup", "Timeout after 3 s", 40, 9), error_row("save", "no disk", 2, 11)], ERROR_COLUMNS)
 
 
-def test_errors_that_no_day_before_had_are_new() -> None:
+def test_errors_that_no_earlier_day_had_are_new() -> None:
     known = columns([error_row("lookup", "Timeout after 88 s", 1, 1)], ERROR_COLUMNS)
     [finding] = found(steady(errors=ERRORS, known_errors=known))
     assert (finding.kind, finding.severity, finding.trace_id) == ("new_error", "info", "tr-11-000")
@@ -101,18 +101,18 @@ def test_a_new_error_of_many_traces_is_a_warning() -> None:
     ]
 
 
-def test_without_days_before_no_error_is_new() -> None:
+def test_without_earlier_days_no_error_is_new() -> None:
     data = steady(errors=ERRORS, known_errors=None)
     assert new_errors(data) is None
     assert found(data) == []
     assert [error["is_new"] for error in figures(data)["errors"]] == [None, None]
 
 
-def test_a_new_error_that_an_incident_tells_of_is_not_told_twice() -> None:
+def test_a_new_error_mentioned_by_an_incident_is_not_reported_twice() -> None:
     assert [finding.kind for finding in found(incident_day())] == ["incident", "unscored", "unscored"]
 
 
-def test_a_change_is_told_where_it_is_beyond_noise_and_large_enough() -> None:
+def test_a_change_is_reported_if_it_is_beyond_noise_and_large_enough() -> None:
     own = [performance_row(hour, "1", 100, 6, 2000.0) for hour in range(24)]
     before = [performance_row(hour, "1", 100, 3, 2000.0) for hour in range(24)]
     rows = [*total_rows(own), *total_rows(before, DAY_BEFORE), *total_rows(before, WEEK_BEFORE)]
@@ -135,13 +135,13 @@ def test_a_better_day_is_good_news_and_no_warning() -> None:
     assert figures(data)["verdict"]["state"] == "good"
 
 
-def test_of_a_scorer_with_a_pass_rate_its_mean_is_not_told_too() -> None:
+def test_the_mean_of_a_scorer_with_a_pass_rate_is_not_reported() -> None:
     rows = [score_row(period, "1", "polite", 2000, rate) for period, rate in ((PERIOD.name, 0.7), (DAY_BEFORE, 0.95))]
     [finding] = found(steady(scores=columns(rows, SCORE_COLUMNS)))
     assert finding.what == "polite: pass rate worse: 70 %, after 95.0 % the day before."
 
 
-def test_what_was_not_scored_is_told() -> None:
+def test_unscored_traces_are_reported() -> None:
     rows = [
         coverage_row(1, "1", "judge", archived=100, eligible=100, scored=80, failed=10),
         coverage_row(1, "1", "fine", archived=100, eligible=100, scored=99, failed=1),
@@ -153,7 +153,7 @@ def test_what_was_not_scored_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("period", "start", "end", "said"),
+    ("period", "start", "end", "expected"),
     [
         (Period.day(DAY), 14, 16, "14:00 to 16:00 UTC"),
         (Period.day(DAY), 22, 24, "22:00 to 24:00 UTC"),
@@ -162,9 +162,9 @@ def test_what_was_not_scored_is_told() -> None:
         (Period.week_of(DAY), 23, 26, "Wed 2026-01-14 23:00 to Thu 02:00 UTC"),
     ],
 )
-def test_times_are_given_within_the_period(period: Period, start: int, end: int, said: str) -> None:
+def test_times_are_relative_to_the_period(period: Period, start: int, end: int, expected: str) -> None:
     data = replace(empty_day(), period=period)
-    assert when(data, pd.Timestamp(moment(start)), pd.Timestamp(moment(end))) == said
+    assert when(data, pd.Timestamp(moment(start)), pd.Timestamp(moment(end))) == expected
 
 
 def test_names_and_messages_are_cut_to_a_line() -> None:

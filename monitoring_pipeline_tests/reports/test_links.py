@@ -27,9 +27,7 @@ UI = "https://mlflow.example.org/base"
         ('https://mlflow.example.org/a b"<x>', None, "https://mlflow.example.org/a%20b%22%3Cx%3E"),
     ],
 )
-def test_the_pages_are_where_http_is_without_credentials(
-    tracking_uri: str, address: str | None, ui: str | None
-) -> None:
+def test_links_use_the_http_address_without_credentials(tracking_uri: str, address: str | None, ui: str | None) -> None:
     settings = Settings(mlflow=MlflowSettings(tracking_uri=tracking_uri), reports=ReportSettings(mlflow_ui=address))
     assert mlflow_ui(settings) == ui
 
@@ -37,7 +35,7 @@ def test_the_pages_are_where_http_is_without_credentials(
 @pytest.mark.parametrize(
     "address", ["javascript:alert(1)", "mlflow.example.org", "http://", "ftp://mlflow.example.org"]
 )
-def test_an_address_that_is_no_page_is_refused(address: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_not_a_page_is_refused(address: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "monitoring.toml"
     file.write_text(f'[reports]\nmlflow_ui = "{address}"\n')
     with pytest.raises(SettingsError, match=r"reports.*mlflow_ui = .*is not an address; write it as"):
@@ -49,7 +47,7 @@ def test_a_trace_has_its_page() -> None:
 
 
 @pytest.mark.parametrize(("ui", "experiment"), [(None, "7"), (UI, ""), (UI, None), (UI, "7" * 400)])
-def test_without_address_or_experiment_there_is_no_link(ui: str | None, experiment: str | None) -> None:
+def test_without_an_address_or_experiment_there_is_no_link(ui: str | None, experiment: str | None) -> None:
     assert trace_url(ui, experiment, "tr-1") is None
 
 

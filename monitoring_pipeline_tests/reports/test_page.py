@@ -1,4 +1,4 @@
-"""The page in Chromium: nothing is loaded or run, it fits wide and narrow, and who cannot see can read it."""
+"""The page in Chromium: it loads and runs nothing, fits wide and narrow screens, and is accessible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monitoring_pipeline_tests.reports.frames import empty_day, incident_day
 from monitoring_pipeline_tests.reports.hostile import UI, hostile_day
 from monitoring_pipeline_tests.ui.conftest import browser, chromium  # noqa: F401  fixtures
 
-# The contrast that WCAG 2.2 asks for (1.4.3): by its definition of luminance, of each text with the ground it is on.
+# The contrast that WCAG 2.2 requires (1.4.3), by its definition of luminance, of each text with its background.
 CONTRASTS = """() => {
   const channels = color => color.match(/[\\d.]+/g).map(Number);
   const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
@@ -52,7 +52,7 @@ def html_of(day: str) -> str:
 
 @pytest.fixture
 def opened(browser: Browser, tmp_path: Path) -> Any:  # noqa: F811
-    """Opens a report's page from the disk, at a width; what it asked for and complained of is collected."""
+    """Opens a report's page from disk, at a given width; collects its requests and console messages."""
     contexts = []
 
     def open_page(day: str, width: int = 1200) -> tuple[Page, list[str], list[str]]:
@@ -75,11 +75,11 @@ def opened(browser: Browser, tmp_path: Path) -> Any:  # noqa: F811
 
 
 @pytest.mark.parametrize("day", DAYS)
-def test_nothing_is_asked_for_or_run_and_the_policy_is_kept(opened: Any, day: str) -> None:
+def test_nothing_is_requested_or_run_and_the_security_policy_is_kept(opened: Any, day: str) -> None:
     page, requests, complaints = opened(day)
     assert requests == [page.url]
     assert complaints == []
-    assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1160px"  # the style is taken
+    assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1160px"  # the style is applied
     images = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
     assert page.evaluate(images)
 
@@ -92,7 +92,7 @@ def test_the_page_is_no_wider_than_the_screen(opened: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_the_verdict_is_seen_first(opened: Any) -> None:
+def test_the_verdict_is_visible_first(opened: Any) -> None:
     page, _, _ = opened("incident", 390)
     box = page.locator(".headline").bounding_box()
     assert box is not None
@@ -100,7 +100,7 @@ def test_the_verdict_is_seen_first(opened: Any) -> None:
     assert page.locator(".verdict .state").inner_text().lower() == "trouble"
 
 
-def test_headings_images_and_language_are_there_for_who_cannot_see(opened: Any) -> None:
+def test_headings_image_texts_and_language_are_accessible(opened: Any) -> None:
     page, _, _ = opened("incident")
     levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map(h => Number(h.tagName[1]))")
     assert levels[0] == 1
@@ -114,7 +114,7 @@ def test_headings_images_and_language_are_there_for_who_cannot_see(opened: Any) 
 
 
 @pytest.mark.parametrize("day", ["incident", "empty"])
-def test_every_text_stands_out_from_its_ground(opened: Any, day: str) -> None:
+def test_every_text_has_enough_contrast(opened: Any, day: str) -> None:
     page, _, _ = opened(day)
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 3

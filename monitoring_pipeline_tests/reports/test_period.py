@@ -22,7 +22,7 @@ def test_a_day_is_compared_with_the_day_before_and_the_same_weekday() -> None:
     assert day.slots[::23] == [datetime(2026, 1, 14, tzinfo=UTC), datetime(2026, 1, 14, 23, tzinfo=UTC)]
 
 
-def test_a_week_over_new_year_has_the_name_of_its_thursday() -> None:
+def test_a_week_over_new_year_is_named_by_the_year_of_its_thursday() -> None:
     week = Period.week_of(date(2026, 1, 1))
     assert (week.name, week.partition_key, week.title) == ("2026-W01", "2025-12-29", "2025-12-29 to 2026-01-04")
     assert [(label, earlier.name) for label, earlier in week.earlier()] == [("the week before", "2025-W52")]
@@ -30,7 +30,7 @@ def test_a_week_over_new_year_has_the_name_of_its_thursday() -> None:
 
 
 @given(DATES)
-def test_a_week_holds_its_day_and_has_a_name_of_its_own(day: date) -> None:
+def test_a_week_contains_its_day_and_has_its_own_name(day: date) -> None:
     week = Period.week_of(day)
     assert datetime(day.year, day.month, day.day, 12, tzinfo=UTC) in week.window
     assert week.first_day.weekday() == 0

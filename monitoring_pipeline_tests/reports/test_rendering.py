@@ -79,7 +79,7 @@ class Page(HTMLParser):
             self.cells[-1] += data.strip()
 
     def row(self, first: str, columns: int) -> list[str]:
-        """The cell that reads `first` and those after it."""
+        """The cell with the text `first` and the cells after it."""
         start = self.cells.index(first)
         return self.cells[start : start + columns]
 
@@ -106,7 +106,7 @@ def markdown_rows(markdown: str) -> list[list[str]]:
     return rows
 
 
-def test_the_figures_are_those_of_the_frames(incident_page: Page) -> None:
+def test_the_figures_equal_those_of_the_frames(incident_page: Page) -> None:
     rows = incident_day().hours.to_dict("records")
     traces, errors = sum(row["trace_count"] for row in rows), sum(row["error_count"] for row in rows)
     assert incident_page.row("Traces", 3) == ["Traces", f"{traces:,}", "in 24 of 24 hours"]
@@ -119,7 +119,7 @@ def test_the_figures_are_those_of_the_frames(incident_page: Page) -> None:
     assert incident_page.row("Tokens", 2) == ["Tokens", f"{traces / 1000:.1f} M"]
 
 
-def test_a_change_says_how_much_against_what_and_whether_it_is_noise(incident_page: Page) -> None:
+def test_a_change_shows_its_size_its_baseline_and_whether_it_is_noise(incident_page: Page) -> None:
     assert incident_page.row("Traces", 4)[3] == "+0 % against 4,057 the day before:within noise"
     assert incident_page.row("Error rate", 4)[3] == "+3.5 points against 1.1 % the day before:worse"
     assert incident_page.row("Latency p95", 4)[3] == "+314 % against 2.2 s the day before:worse"
@@ -178,10 +178,10 @@ AGREEMENT = [
 ]
 
 
-def test_agreement_is_that_of_the_days_added_up(incident_page: Page) -> None:
+def test_agreement_is_computed_from_the_sum_of_days(incident_page: Page) -> None:
     counts = [["61", "4", "6", "15"], ["410", "12", "9", "55"], ["8", "0", "1", "0"]]
     expected = [row + numbers for row, numbers in zip(AGREEMENT, counts, strict=True)]
-    cells = incident_page.row("Both fail", 33)[1:]  # all but the last, to which the text after the table is added
+    cells = incident_page.row("Both fail", 33)[1:]  # all but the last, which includes the text after the table
     assert cells == [cell for row in expected for cell in row][:32]
     rows = markdown_rows(render_markdown(Report(incident_day()), images=False))
     assert [row for row in rows if len(row) == 11][1:] == expected
@@ -190,7 +190,7 @@ def test_agreement_is_that_of_the_days_added_up(incident_page: Page) -> None:
 
 
 @EITHER
-def test_without_anything_to_compare_agreement_is_not_mentioned(render: Render) -> None:
+def test_without_comparisons_agreement_is_not_mentioned(render: Render) -> None:
     page = render(replace(incident_day(), agreement=empty_day().agreement))
     assert "greement" not in page
     assert "Kappa" not in page
@@ -213,7 +213,7 @@ def test_experiments_with_incidents_are_charted_first() -> None:
     assert Page(html).row("1", 2) == ["1", "505"]
 
 
-def test_a_week_is_shown_by_day_with_its_incident_by_the_hour() -> None:
+def test_a_week_is_shown_by_day_and_its_incident_by_hour() -> None:
     html = render_html(Report(incident_week()))
     page = Page(html)
     assert "<title>Weekly quality report, 2026-W03</title>" in html
@@ -231,16 +231,16 @@ def test_a_week_is_shown_by_day_with_its_incident_by_the_hour() -> None:
 
 
 @EITHER
-def test_a_period_that_is_not_over_says_so(render: Render) -> None:
+def test_an_unfinished_period_is_marked(render: Render) -> None:
     data = day_of([performance_row(5, "1", 3, 0, 100)])
     assert "was not over when this report was created" in render(replace(data, is_complete=False))
     assert "was not over" not in render(data)
 
 
-# --- nothing from elsewhere, nothing from the data ---
+# --- no external resources, no markup from data ---
 
 
-def test_the_page_needs_nothing_from_elsewhere(incident_page: Page, incident_html: str) -> None:
+def test_the_page_loads_no_external_resources(incident_page: Page, incident_html: str) -> None:
     assert {tag for tag, _ in incident_page.elements}.isdisjoint({"script", "a", "link", "iframe", "object", "form"})
     for tag, attributes in incident_page.elements:
         assert attributes.keys().isdisjoint({"style", "href", "srcset", "background"}), tag
@@ -249,7 +249,7 @@ def test_the_page_needs_nothing_from_elsewhere(incident_page: Page, incident_htm
     assert "@import" not in incident_html
 
 
-def test_traces_are_linked_to_mlflow_where_its_address_is_known() -> None:
+def test_traces_are_linked_to_mlflow_if_its_address_is_known() -> None:
     data = replace(incident_day(), mlflow_ui=UI)
     links = [attributes for tag, attributes in Page(render_html(Report(data))).elements if tag == "a"]
     trace = f"tr-{9:032x}"
@@ -326,7 +326,7 @@ def test_no_markup_of_the_markdown_comes_from_the_data(data: ReportData) -> None
     assert "www." not in re.sub(r"\]\([^)]*\)", "", markdown)
 
 
-def test_json_is_ascii_and_gives_the_text_back() -> None:
+def test_json_is_ascii_and_preserves_the_text() -> None:
     written = render_json(Report(hostile_day()))
     assert written.isascii()
     report = json.loads(written)
@@ -335,7 +335,7 @@ def test_json_is_ascii_and_gives_the_text_back() -> None:
     assert report["errors"][1]["span_name"] == "\ud800"
 
 
-# --- forms ---
+# --- formats ---
 
 
 def test_json_has_the_figures_unrounded_and_times_in_utc() -> None:
@@ -349,7 +349,7 @@ def test_json_has_the_figures_unrounded_and_times_in_utc() -> None:
     assert {"mean", "p50", "p95", "p99"} == report["latency"].keys()
 
 
-def test_figures_hold_pythons_own_values_alone() -> None:
+def test_figures_contain_only_plain_python_values() -> None:
     def types(value: Any) -> set[type]:
         if isinstance(value, dict):
             return set().union(*map(types, value.values()), *map(types, value))
@@ -363,7 +363,7 @@ def test_figures_hold_pythons_own_values_alone() -> None:
 
 
 @pytest.mark.parametrize("render", [html_of, lambda data: render_markdown(Report(data), images=True)])
-def test_a_day_without_traces_says_so(render: Render) -> None:
+def test_a_day_without_traces_is_marked(render: Render) -> None:
     page = render(empty_day())
     assert "No traces were archived for this day" in page
     assert "2026-01-14" in page
@@ -371,7 +371,7 @@ def test_a_day_without_traces_says_so(render: Render) -> None:
 
 
 @EITHER
-def test_traces_without_scorers_or_errors_make_a_report(render: Render) -> None:
+def test_a_report_works_without_scorers_or_errors(render: Render) -> None:
     page = render(day_of([performance_row(5, "1", 3, 0, 100)]))
     assert "Nothing stands out: 3 traces, none failed." in page
     assert "No scorer ran on this day's traces." in page
@@ -380,7 +380,7 @@ def test_traces_without_scorers_or_errors_make_a_report(render: Render) -> None:
 
 
 @pytest.mark.parametrize("render", [html_of, lambda data: render_markdown(Report(data), images=True), json_of])
-def test_the_same_data_gives_the_same_bytes(render: Render) -> None:
+def test_the_same_data_yields_the_same_bytes(render: Render) -> None:
     assert render(hostile_day()) == render(hostile_day())
 
 

@@ -1,4 +1,4 @@
-"""A report computes its figures and draws its charts once, however many forms it is rendered in."""
+"""A report computes its figures and draws its charts once for all formats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monitoring_pipeline_tests.reports.frames import incident_day
 CHARTS = ("volume_chart", "error_rate_chart", "latency_chart", "cost_chart", "quality_chart")
 
 
-def test_every_form_of_a_report_shares_its_figures_and_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_formats_of_a_report_share_figures_and_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: Counter[str] = Counter()
 
     def count(module: object, name: str) -> None:
@@ -49,7 +49,7 @@ def test_every_form_of_a_report_shares_its_figures_and_charts(tmp_path: Path, mo
     assert {name: calls[name] for name in CHARTS} == dict.fromkeys(CHARTS, 2) | {"quality_chart": 6}
 
 
-def test_a_chart_drawn_before_gives_the_same_image() -> None:
+def test_a_chart_drawn_earlier_does_not_change_the_image() -> None:
     def last_chart() -> Figure:
         return Report(incident_day()).charts[0][-1].figure
 

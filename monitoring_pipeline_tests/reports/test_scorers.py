@@ -10,7 +10,7 @@ from monitoring_pipeline.tables import SCORER_AGREEMENT, SCORER_COVERAGE
 from monitoring_pipeline_tests.reports.frames import agreement_row, coverage_row, frame, quality_row, quality_total
 
 
-def test_scorer_rows_add_the_ledger_up_and_leave_stale_digests_out() -> None:
+def test_scorer_rows_sum_the_ledger_and_leave_out_stale_digests() -> None:
     coverage = [
         coverage_row(1, "1", "polite", archived=100, eligible=90, scored=80, failed=4),
         coverage_row(2, "1", "polite", archived=50, eligible=10, scored=10, failed=0),
@@ -31,7 +31,7 @@ def test_scorer_rows_add_the_ledger_up_and_leave_stale_digests_out() -> None:
     assert rows.loc[("1", "unledgered"), ["scored", "failed"]].tolist() == [7, 1]
 
 
-def test_agreement_adds_up_days_and_nothing_else() -> None:
+def test_agreement_is_summed_only_over_days() -> None:
     rows = [
         agreement_row(0, "1", "judge", "human", "judge", (4, 1, 0, 3)),
         agreement_row(5, "1", "judge", "human", "judge", (2, 0, 1, 2)),

@@ -1,4 +1,4 @@
-"""A day of 200,000 traces: its report takes seconds, as the engine adds up and only sums come to this process."""
+"""A day of 200,000 traces: its report takes seconds, because the engine aggregates and returns only sums."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from monitoring_pipeline_tests.made_project import scorer
 TRACES = 200_000
 DAY = datetime(2026, 1, 14, tzinfo=UTC)
 WINDOW = Window(DAY, DAY + timedelta(days=1))
-SECONDS = 60  # a few on an idle machine of two cores
+SECONDS = 60  # a few seconds on an idle machine with two cores
 
 
 def fill(lake: LakeResource, table: Table, columns: dict[str, object]) -> None:
-    """Replace the day's rows of the table by these columns; the others are null."""
+    """Replace the day's rows of the table with these columns; others are null."""
     names = [name for name in table.schema.names if name != "date"]
     rows = {
         name: pa.array(columns[name], table.schema.field(name).type)
@@ -50,7 +50,7 @@ def fill(lake: LakeResource, table: Table, columns: dict[str, object]) -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory, spark: SparkResource) -> LakeResource:
-    """A tenth of the traces fails, each with a number of its own in its message."""
+    """One trace in ten fails, each with a different number in its message."""
     lake = LakeResource(location=str(tmp_path_factory.mktemp("large") / "lake"), spark=spark)
     random = np.random.default_rng(1)
     hours = np.sort(random.integers(0, 24, TRACES))

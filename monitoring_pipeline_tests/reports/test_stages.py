@@ -22,7 +22,7 @@ from monitoring_pipeline_tests.reports.frames import (
 BAD_HOUR = Incident("1", pd.Timestamp(moment(INCIDENT_HOUR)), pd.Timestamp(moment(INCIDENT_HOUR + 1)), [])
 
 
-def test_stages_are_in_order_of_their_own_time_beside_the_day_before() -> None:
+def test_stages_are_in_order_of_self_time_next_to_the_day_before() -> None:
     data = incident_day()
     rows = slowest_stages(data.stages, data.stage_hours, PERIOD.name, DAY_BEFORE)
     assert rows["span_name"].tolist() == ["retrieve", "answer"]
@@ -35,14 +35,14 @@ def test_stages_are_in_order_of_their_own_time_beside_the_day_before() -> None:
     assert (first["highest_p95_ms"], first["worst_hour"]) == (8000.0, moment(INCIDENT_HOUR))
 
 
-def test_a_stage_that_is_new_has_nothing_before() -> None:
+def test_a_new_stage_has_no_earlier_figures() -> None:
     rows = columns([row for row in stage_rows() if row["period"] == PERIOD.name], STAGE_COLUMNS)
     found = slowest_stages(rows, frame(SPAN_PROFILE, []), PERIOD.name, DAY_BEFORE)
     assert found["mean_self_ms_before"].isna().all()
     assert found["worst_hour"].isna().all()
 
 
-def test_the_slow_stage_is_the_one_that_lost_most_time() -> None:
+def test_the_slow_stage_is_the_one_that_gained_most_time() -> None:
     hours = [stage_hour(hour, 8000.0 if hour == INCIDENT_HOUR else 150.0) for hour in range(24)]
     hours += [stage_hour(hour, 900.0 if hour == INCIDENT_HOUR else 300.0, "answer") for hour in range(24)]
     found = slow_stage(frame(SPAN_PROFILE, hours), BAD_HOUR)
@@ -51,11 +51,11 @@ def test_the_slow_stage_is_the_one_that_lost_most_time() -> None:
 
 
 @pytest.mark.parametrize("bad", [150.0, 290.0])
-def test_no_stage_is_slow_below_twice_what_is_usual(bad: float) -> None:
+def test_no_stage_is_slow_below_twice_its_usual_time(bad: float) -> None:
     hours = [stage_hour(hour, bad if hour == INCIDENT_HOUR else 150.0) for hour in range(24)]
     assert slow_stage(frame(SPAN_PROFILE, hours), BAD_HOUR) is None
 
 
-def test_a_stage_that_only_ran_in_the_incident_is_compared_with_nothing() -> None:
+def test_a_stage_that_ran_only_in_the_incident_has_no_comparison() -> None:
     assert slow_stage(frame(SPAN_PROFILE, [stage_hour(INCIDENT_HOUR, 8000.0)]), BAD_HOUR) is None
     assert slow_stage(frame(SPAN_PROFILE, []), BAD_HOUR) is None

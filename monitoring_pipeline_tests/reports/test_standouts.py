@@ -19,7 +19,7 @@ def at(hour: int) -> pd.Timestamp:
 
 
 def steady_day(**odd_hour: float) -> pd.DataFrame:
-    """100 traces an hour with 3 errors and a p95 of 2 s; at 14:00 as `odd_hour` says."""
+    """100 traces an hour with 3 errors and a p95 of 2 s, except `odd_hour` at 14:00."""
     rows = []
     for hour in range(24):
         values = STEADY | odd_hour if hour == 14 else STEADY
@@ -37,7 +37,7 @@ def test_error_rate_needs_its_whole_interval_above_the_margin(errors: int, stand
     assert bool(standouts(steady_day(errors=errors), NO_SCORES)) is stands_out
 
 
-def test_what_is_usual_of_errors_is_the_rate_of_the_other_hours_together() -> None:
+def test_the_usual_error_rate_is_that_of_all_other_hours_together() -> None:
     # 20 traces an hour, with an error in every other hour: the median alone would be 0, and 3 of 20 stand out
     rows = [performance_row(hour, "1", 20, 3 if hour == 14 else 2 * (hour % 2), 2000.0) for hour in range(24)]
     assert standouts(frame(HOURLY_PERFORMANCE, rows), NO_SCORES) == []
@@ -49,7 +49,7 @@ def test_latency_stands_out_from_twice_the_median(p95: float, stands_out: bool) 
     assert standouts(steady_day(p95=p95), NO_SCORES) == expected
 
 
-def test_an_hour_is_no_part_of_its_own_median() -> None:
+def test_the_median_excludes_the_hour_itself() -> None:
     rows = [performance_row(hour, "1", 50, 1, p95) for hour, p95 in enumerate([1000.0, 1200.0, 1100.0, 2250.0])]
     performance = frame(HOURLY_PERFORMANCE, rows)
     assert standouts(performance, NO_SCORES) == [Standout("1", at(3), "p95", 2250.0, 1100.0)]
@@ -72,7 +72,7 @@ def test_three_other_hours_are_needed() -> None:
     ("usual", "scored", "mean", "stands_out"),
     [(0.9, 50, 0.5, True), (0.9, 19, 0.1, False), (0.9, 50, 0.8, False), (0.1, 50, 0.6, True)],
 )
-def test_quality_stands_out_when_its_interval_lies_apart(
+def test_quality_stands_out_if_its_interval_does_not_overlap(
     usual: float, scored: int, mean: float, stands_out: bool
 ) -> None:
     rows = [quality_row(hour, "1", "polite", 50, usual) for hour in range(24) if hour != 14]
@@ -83,7 +83,7 @@ def test_quality_stands_out_when_its_interval_lies_apart(
 
 
 @pytest.mark.parametrize(("usual", "mean", "stands_out"), [(0.9, 0.5, True), (0.9, 0.7, False), (0.1, 0.6, False)])
-def test_of_a_pass_rate_only_a_fall_stands_out(usual: float, mean: float, stands_out: bool) -> None:
+def test_only_a_fall_of_a_pass_rate_stands_out(usual: float, mean: float, stands_out: bool) -> None:
     rows = [quality_row(hour, "1", "polite", 50, mean if hour == 14 else usual) for hour in range(24)]
     scores = scores_by_hour(rows).assign(judged=50)
     found = standouts(steady_day(), scores.assign(pass_rate=scores["mean_score"]))
@@ -91,7 +91,7 @@ def test_of_a_pass_rate_only_a_fall_stands_out(usual: float, mean: float, stands
 
 
 def test_hours_of_scores_that_vary_by_chance_do_not_stand_out() -> None:
-    """Two days of a pass rate of 77 %, 25 scores an hour: its means go from 0.5 to 1."""
+    """Two days with a pass rate of 77 % and 25 scores an hour: hourly means range from 0.5 to 1."""
     random = np.random.default_rng(2)
     for _ in range(20):
         means = random.binomial(25, 0.77, 48) / 25
@@ -99,7 +99,7 @@ def test_hours_of_scores_that_vary_by_chance_do_not_stand_out() -> None:
         assert standouts(steady_day(), scores.assign(judged=25, pass_rate=scores["mean_score"])) == []
 
 
-def test_quiet_hours_are_part_of_what_is_usual() -> None:
+def test_hours_with_little_traffic_count_for_the_usual_value() -> None:
     rows = [performance_row(hour, "1", 20 if hour == 14 else 10, 5 if hour == 14 else 2, 2000.0) for hour in range(24)]
     assert standouts(frame(HOURLY_PERFORMANCE, rows), NO_SCORES) == []
 
@@ -115,14 +115,14 @@ def test_incidents_join_consecutive_hours_and_keep_the_worst() -> None:
     ]
 
 
-def test_an_incident_goes_on_over_midnight() -> None:
+def test_an_incident_continues_over_midnight() -> None:
     found = [Standout("1", at(23), "p95", 5000, 2000), Standout("1", at(24), "p95", 6000, 2000)]
     [incident] = incidents(found)
     assert (incident.start, incident.end) == (at(23), at(25))
 
 
 @given(st.lists(st.tuples(st.sampled_from("12"), st.integers(0, 40)), unique=True))
-def test_incidents_hold_every_standout_once_and_never_touch(hours: list[tuple[str, int]]) -> None:
+def test_incidents_contain_every_standout_once_and_never_touch(hours: list[tuple[str, int]]) -> None:
     found = incidents([Standout(experiment, at(hour), "p95", 5000, 2000) for experiment, hour in hours])
     covered = [
         (incident.experiment_id, hour)

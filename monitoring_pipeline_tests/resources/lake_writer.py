@@ -1,7 +1,7 @@
-"""Rows for a lake, and a process that writes them: the tests kill it, or run several at once.
+"""Rows for a lake, and a process that writes them, which tests kill or run several times at once.
 
-`write` takes a method: insert, upsert, maintain, many (a line on stdout for each commit), stock (so many rows) or
-change (a row of those; the memory that it takes, in MB, on stdout).
+`write` takes a method: insert, upsert, maintain, many (a line on stdout for each commit), stock (that many
+rows) or change (one of those rows; prints its memory in MB).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def traces(*rows: tuple[str, int, str]) -> pa.Table:
 
 
 def overlap(lake: LakeResource, method: str, first: int) -> None:
-    """Write 20 ids from `first` on in each of several turns, over three days."""
+    """Write 20 ids, from `first` on, in each of several rounds, over three days."""
     for turn in range(TURNS):
         if method == "maintain":
             lake.maintain(AGENT_TRACES)
@@ -59,7 +59,7 @@ def many(lake: LakeResource) -> None:
 
 
 def stock(lake: LakeResource, rows: int) -> None:
-    """Rows of an hour, 20 kB each, in portions."""
+    """Rows of an hour, 20 kB each, in several commits."""
     rng = random.Random(1)
     for start in range(0, rows, 500):
         portion = traces(*((f"t{number}", 0, "x") for number in range(start, start + 500)))

@@ -1,4 +1,4 @@
-"""The lake: every write is whole, is made once however many write at a time, and is read back as it went in."""
+"""The lake: writes are atomic, happen once even with concurrent writers, and are read back unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def stored(lake: LakeResource, version: int | None = None) -> list[tuple[str, int, str]]:
-    """The rows that `traces` made, as a plain reader of Delta tables finds them, in order."""
+    """The rows made by `traces`, as a plain reader of Delta tables returns them, in order."""
     table = DeltaTable(lake.path(AGENT_TRACES), version=version)
     rows = table.to_pyarrow_table(columns=["trace_id", "trace_hour", "content_digest"]).to_pylist()
     return sorted((row["trace_id"], (row["trace_hour"] - MIDNIGHT) // HOUR, row["content_digest"]) for row in rows)
@@ -53,7 +53,7 @@ def ids(rows: pa.Table) -> list[str]:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_a_table_is_made_by_its_first_reading(lake: LakeResource, table: Table) -> None:
+def test_a_table_is_created_on_first_read(lake: LakeResource, table: Table) -> None:
     assert lake.read(table).count() == 0
 
     made = DeltaTable(lake.path(table))
@@ -81,7 +81,7 @@ def test_reading_columns_is_half_open(lake: LakeResource) -> None:
     assert sorted(ids(lake.read_columns(AGENT_TRACES, TWO_TO_FOUR, "trace_id"))) == ["t2", "t3"]
 
 
-def test_a_version_stays_as_it_was(lake: LakeResource) -> None:
+def test_an_earlier_version_does_not_change(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 0, "x")))
     version = lake.version(AGENT_TRACES)
     lake.upsert(AGENT_TRACES, traces(("a", 0, "new"), ("b", 0, "x")))
@@ -98,12 +98,12 @@ def test_versions_before_and_after_a_checkpoint_are_readable(lake: LakeResource)
     assert [lake.read(AGENT_TRACES, version=version).count() for version in range(10)] == list(range(10))
 
 
-def test_a_version_that_is_not_there_is_reported(lake: LakeResource) -> None:
+def test_a_missing_version_is_reported(lake: LakeResource) -> None:
     with pytest.raises(LakeError, match=r"cannot read version 7 of .*agent_traces"):
         lake.read(AGENT_TRACES, version=7)
 
 
-def test_a_table_of_an_older_schema_gains_the_columns_that_it_lacks(lake: LakeResource) -> None:
+def test_a_table_with_an_older_schema_gains_missing_columns(lake: LakeResource) -> None:
     older = replace(ASSESSMENTS, schema=pa.schema([c for c in ASSESSMENTS.schema if not c.name.startswith("session")]))
     row = {
         "trace_hour": MIDNIGHT,
@@ -123,7 +123,7 @@ def test_a_table_of_an_older_schema_gains_the_columns_that_it_lacks(lake: LakeRe
     assert sorted(tuple(found.values()) for found in read) == [("new", 0.5, "s", 3), ("old", 1.0, None, None)]
 
 
-def test_replace_removes_what_is_inside_the_window_and_nothing_else(lake: LakeResource) -> None:
+def test_replace_removes_only_rows_inside_the_window(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(*((f"t{hour}", hour, "x") for hour in range(6)), ("next day", 26, "x")))
 
     written = lake.replace(AGENT_TRACES, TWO_TO_FOUR, traces(("new", 3, "y")))
@@ -139,7 +139,7 @@ def test_replace_removes_what_is_inside_the_window_and_nothing_else(lake: LakeRe
     ]
 
 
-def test_replacing_by_nothing_empties_the_window(lake: LakeResource) -> None:
+def test_replacing_with_no_rows_empties_the_window(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 2, "x"), ("b", 4, "x")))
 
     lake.replace(AGENT_TRACES, TWO_TO_FOUR, traces())
@@ -171,7 +171,7 @@ def test_replace_and_read_mean_the_same_window(lake: LakeResource, start: int, e
     assert {f"t{hour}" for hour in range(6)} - {trace_id for trace_id, _, _ in stored(lake)} == set(inside)
 
 
-def test_replace_takes_a_spark_frame(lake: LakeResource) -> None:
+def test_replace_accepts_a_spark_frame(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 2, "x"), ("b", 3, "x")))
     rows = lake.read(AGENT_TRACES, TWO_TO_FOUR)
 
@@ -201,7 +201,7 @@ def test_conform_orders_casts_and_dates() -> None:
     ]
 
 
-def test_conform_gives_exactly_the_schema() -> None:
+def test_conform_returns_exactly_the_schema() -> None:
     assert conform(AGENT_TRACES, traces(("a", 0, "x"))).schema == AGENT_TRACES.schema
 
 
@@ -218,7 +218,7 @@ def test_conform_names_columns_that_do_not_fit(change: Callable[[pa.Table], pa.T
         conform(AGENT_TRACES, change(traces(("a", 0, "x"))))
 
 
-def test_insert_adds_only_what_is_not_there(lake: LakeResource) -> None:
+def test_insert_adds_only_missing_rows(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 0, "x"), ("b", 1, "x")))
 
     added = lake.insert(AGENT_TRACES, traces(("a", 0, "changed"), ("c", 1, "x"), ("d", 30, "x")))
@@ -229,7 +229,7 @@ def test_insert_adds_only_what_is_not_there(lake: LakeResource) -> None:
 
 @pytest.mark.parametrize("method", [LakeResource.insert, LakeResource.upsert])
 @pytest.mark.parametrize("rows", [traces(("a", 0, "x"), ("b", 30, "x")), traces()], ids=["known rows", "no rows"])
-def test_what_changes_nothing_makes_no_commit(
+def test_a_write_without_changes_makes_no_commit(
     lake: LakeResource, method: Callable[[LakeResource, Table, pa.Table], int], rows: pa.Table
 ) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 0, "x"), ("b", 30, "x"), ("c", 1, "x")))
@@ -239,7 +239,7 @@ def test_what_changes_nothing_makes_no_commit(
 
 
 @pytest.mark.parametrize("method", [LakeResource.insert, LakeResource.upsert])
-def test_a_key_given_twice_in_a_call_is_one_row(
+def test_a_key_given_twice_in_a_call_becomes_one_row(
     lake: LakeResource, method: Callable[[LakeResource, Table, pa.Table], int]
 ) -> None:
     assert method(lake, AGENT_TRACES, traces(("a", 0, "first"), ("b", 0, "x"), ("a", 0, "last"))) == 2
@@ -279,7 +279,7 @@ contents = st.dictionaries(
 
 @given(before=contents, after=contents)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_upsert_is_an_update_of_a_dictionary(
+def test_upsert_behaves_like_an_update_of_a_dictionary(
     lake: LakeResource, before: dict[tuple[str, int], str], after: dict[tuple[str, int], str]
 ) -> None:
     lake.replace(AGENT_TRACES, WEEK, traces(*((*key, content) for key, content in before.items())))
@@ -289,7 +289,7 @@ def test_upsert_is_an_update_of_a_dictionary(
     assert stored(lake) == sorted((*key, content) for key, content in (before | after).items())
 
 
-def test_upsert_touches_no_file_of_other_days(lake: LakeResource) -> None:
+def test_upsert_does_not_change_files_of_other_days(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 0, "x"), ("b", 24, "x")))
     other_day = {uri for uri in DeltaTable(lake.path(AGENT_TRACES)).file_uris() if "2026-01-02" in uri}
 
@@ -327,7 +327,7 @@ def test_hostile_text_survives_every_write(lake: LakeResource, text: str) -> Non
 @pytest.mark.parametrize(
     "location", ["file", "file/below", "nul\x00", "far" * 100], ids=["file", "below", "NUL", "long"]
 )
-def test_an_impossible_location_is_told_with_its_path(tmp_path: Path, spark: SparkResource, location: str) -> None:
+def test_an_impossible_location_is_reported_with_its_path(tmp_path: Path, spark: SparkResource, location: str) -> None:
     (tmp_path / "file").touch()
     lake = LakeResource(location=str(tmp_path / location), spark=spark)
 
@@ -356,7 +356,7 @@ def test_any_other_path_can_be_written_and_read(tmp_path: Path, spark: SparkReso
     assert ids(through_spark(lake)) == ["a"]
 
 
-def test_a_corrupt_table_is_told_with_its_path(lake: LakeResource) -> None:
+def test_a_corrupt_table_is_reported_with_its_path(lake: LakeResource) -> None:
     log = Path(lake.path(AGENT_TRACES)) / "_delta_log"
     log.mkdir(parents=True)
     (log / "00000000000000000000.json").write_text("garbage", encoding="utf-8")
@@ -365,10 +365,10 @@ def test_a_corrupt_table_is_told_with_its_path(lake: LakeResource) -> None:
         lake.read(AGENT_TRACES)
 
 
-def test_changing_a_row_takes_no_more_memory_among_more_rows(tmp_path: Path) -> None:
+def test_changing_a_row_takes_no_more_memory_in_a_larger_table(tmp_path: Path) -> None:
     few, many = (_memory_of_a_change(tmp_path / f"{rows}", rows) for rows in (500, 5_000))
 
-    assert many - few < 45  # MB; the second table holds 90 MB of text more
+    assert many - few < 45  # MB; the second table has 90 MB more text
 
 
 def _memory_of_a_change(location: Path, rows: int) -> float:
@@ -440,7 +440,7 @@ def test_maintenance_a_second_time_finds_nothing(lake: LakeResource) -> None:
 
 
 def _assert_whole(lake: LakeResource, expected_ids: set[str]) -> None:
-    """No id is lost, none is there twice, and Spark sees the same."""
+    """No id is missing or duplicated, and Spark sees the same."""
     counts = Counter(trace_id for trace_id, _, _ in stored(lake))
     assert set(counts) == expected_ids
     assert set(counts.values()) == {1}
@@ -448,7 +448,7 @@ def _assert_whole(lake: LakeResource, expected_ids: set[str]) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_a_table_may_be_made_by_several_at_once(lake: LakeResource, table: Table) -> None:
+def test_a_table_may_be_created_concurrently(lake: LakeResource, table: Table) -> None:
     barrier = threading.Barrier(8)
 
     def first_use(_: int) -> int:
@@ -459,7 +459,7 @@ def test_a_table_may_be_made_by_several_at_once(lake: LakeResource, table: Table
         assert list(pool.map(first_use, range(8))) == [0] * 8
 
 
-def test_threads_that_overlap_lose_and_double_nothing(lake: LakeResource) -> None:
+def test_concurrent_threads_lose_and_duplicate_nothing(lake: LakeResource) -> None:
     def write(writer: int) -> None:
         for turn in range(4):
             rows = traces(
@@ -473,7 +473,7 @@ def test_threads_that_overlap_lose_and_double_nothing(lake: LakeResource) -> Non
     _assert_whole(lake, {f"t{number}" for number in range(17)})
 
 
-def test_processes_that_overlap_lose_and_double_nothing(lake: LakeResource, tmp_path: Path) -> None:
+def test_concurrent_processes_lose_and_duplicate_nothing(lake: LakeResource, tmp_path: Path) -> None:
     commands = [("upsert", 0), ("upsert", 6), ("insert", 0), ("insert", 12), ("maintain", 0)]
     outputs = [tmp_path / f"output-{number}" for number in range(len(commands))]
 
@@ -486,7 +486,7 @@ def test_processes_that_overlap_lose_and_double_nothing(lake: LakeResource, tmp_
     _assert_whole(lake, {f"t{number}" for number in range(12 + 20)})
 
 
-def test_replace_and_upsert_that_overlap_keep_to_their_rows(lake: LakeResource) -> None:
+def test_concurrent_replace_and_upsert_change_only_their_rows(lake: LakeResource) -> None:
     def replace(turn: int) -> None:
         lake.replace(AGENT_TRACES, TWO_TO_FOUR, traces(("inside", 2, f"{turn}")))
 
@@ -504,7 +504,7 @@ def _lines(output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("commits_before_kill", [1, 5])
-def test_a_killed_writer_leaves_a_whole_table_that_a_second_run_completes(
+def test_a_killed_writer_leaves_a_consistent_table_that_a_second_run_completes(
     lake: LakeResource, commits_before_kill: int, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
@@ -534,14 +534,14 @@ def test_counts_of_overlapping_inserts_add_up(lake: LakeResource) -> None:
 # ---- removal ----
 
 
-def test_rows_are_removed_by_id_and_within_the_window_alone(lake: LakeResource) -> None:
+def test_rows_are_removed_by_id_only_within_the_window(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 0, "x"), ("b", 0, "x"), ("a", 2, "x"), ("it's", 3, "x")))
 
     assert lake.remove(AGENT_TRACES, TWO_TO_FOUR, "trace_id", {"a", "it's", "not there"}) == 2
     assert stored(lake) == [("a", 0, "x"), ("b", 0, "x")]
 
 
-def test_removing_what_is_not_there_is_no_commit(lake: LakeResource) -> None:
+def test_removing_missing_rows_makes_no_commit(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 0, "x")))
     version = lake.version(AGENT_TRACES)
 
@@ -559,7 +559,7 @@ def test_whole_days_are_removed_without_writing_a_file(lake: LakeResource) -> No
     assert not list(Path(lake.path(AGENT_TRACES)).glob("_change_data/**/*.parquet"))
 
 
-def test_after_a_purge_only_the_files_of_the_latest_version_are_left(lake: LakeResource) -> None:
+def test_after_a_purge_only_files_of_the_latest_version_remain(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(("a", 0, "x"), ("b", 0, "x")))
     lake.remove(AGENT_TRACES, WEEK, "trace_id", {"a"})
     folder = Path(lake.path(AGENT_TRACES))
@@ -572,7 +572,7 @@ def test_after_a_purge_only_the_files_of_the_latest_version_are_left(lake: LakeR
     assert [row[0] for row in stored(lake)] == ["b"]
 
 
-def test_a_removal_and_an_insertion_of_the_same_day_both_hold(lake: LakeResource) -> None:
+def test_a_concurrent_removal_and_insertion_of_one_day_both_take_effect(lake: LakeResource) -> None:
     lake.insert(AGENT_TRACES, traces(*((f"t{number}", 0, "x") for number in range(8))))
     with ThreadPoolExecutor(4) as pool:
         removals = [pool.submit(lake.remove, AGENT_TRACES, WEEK, "trace_id", {f"t{n}"}) for n in range(8)]

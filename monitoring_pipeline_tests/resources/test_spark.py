@@ -1,4 +1,4 @@
-"""The engine: embedded or behind an address, in UTC, and a clear error where nothing answers."""
+"""The engine: embedded or remote, in UTC, and a clear error if nothing answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_remote_address_is_used() -> None:
     server.start()
     assert server.listening_address
     host, port = server.listening_address
-    # In a process of its own: a process has one session.
+    # In a separate process: a process has one session.
     code = (
         "from monitoring_pipeline.resources.spark import SparkResource; "
         f"s = SparkResource(remote='sc://{host}:{port}').session; "
@@ -37,7 +37,7 @@ def test_a_remote_address_is_used() -> None:
 
 
 class Garbled(grpc.RpcError):
-    """What grpc raises when it cannot parse a reply."""
+    """The error that grpc raises when it cannot parse a reply."""
 
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.INTERNAL
@@ -50,7 +50,7 @@ class Garbled(grpc.RpcError):
 
 
 @pytest.mark.parametrize(("garbled", "answered"), [(3, True), (4, False)])
-def test_a_reply_that_cannot_be_parsed_is_asked_for_again(
+def test_an_unparsable_reply_is_requested_again(
     spark: SparkResource, monkeypatch: pytest.MonkeyPatch, garbled: int, answered: bool
 ) -> None:
     stub = spark.session.client._stub

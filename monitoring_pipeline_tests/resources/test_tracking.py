@@ -29,7 +29,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path) -> str:
-    """The tracking URI of a store of the test's own."""
+    """The tracking URI of the test's own store."""
     file = tmp_path / "mlflow.db"
     file.write_bytes(empty_store.read_bytes())
     return f"sqlite:///{file}"
@@ -90,7 +90,7 @@ def other_server() -> Iterator[str]:
         do_POST = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), NotFound) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Traces made for the tests of judges, budgets and sessions: each with a question and an answer of its own."""
+"""Traces for tests of judges, budgets and sessions, each with a different question and answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def made_trace(
 ) -> Trace:
     """Trace `number`: question and answer carry the number; one span of 5 ms, `number` seconds after START.
 
-    Each of `retrieved` is the chunks of a RETRIEVER span below it.
+    Each entry of `retrieved` holds the chunks of a RETRIEVER span below it.
     """
     started = started or START + timedelta(seconds=number)
     question, text = json.dumps({"question": f"question {number}"}), json.dumps(answer or f"answer {number}.")
@@ -57,12 +57,12 @@ def made_trace(
 
 
 def archive_traces(lake: LakeResource, window: Window, traces: Iterable[Trace]) -> None:
-    """Put the traces, all of which start in `window`, into the lake's archive."""
+    """Archive the traces, all of which start in `window`, in the lake."""
     archive(lake, window, [[*traces]], {})
 
 
 def number_in(prompt: str) -> int:
-    """The number of the trace that a judge was asked about."""
+    """The number of the trace in a judge's prompt."""
     found = re.search(r"answer (\d+)\.", prompt)
     assert found
     return int(found[1])

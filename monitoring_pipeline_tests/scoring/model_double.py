@@ -1,7 +1,7 @@
 """A double of a paid service: an OpenAI-style chat endpoint on loopback, for MLflow's real client.
 
-It answers, refuses, stalls or garbles as it is told, and keeps its own account of what it was asked and what it would
-have charged for. A refusal is the worst there is: it holds all headers that the request came with, and its key.
+It answers, refuses, stalls or garbles as configured, and records its requests and the tokens it would have charged for.
+A refusal is the worst case: it contains all headers of the request, including the key.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a client that was killed in the midst of a request is no error here."""
+        """Ignore it: a client killed during a request is not an error here."""
 
 
 @dataclass
 class Request:
-    """One request: when it arrived, what was asked, what became of it, and the tokens of a whole answer."""
+    """One request: its arrival, its prompt, its fate, and the tokens of a complete answer."""
 
     arrived: float
     prompt: str
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass
 class ModelDouble:
-    """The endpoint, and what it counted. `fate` decides about each request by its number and its prompt."""
+    """The endpoint and its records. `fate` determines the outcome of each request from its number and prompt."""
 
     fate: Callable[[int, str], str] = lambda number, prompt: OK
     answer: Callable[[str], dict[str, Any]] = lambda prompt: {"result": "yes", "rationale": "fine"}
@@ -71,7 +71,7 @@ class ModelDouble:
 
     @property
     def address(self) -> str:
-        """What OPENAI_API_BASE should be."""
+        """The value for OPENAI_API_BASE."""
         return f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class ModelDouble:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Input and output tokens of all answers that were given in full."""
+        """Input and output tokens of all complete answers."""
         return sum(each.input_tokens for each in self.requests), sum(each.output_tokens for each in self.requests)
 
     def most_within(self, seconds: float) -> int:
@@ -120,7 +120,7 @@ class ModelDouble:
                         self._refuse(int(status))
                     case fate:
                         content = CONTENTS[fate] if fate in CONTENTS else json.dumps(double.answer(prompt))
-                        # A model is charged for the schema of its answer, too.
+                        # A model also charges for the schema of its answer.
                         request.input_tokens = double.tokens_of(prompt + json.dumps(body.get("response_format", "")))
                         request.output_tokens = double.tokens_of(content or "")
                         completion = _completion(body["model"], content, request)
@@ -144,7 +144,7 @@ class ModelDouble:
                     self.wfile.write(text)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing: the account is enough."""
+                """Log nothing: `requests` has everything."""
 
         return Handler
 
@@ -156,11 +156,11 @@ def most_within(times: list[float], seconds: float) -> int:
 
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
-    """A double that MLflow's client of openai:/ asks, while requests are repeated almost at once."""
+    """A double that MLflow's openai:/ client calls, with retries almost without delay."""
     double = ModelDouble()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_BASE", double.address)
-    monkeypatch.setenv("MLFLOW_MODEL_CATALOG_URI", "")  # MLflow would ask the internet for its newest price list
+    monkeypatch.setenv("MLFLOW_MODEL_CATALOG_URI", "")  # otherwise MLflow downloads its latest price list
     monkeypatch.setattr(metering, "BACKOFF", wait_fixed(0.01))
     yield double
     double.close()

@@ -1,4 +1,4 @@
-"""A large backlog, of which samples are scored: none that a scorer's sample and filter hold is missed."""
+"""A large backlog with samples: every trace in a scorer's sample that passes its filter is scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets of a scorer: dollars of a day and traces of an hour, held whatever answers cost and whoever else spends."""
+"""Budgets of a scorer: dollars per day and traces per hour, whatever answers cost and whoever else spends."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from monitoring_pipeline_tests.sources.stores import START
 
 WINDOW = Window(START, START + timedelta(hours=1))
 TRACES = 60
-# Days in the past: files are written now, which is never before the day that the clock of a test shows.
+# Days in the past, so that files, which are written now, are never older than the day of a test's clock.
 TODAY = datetime.now(UTC).replace(hour=10, minute=30) - timedelta(days=20)
-# Dollars that are easy to tell from rounding: a tenth of a cent for a token in, four tenths for one out.
+# Prices well above rounding errors: a tenth of a cent per input token, four tenths per output token.
 USD_IN, USD_OUT = 0.001, 0.004
 PRICE = {"usd_per_million_input_tokens": USD_IN * 1e6, "usd_per_million_output_tokens": USD_OUT * 1e6}
 LONG_ANSWER = {"result": "yes", "rationale": "x" * 800}
@@ -44,7 +44,7 @@ LONG_ANSWER = {"result": "yes", "rationale": "x" * 800}
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
     with serving(monkeypatch) as double:
-        # As dear as it can be: a token for each byte, and long answers.
+        # As expensive as possible: a token per byte, and long answers.
         double.tokens_of = lambda text: len(text.encode())
         double.answer = lambda prompt: LONG_ANSWER
         yield double
@@ -52,7 +52,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
-    """Sets the time by which budgets are counted and results are dated; it is TODAY to begin with."""
+    """Sets the time that budgets and results use; TODAY at first."""
 
     def show(moment: datetime) -> None:
         class Clock(datetime):
@@ -76,13 +76,13 @@ def archive_made(lake: LakeResource, window: Window = WINDOW, first: int = 0, co
 
 
 def spent_usd(model: ModelDouble, first: int = 0) -> float:
-    """What the model charges for all its answers, or for those from request `first` on."""
-    asked = model.requests[first:]
-    return sum(each.input_tokens * USD_IN + each.output_tokens * USD_OUT for each in asked)
+    """The dollars that the model charges for all its answers, or for answers from request `first` on."""
+    requests = model.requests[first:]
+    return sum(each.input_tokens * USD_IN + each.output_tokens * USD_OUT for each in requests)
 
 
 def one_answer_usd(model: ModelDouble) -> float:
-    """What judging one trace costs."""
+    """The cost of judging one trace."""
     trace = made_trace(0)
     pending = PendingTrace(trace.info.trace_id, START, "1", (trace.to_json(),))
     row, _ = assess(safe(), pending, "probe", Meter(Limits()))
@@ -95,7 +95,7 @@ def ledger(lake: LakeResource, *columns: str, name: str = "judge") -> tuple[int,
     return tuple(sum(line[column] for line in lines if line["scorer"] == name) for column in columns)
 
 
-def test_a_days_budget_is_held_and_the_days_that_follow_finish(
+def test_a_days_budget_is_kept_and_later_days_finish(
     lake: LakeResource, model: ModelDouble, clock: Callable[[datetime], None]
 ) -> None:
     archive_made(lake)
@@ -111,12 +111,12 @@ def test_a_days_budget_is_held_and_the_days_that_follow_finish(
         assert 0 < spent_usd(model, before) <= cap
         assert ledger(lake, "scored", "over_budget", "pending") == (done, TRACES - done, 0)
         assert ledger_problems(lake, [scorer], WINDOW) == []
-        told = "" if done == TRACES else f"${spent_usd(model, before):.4f} of max_usd_per_day = {cap:g}"
-        assert counts.over_budget == told
-        assert done == TRACES or spent_usd(model, before) > 0.7 * cap  # used up, but for a ceiling
-        asked = len(model.requests)
-        assert score_window(lake, scorer, WINDOW, "the same day") == ScoreCounts(over_budget=told)
-        assert len(model.requests) == asked
+        over_budget = "" if done == TRACES else f"${spent_usd(model, before):.4f} of max_usd_per_day = {cap:g}"
+        assert counts.over_budget == over_budget
+        assert done == TRACES or spent_usd(model, before) > 0.7 * cap  # used up, except for less than a ceiling
+        request_count = len(model.requests)
+        assert score_window(lake, scorer, WINDOW, "the same day") == ScoreCounts(over_budget=over_budget)
+        assert len(model.requests) == request_count
         update_ledger(lake, [scorer], WINDOW)
         assert ledger(lake, "over_budget", "pending") == (TRACES - done, 0)
     assert 4 <= days <= 6
@@ -125,7 +125,7 @@ def test_a_days_budget_is_held_and_the_days_that_follow_finish(
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.usefixtures("clock")
-def test_answers_of_any_size_never_pass_the_budget(seed: int, lake: LakeResource, model: ModelDouble) -> None:
+def test_answers_of_any_size_never_exceed_the_budget(seed: int, lake: LakeResource, model: ModelDouble) -> None:
     chance = random.Random(seed)
     sizes = [int(900 * chance.random() ** chance.choice([0.2, 1, 5])) for _ in range(TRACES)]
     model.answer = lambda prompt: {"result": "yes", "rationale": "x" * sizes[number_in(prompt)]}
@@ -141,7 +141,7 @@ def test_answers_of_any_size_never_pass_the_budget(seed: int, lake: LakeResource
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_judge_that_asks_for_each_chunk_holds_its_budget(lake: LakeResource, model: ModelDouble) -> None:
+def test_a_judge_with_a_request_per_chunk_keeps_its_budget(lake: LakeResource, model: ModelDouble) -> None:
     archive_traces(lake, WINDOW, [made_trace(number, retrieved=[["a page"] * 8]) for number in range(10)])
     cap = 300.0
     counts = score_window(lake, load("RetrievalRelevance", **PRICE, sample_rate=1, max_usd_per_day=cap), WINDOW, "run")
@@ -151,7 +151,7 @@ def test_a_judge_that_asks_for_each_chunk_holds_its_budget(lake: LakeResource, m
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_budget_below_one_ceiling_asks_nothing(lake: LakeResource, model: ModelDouble) -> None:
+def test_a_budget_below_one_ceiling_sends_no_request(lake: LakeResource, model: ModelDouble) -> None:
     archive_made(lake, count=5)
     assert score_window(lake, safe(max_usd_per_day=0.01), WINDOW, "run").over_budget
     assert model.requests == []
@@ -168,16 +168,16 @@ def test_all_digests_of_a_scorer_spend_from_one_budget(lake: LakeResource, model
     assert other.digest != first.digest
     assert score_window(lake, other, WINDOW, "run").over_budget
     assert 0.7 * cap < spent_usd(model) <= cap
-    asked = len(model.requests)
+    request_count = len(model.requests)
     unrelated = safe(name="unrelated", max_usd_per_day=cap)
     score_window(lake, unrelated, WINDOW, "run")
-    assert spent_usd(model, asked) > 0.7 * cap
+    assert spent_usd(model, request_count) > 0.7 * cap
     lake.maintain(ASSESSMENTS)
     assert str(Purse(lake, first)) == str(Purse(lake, other)) != str(Purse(lake, unrelated))
-    assert str(Purse(lake, first)).startswith(f"${spent_usd(model) - spent_usd(model, asked):.4f} of ")
+    assert str(Purse(lake, first)).startswith(f"${spent_usd(model) - spent_usd(model, request_count):.4f} of ")
 
 
-def test_what_an_error_cost_is_counted_once(
+def test_the_cost_of_an_error_is_counted_once(
     lake: LakeResource, model: ModelDouble, clock: Callable[[datetime], None]
 ) -> None:
     archive_made(lake, count=20)
@@ -188,7 +188,7 @@ def test_what_an_error_cost_is_counted_once(
     most = ceiling(safe(), 100).cost_usd
     assert most is not None
     assert errors > 2 * most
-    # Enough for the errors and the scores; not if the errors were counted again as they are replaced.
+    # Enough for errors and scores, but not if errors were counted again when they are replaced.
     scorer = safe(max_usd_per_day=errors + 20 * one + 1.5 * most, concurrency=1)
     model.fate = lambda number, prompt: OK
     clock(TODAY + timedelta(minutes=1))
@@ -200,7 +200,7 @@ def test_what_an_error_cost_is_counted_once(
 
 
 @pytest.mark.parametrize("answers", [True, None])
-def test_an_hours_budget_is_held_and_the_hours_that_follow_finish(
+def test_an_hours_budget_is_kept_and_later_hours_finish(
     answers: bool | None, lake: LakeResource, clock: Callable[[datetime], None]
 ) -> None:
     archive_made(lake, count=20)
@@ -225,7 +225,7 @@ def test_an_hours_budget_is_held_and_the_hours_that_follow_finish(
 
 
 @pytest.mark.usefixtures("clock")
-def test_both_budgets_are_held_at_once(lake: LakeResource, model: ModelDouble) -> None:
+def test_both_budgets_are_kept_together(lake: LakeResource, model: ModelDouble) -> None:
     archive_made(lake, count=30)
     cap = 10 * one_answer_usd(model)
     for scorer, least, most in [
@@ -239,7 +239,7 @@ def test_both_budgets_are_held_at_once(lake: LakeResource, model: ModelDouble) -
         assert " traces of max_traces_per_hour = " in counts.over_budget
 
 
-def test_only_what_was_written_since_is_read(lake: LakeResource, model: ModelDouble) -> None:
+def test_only_results_written_since_are_read(lake: LakeResource, model: ModelDouble) -> None:
     nothing = lake.read_written_since(ASSESSMENTS, TODAY, "scorer", "cost_usd")
     assert (nothing.num_rows, nothing.column_names) == (0, ["scorer", "cost_usd"])
     archive_made(lake, count=3)
@@ -257,7 +257,7 @@ def _score_alone(location: str, scored: Window, address: str, cap: float, ready:
     score_window(lake, scorer, scored, "run")
 
 
-def test_two_processes_do_not_spend_more_together(lake: LakeResource, model: ModelDouble) -> None:
+def test_two_processes_together_do_not_spend_more(lake: LakeResource, model: ModelDouble) -> None:
     halves = [Window(START + timedelta(hours=hour), START + timedelta(hours=hour + 1)) for hour in (0, 1)]
     for hour, half in enumerate(halves):
         archive_made(lake, half, first=3600 * hour)
@@ -279,7 +279,7 @@ def test_two_processes_do_not_spend_more_together(lake: LakeResource, model: Mod
 
 @pytest.mark.parametrize("name", JUDGES)
 @pytest.mark.parametrize("bytes_a_token", [1, 4])
-def test_no_judge_passes_its_ceiling(name: str, bytes_a_token: int, model: ModelDouble) -> None:
+def test_no_judge_exceeds_its_ceiling(name: str, bytes_a_token: int, model: ModelDouble) -> None:
     model.tokens_of = lambda text: len(text.encode()) // bytes_a_token
     if name == "UserFrustration":
         model.answer = lambda prompt: {**LONG_ANSWER, "result": "none"}
@@ -309,7 +309,7 @@ def test_code_has_no_ceiling() -> None:
     assert ceiling(load("PIIDetection"), 1000) == Spent()
 
 
-def test_a_judge_that_may_answer_at_length_has_a_higher_ceiling() -> None:
+def test_a_judge_with_longer_answers_has_a_higher_ceiling() -> None:
     parameters = {"instructions": "Is {{ outputs }} polite?", "inference_params": {"max_completion_tokens": 5000}}
     assert ceiling(load("make_judge", params=parameters), 0, 2).output_tokens == 10_000
     assert ceiling(load("make_judge"), 0, 2).output_tokens == 2 * budgets.ANSWER_TOKENS

@@ -1,4 +1,4 @@
-"""MLflow's own scorers by name: what each takes, its rate and digest, and its row on a trace or session."""
+"""MLflow's own scorers by name: parameters, rate, digest, and rows on traces and sessions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def expectations(**values: Any) -> list[Expectation]:
 
 
 def row_of(scorer: ConfiguredScorer, *traces: Trace) -> dict[str, Any] | None:
-    """The scorer's row on the trace or session; None where it does not apply."""
+    """The scorer's row on the trace or session; None if it does not apply."""
     pending = PendingTrace(traces[0].info.trace_id, START, "1", tuple(trace.to_json() for trace in traces))
     row, applies = assess(scorer, pending, "run", Meter(scorer.limits))
     return row if applies else None
@@ -61,7 +61,7 @@ def row_of(scorer: ConfiguredScorer, *traces: Trace) -> dict[str, Any] | None:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails when a connection was tried, also one whose failure was passed over."""
+    """Fails if a connection was attempted, even if its failure was ignored."""
     tried: list[Any] = []
 
     def refuse(self: socket.socket, address: Any) -> None:
@@ -76,7 +76,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", builtins.names())
-def test_each_can_be_configured_and_has_its_rate(name: str) -> None:
+def test_each_scorer_can_be_configured_and_has_its_rate(name: str) -> None:
     scorer = load(name)
     assert scorer.model == (None if name in KEY_FREE else MODEL)
     assert scorer.sample_rate == RATES.get(name, 0.05)
@@ -85,7 +85,7 @@ def test_each_can_be_configured_and_has_its_rate(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (entry("Saftey"), "did you mean Safety?"),
         (entry("make_judges"), "did you mean make_judge?"),
@@ -108,12 +108,12 @@ def test_each_can_be_configured_and_has_its_rate(name: str) -> None:
         (entry("make_judge", params={**PARAMS["make_judge"], "feedback_value_type": "date"}), "one of bool, int"),
     ],
 )
-def test_what_cannot_be_configured_is_told_in_a_line(settings: ScorerSettings, told: str) -> None:
+def test_an_invalid_configuration_is_reported_in_one_line(settings: ScorerSettings, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_scorers([settings])
     (problem,) = caught.value.problems
     assert problem.startswith("scorer 'judge': ")
-    assert told in problem
+    assert message in problem
     assert "\n" not in problem
 
 
@@ -140,7 +140,9 @@ def test_a_digest_changes_with_model_and_params(name: str, monkeypatch: pytest.M
         ("ResponseLength", {"max_length": 5}, {"max_length": 6}),
     ],
 )
-def test_a_digest_changes_with_what_is_judged(name: str, one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_a_digest_changes_with_the_judged_traces_or_sessions(
+    name: str, one: dict[str, Any], other: dict[str, Any]
+) -> None:
     assert load(name, params=one).digest != load(name, params=other).digest
 
 
@@ -157,7 +159,7 @@ def test_a_digest_changes_with_what_is_judged(name: str, one: dict[str, Any], ot
         ("ResponseLength", {"max_length": 1, "unit": "words"}, "two words", 0.0),
     ],
 )
-def test_those_without_a_model_score_without_a_network(name: str, params: Any, answer: str, score: float) -> None:
+def test_scorers_without_a_model_need_no_network(name: str, params: Any, answer: str, score: float) -> None:
     row = row_of(load(name, params=params), made_trace(1, answer=answer))
     assert row is not None
     assert (row["score"], row["error_code"], row["source_type"]) == (score, None, "CODE")
@@ -165,9 +167,9 @@ def test_those_without_a_model_score_without_a_network(name: str, params: Any, a
 
 
 @pytest.mark.parametrize("name", JUDGES)
-def test_every_judge_gives_a_row_with_what_it_used(name: str, model: ModelDouble) -> None:
+def test_every_judge_returns_a_row_with_its_usage(name: str, model: ModelDouble) -> None:
     scorer = load(name)
-    if name == "UserFrustration":  # the one that does not answer yes or no
+    if name == "UserFrustration":  # the only one that does not answer yes or no
         model.answer = lambda prompt: {"result": "none", "rationale": "fine"}
     labels = expectations(expected_response="Paris", guidelines=["be polite"])
     session = [made_trace(n, session="s", retrieved=[["a page"]], assessments=labels) for n in range(3)]
@@ -199,7 +201,7 @@ def test_every_judge_gives_a_row_with_what_it_used(name: str, model: ModelDouble
         (["good", "bad"], "Good!", None, None),
     ],
 )
-def test_a_judge_answers_in_its_type_or_not_at_all(
+def test_a_judge_answers_in_its_type_or_fails(
     kind: Any, answer: Any, value: Any, score: float | None, model: ModelDouble
 ) -> None:
     model.answer = lambda prompt: {"result": answer, "rationale": "so"}
@@ -224,14 +226,14 @@ def test_a_judge_answers_in_its_type_or_not_at_all(
         ("make_judge", {"instructions": "Is {{ outputs }} what {{ expectations }} says?"}, {}),
     ],
 )
-def test_a_judge_of_what_a_trace_does_not_have_asks_nothing(
+def test_a_judge_that_does_not_apply_sends_no_request(
     name: str, params: Any, labels: dict[str, Any], model: ModelDouble
 ) -> None:
     assert row_of(load(name, params=params), made_trace(1, assessments=expectations(**labels))) is None
     assert model.requests == []
 
 
-def test_sufficiency_needs_expectations_besides_what_was_retrieved(model: ModelDouble) -> None:
+def test_sufficiency_needs_expectations_and_retrieved_context(model: ModelDouble) -> None:
     assert row_of(load("RetrievalSufficiency"), made_trace(1, retrieved=[["a page"]])) is None
     assert model.requests == []
 
@@ -245,7 +247,7 @@ def test_sufficiency_needs_expectations_besides_what_was_retrieved(model: ModelD
         ("RetrievalSufficiency", [["good"], ["bad"]], 2, 0.5),
     ],
 )
-def test_several_retrieved_chunks_make_one_row(
+def test_several_retrieved_chunks_yield_one_row(
     name: str, retrieved: list[list[str]], requests: int, score: float, model: ModelDouble
 ) -> None:
     model.answer = lambda prompt: {"result": "no" if "bad" in prompt else "yes", "rationale": "so"}
@@ -266,7 +268,7 @@ def test_one_unreadable_answer_of_several_is_an_error(model: ModelDouble) -> Non
     assert (row["input_tokens"], row["output_tokens"]) == model.tokens
 
 
-def test_a_session_of_turns_is_asked_turn_by_turn(model: ModelDouble) -> None:
+def test_a_session_is_judged_turn_by_turn(model: ModelDouble) -> None:
     scorer = load("KnowledgeRetention")
     turns = [made_trace(n, session="s") for n in range(4)]
     assert row_of(scorer, *turns) is not None
@@ -274,5 +276,5 @@ def test_a_session_of_turns_is_asked_turn_by_turn(model: ModelDouble) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "{}", "[" * 100_000])
-def test_nothing_is_asked_about_a_trace_that_cannot_be_read(text: str) -> None:
+def test_no_request_is_sent_about_an_unreadable_trace(text: str) -> None:
     assert builtins.request_count(load("RetrievalRelevance").scorer, [text]) == 0

@@ -1,4 +1,4 @@
-"""The ledger: its counts against counts made by hand, and what is told when it is wrong."""
+"""The ledger: its counts against counts made by hand, and the problems reported for a wrong one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXPERIMENTS = ("1", "2", "3")
 
 @pytest.fixture(scope="module")
 def traces(recorded_traces: list[Trace]) -> list[Trace]:
-    """The traces of the window, dealt out to three experiments; the very last one arrives late."""
+    """The traces of the window, distributed over three experiments; the last one arrives late."""
     copies = [
         Trace.from_json(trace.to_json())
         for trace in recorded_traces
@@ -46,7 +46,7 @@ def traces(recorded_traces: list[Trace]) -> list[Trace]:
 
 @pytest.fixture(scope="module")
 def dealt(traces: list[Trace], spark: SparkResource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a lake that holds all traces of the window but the late one, to read only."""
+    """The folder of a lake with all traces of the window except the late one, to read only."""
     folder = tmp_path_factory.mktemp("dealt") / "lake"
     archive(LakeResource(location=str(folder), spark=spark), WINDOW, [[*traces[:-1]]], {})
     return folder
@@ -54,13 +54,13 @@ def dealt(traces: list[Trace], spark: SparkResource, tmp_path_factory: pytest.Te
 
 @pytest.fixture
 def lake(dealt: Path, spark: SparkResource, tmp_path: Path) -> LakeResource:
-    """A lake of the test's own with the traces of the window, not scored yet."""
+    """The test's own lake with the traces of the window, not scored yet."""
     shutil.copytree(dealt, tmp_path / "lake")
     return LakeResource(location=str(tmp_path / "lake"), spark=spark)
 
 
 def judge(trace: Trace) -> bool | None:
-    """Has nothing to say without a tool, raises at an even number of them, else says yes."""
+    """Does not apply without a tool, raises for an even number of them, else returns yes."""
     tools = sum(span.span_type == "TOOL" for span in trace.data.spans)
     if tools == 0:
         return None
@@ -100,7 +100,7 @@ def as_table(table: Table, rows: Iterable[dict[str, Any]]) -> pa.Table:
 
 
 def fate(trace: Trace, scorer: ConfiguredScorer, scored: Window) -> str:
-    """What should have become of a trace when the scorer ran over the window `scored`."""
+    """The expected fate of a trace after the scorer ran over the window `scored`."""
     draw = int(hashlib.sha256(f"{trace.info.trace_id}:{scorer.name}".encode()).hexdigest(), 16) / 2**256
     if scorer.filter and trace.info.state != "ERROR":
         return "filtered_out"
@@ -145,7 +145,7 @@ def test_every_count_of_the_ledger_is_right(
     assert ledger_problems(lake, [scorer], WINDOW) == []
 
 
-def test_these_traces_meet_every_fate(traces: list[Trace]) -> None:
+def test_these_traces_cover_every_fate(traces: list[Trace]) -> None:
     scorer = configured(0.37)
     fates = {fate(trace, scorer, FIRST_HALF) for trace in traces}
     filtered = {fate(trace, configured(1.0, "status = 'ERROR'"), FIRST_HALF) for trace in traces}
@@ -198,7 +198,7 @@ def test_a_narrower_filter_and_rate_leave_results_counted(lake: LakeResource) ->
     assert ledger_problems(lake, [narrower], WINDOW) == []
 
 
-def test_lines_of_other_digests_and_scorers_stay(lake: LakeResource) -> None:
+def test_lines_of_other_digests_and_scorers_are_kept(lake: LakeResource) -> None:
     others = [configured(digest="e" * 16), configured(name="others")]
     for other in others:
         score_window(lake, other, WINDOW, "run")
@@ -220,11 +220,11 @@ def test_an_unchanged_ledger_is_not_committed_again(lake: LakeResource) -> None:
     assert lake.version(SCORER_COVERAGE) == version
 
 
-# What is told of a ledger that is wrong
+# Problems of a wrong ledger
 
 
-def told(lake: LakeResource, scorer: ConfiguredScorer, line: dict[str, Any]) -> list[str]:
-    """The problems of the ledger, all of which must name the given line."""
+def problems_of(lake: LakeResource, scorer: ConfiguredScorer, line: dict[str, Any]) -> list[str]:
+    """The problems of the ledger; all must name the given line."""
     problems = ledger_problems(lake, [scorer], WINDOW)
     named = f"{line['hour']:%Y-%m-%d %H:%M} {scorer.name} {scorer.digest}: "
     assert all(problem.startswith(named) for problem in problems)
@@ -255,10 +255,10 @@ def test_a_falsified_line_is_named(changes: dict[str, int], lake: LakeResource) 
     line = max(stored(lake, SCORER_COVERAGE), key=lambda line: line["scored"])
     falsified = line | {name: line[name] + change for name, change in changes.items()}
     assert lake.upsert(SCORER_COVERAGE, as_table(SCORER_COVERAGE, [falsified])) == 1
-    assert told(lake, scorer, line) != []
+    assert problems_of(lake, scorer, line) != []
 
 
-def test_counts_that_are_in_the_wrong_hour_are_named(lake: LakeResource) -> None:
+def test_counts_in_the_wrong_hour_are_named(lake: LakeResource) -> None:
     scorer = configured()
     score_window(lake, scorer, WINDOW, "run")
     lines = stored(lake, SCORER_COVERAGE)
@@ -285,22 +285,22 @@ def test_a_missing_line_is_named(lake: LakeResource) -> None:
     score_window(lake, scorer, WINDOW, "run")
     line, *others = stored(lake, SCORER_COVERAGE)
     lake.replace(SCORER_COVERAGE, WINDOW, as_table(SCORER_COVERAGE, others))
-    assert len(told(lake, scorer, line)) == 1
+    assert len(problems_of(lake, scorer, line)) == 1
 
 
-def test_an_archived_trace_that_the_ledger_does_not_know_is_named(lake: LakeResource, traces: list[Trace]) -> None:
+def test_an_archived_trace_missing_from_the_ledger_is_named(lake: LakeResource, traces: list[Trace]) -> None:
     scorer = configured()
     score_window(lake, scorer, WINDOW, "run")
     hour = archive_late(lake, traces[-1])
-    assert len(told(lake, scorer, {"hour": hour})) == 1
+    assert len(problems_of(lake, scorer, {"hour": hour})) == 1
 
 
-def test_an_assessment_that_is_gone_is_named(lake: LakeResource) -> None:
+def test_a_missing_assessment_is_named(lake: LakeResource) -> None:
     scorer = configured()
     score_window(lake, scorer, WINDOW, "run")
     gone, *kept = stored(lake, ASSESSMENTS)
     lake.replace(ASSESSMENTS, WINDOW, as_table(ASSESSMENTS, kept))
-    assert len(told(lake, scorer, {"hour": gone["trace_hour"]})) == 1
+    assert len(problems_of(lake, scorer, {"hour": gone["trace_hour"]})) == 1
 
 
 def test_an_assessment_of_a_trace_that_was_never_archived_is_named(lake: LakeResource) -> None:
@@ -309,4 +309,4 @@ def test_an_assessment_of_a_trace_that_was_never_archived_is_named(lake: LakeRes
     row = stored(lake, ASSESSMENTS)[0]
     stray = row | {"trace_id": "tr-stray", "assessment_id": "a-stray", "experiment_id": "99"}
     lake.insert(ASSESSMENTS, as_table(ASSESSMENTS, [stray]))
-    assert len(told(lake, scorer, {"hour": row["trace_hour"]})) == 1
+    assert len(problems_of(lake, scorer, {"hour": row["trace_hour"]})) == 1

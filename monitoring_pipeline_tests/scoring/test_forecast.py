@@ -1,4 +1,4 @@
-"""Forecasts: what a backfill would find and use, held against what it then really finds and uses."""
+"""Forecasts of a backfill's traces, tokens and cost, against the backfill itself."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ HOUR = Window(START, START + timedelta(hours=1))
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
     with serving(monkeypatch) as double:
-        # As dear as it can be: a token for each byte, and long answers.
+        # As expensive as possible: a token per byte, and long answers.
         double.tokens_of = lambda text: len(text.encode())
         double.answer = lambda prompt: {"result": "yes", "rationale": "x" * 800}
         yield double
 
 
-def told(project: MadeProject, window: Window = WINDOW, **options: Any) -> Forecast:
+def forecast_of(project: MadeProject, window: Window = WINDOW, **options: Any) -> Forecast:
     [found] = forecasts(project.settings, window, [project.settings.scorers[0].name], ScorerOptions(**options))
     return found
 
 
-def counts(told: Forecast) -> tuple[int, ...]:
-    return told.archived, told.eligible, told.scored, told.failed, told.to_score
+def counts(forecast: Forecast) -> tuple[int, ...]:
+    return forecast.archived, forecast.eligible, forecast.scored, forecast.failed, forecast.to_score
 
 
 def score(project: MadeProject, window: Window = WINDOW, **options: Any) -> None:
@@ -52,20 +52,20 @@ def score(project: MadeProject, window: Window = WINDOW, **options: Any) -> None
     score_window(project.lake, configured, window, "run", **options)
 
 
-def test_what_is_scored_and_failed_is_told_from_what_is_to_score(made: MadeProject) -> None:
+def test_scored_and_failed_traces_are_counted_apart_from_traces_to_score(made: MadeProject) -> None:
     project = made.having(EVEN)
-    assert counts(told(project)) == (40, 40, 0, 0, 40)
+    assert counts(forecast_of(project)) == (40, 40, 0, 0, 40)
     score(project, HOUR)
-    assert counts(told(project)) == (40, 40, 8, 2, 30)
-    assert counts(told(project, retry_failed=True)) == (40, 40, 8, 2, 32)
-    assert counts(told(project, HOUR)) == (10, 10, 8, 2, 0)
+    assert counts(forecast_of(project)) == (40, 40, 8, 2, 30)
+    assert counts(forecast_of(project, retry_failed=True)) == (40, 40, 8, 2, 32)
+    assert counts(forecast_of(project, HOUR)) == (10, 10, 8, 2, 0)
 
 
-def test_rate_and_filter_are_those_that_the_backfill_would_have(made: MadeProject) -> None:
+def test_rate_and_filter_are_those_of_the_backfill(made: MadeProject) -> None:
     project = made.having(LATENCY)
     lifecycle.handle("stage_latency", project.settings).register().update(sample_rate=0.3, filter="tags.env = 'prod'")
-    at_its_own, at_half = told(project), told(project, sample_rate=0.5)
-    assert 0 < at_its_own.to_score < at_half.to_score < told(project, sample_rate=1.0).to_score == 20
+    at_its_own, at_half = forecast_of(project), forecast_of(project, sample_rate=0.5)
+    assert 0 < at_its_own.to_score < at_half.to_score < forecast_of(project, sample_rate=1.0).to_score == 20
     assert at_half.to_score == at_half.eligible
     handle = lifecycle.handle("stage_latency", project.settings)
     assert handle.configured is not None
@@ -76,26 +76,26 @@ def test_rate_and_filter_are_those_that_the_backfill_would_have(made: MadeProjec
 
 def test_sessions_are_counted_once_each(made: MadeProject) -> None:
     project = made.having(LENGTH)
-    found = told(project)
+    found = forecast_of(project)
     assert (found.archived, found.to_score) == (40, 2)
     score(project)
-    assert counts(told(project)) == (40, 2, 2, 0, 0)
+    assert counts(forecast_of(project)) == (40, 2, 2, 0, 0)
 
 
-def test_a_scorer_that_asks_no_model_uses_nothing(made: MadeProject) -> None:
-    found = told(made.having(NUMBER))
+def test_a_scorer_without_a_model_uses_nothing(made: MadeProject) -> None:
+    found = forecast_of(made.having(NUMBER))
     assert (found.at_most, found.expected, found.minutes) == (Spent(), None, None)
 
 
-def test_a_judge_uses_no_more_than_was_told(made: MadeProject, model: ModelDouble) -> None:
+def test_a_judge_uses_no_more_than_forecast(made: MadeProject, model: ModelDouble) -> None:
     project = made.having(JUDGE)
-    before = told(project)
+    before = forecast_of(project)
     assert model.requests == []
     assert before.expected is None
     score(project)
     assert len(model.requests) == before.to_score == 40
     _holds(before.at_most, project)
-    assert told(project).at_most == Spent(0, 0, 0.0)
+    assert forecast_of(project).at_most == Spent(0, 0, 0.0)
 
 
 def _holds(at_most: Spent, project: MadeProject) -> None:
@@ -114,7 +114,7 @@ CHUNKS = [["the refund takes days", "flights leave at nine", "a bag weighs 20 kg
 
 
 @pytest.mark.parametrize("builtin", ["RetrievalRelevance", "KnowledgeRetention", "ToolCallEfficiency"])
-def test_a_judge_with_several_requests_a_trace_uses_no_more_than_was_told(
+def test_a_judge_with_several_requests_per_trace_uses_no_more_than_forecast(
     lake: LakeResource, model: ModelDouble, builtin: str
 ) -> None:
     archive_traces(lake, HOUR, [made_trace(number, session="s", retrieved=CHUNKS) for number in range(3)])
@@ -131,10 +131,10 @@ def test_a_judge_with_several_requests_a_trace_uses_no_more_than_was_told(
     assert used[0] > 0
 
 
-def test_what_is_expected_is_the_mean_of_earlier_results(made: MadeProject, model: ModelDouble) -> None:
+def test_the_expected_usage_is_the_mean_of_earlier_results(made: MadeProject, model: ModelDouble) -> None:
     project = made.having(JUDGE.model_copy(update={"requests_per_minute": 600}))
     score(project, HOUR)
-    found = told(project)
+    found = forecast_of(project)
     rows = project.rows()
     assert len(rows) == 10
     assert found.to_score == 30
@@ -145,12 +145,12 @@ def test_what_is_expected_is_the_mean_of_earlier_results(made: MadeProject, mode
     assert found.minutes == pytest.approx(30 / 600)
 
 
-def test_a_second_try_is_told_too(made: MadeProject, model: ModelDouble) -> None:
+def test_retries_of_failed_traces_are_forecast_too(made: MadeProject, model: ModelDouble) -> None:
     project = made.having(JUDGE)
     model.fate = lambda number, prompt: GARBLED if number < 5 else OK
     score(project)
-    assert counts(told(project)) == (40, 40, 35, 5, 0)
-    again = told(project, retry_failed=True)
+    assert counts(forecast_of(project)) == (40, 40, 35, 5, 0)
+    again = forecast_of(project, retry_failed=True)
     assert again.to_score == 5
     spent, requests = sum(row["cost_usd"] for row in project.rows()), len(model.requests)
     score(project, retry_failed=True)

@@ -1,4 +1,4 @@
-"""A judge over many traces while its model is busy, breaks, stalls and talks nonsense: all is scored or told, once."""
+"""A judge over many traces while its model is busy, fails, stalls or garbles: every trace has one result or error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from monitoring_pipeline_tests.scoring.test_builtins import load
 from monitoring_pipeline_tests.sources.stores import START
 
 TRACES = 1000
-# Shares of the answers, in hundredths; the rest is well.
+# Percentages of the answers; the rest succeed.
 FATES = {BUSY: 10, BROKEN: 8, STALLS: 1, TORN: 2, GARBLED: 4, CUT: 3, MAYBE: 3}
 USD_PER_INPUT_TOKEN, USD_PER_OUTPUT_TOKEN = 0.15e-6, 0.6e-6  # as gpt-4o-mini is listed
 WINDOW = Window(START - timedelta(hours=1), START + timedelta(hours=2))
@@ -41,7 +41,7 @@ RATE_MS, LATE_MS = 3000, 1000
 
 
 def unwell(seed: str) -> Any:
-    """Fates that a trace's n-th request always has, in whatever order requests come."""
+    """Fates that a trace's n-th request always has, in any order of requests."""
     tries: Counter[int] = Counter()
     lock = threading.Lock()
     fates = [fate for fate, share in FATES.items() for _ in range(share)]
@@ -57,7 +57,7 @@ def unwell(seed: str) -> Any:
 
 
 def answered(model: ModelDouble) -> Counter[int]:
-    """How often a trace was answered well."""
+    """The number of successful answers for a trace."""
     return Counter(number_in(request.prompt) for request in model.requests if request.fate == OK)
 
 
@@ -73,7 +73,7 @@ def ledger(lake: LakeResource, *columns: str) -> tuple[int, ...]:
 
 
 def assert_paid_for(found: list[dict[str, Any]], model: ModelDouble) -> None:
-    """What the rows say that was used is what the model counted."""
+    """Assert that the usage in the rows equals the model's own count."""
     tokens_in, tokens_out = model.tokens
     assert (sum(row["input_tokens"] for row in found), sum(row["output_tokens"] for row in found)) == model.tokens
     assert sum(row["cost_usd"] for row in found) == pytest.approx(
@@ -81,7 +81,7 @@ def assert_paid_for(found: list[dict[str, Any]], model: ModelDouble) -> None:
     )
 
 
-def test_every_trace_is_scored_or_failed_once_whatever_the_model_does(
+def test_every_trace_has_one_result_or_error_whatever_the_model_does(
     lake: LakeResource, model: ModelDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metering, "MINUTE_MS", RATE_MS)
@@ -106,14 +106,14 @@ def test_every_trace_is_scored_or_failed_once_whatever_the_model_does(
     assert ledger_problems(lake, [scorer], WINDOW) == []
     assert_paid_for(found, model)
 
-    asked = len(model.requests)
+    request_count = len(model.requests)
     score_window(lake, scorer, WINDOW, "again")
-    assert len(model.requests) == asked
+    assert len(model.requests) == request_count
 
     failed = {row["trace_id"] for row in found if row["error_code"]}
     model.fate = unwell("second")
     again = score_window(lake, scorer, WINDOW, "retry", retry_failed=True)
-    retried = {number_in(request.prompt) for request in model.requests[asked:]}
+    retried = {number_in(request.prompt) for request in model.requests[request_count:]}
     assert {made_trace(number).info.trace_id for number in retried} == failed
     assert again.seen == counts.failed
     assert again.scored > 0
@@ -128,7 +128,7 @@ def test_every_trace_is_scored_or_failed_once_whatever_the_model_does(
     assert model.most_within((RATE_MS - LATE_MS) / 1000) <= rate
 
 
-def test_a_higher_rate_asks_for_the_added_traces_alone(lake: LakeResource, model: ModelDouble) -> None:
+def test_a_higher_rate_requests_only_the_added_traces(lake: LakeResource, model: ModelDouble) -> None:
     archive_traces(lake, WINDOW, [made_trace(number) for number in range(150)])
     fewer, more = load("Safety", sample_rate=0.1), load("Safety", sample_rate=0.3)
     assert fewer.digest == more.digest
@@ -143,13 +143,13 @@ def test_a_higher_rate_asks_for_the_added_traces_alone(lake: LakeResource, model
     assert ledger(lake, "archived", "unsampled", "scored") == (150, 150 - first - second, first + second)
     assert ledger_problems(lake, [more], WINDOW) == []
     assert_paid_for(rows(lake, more), model)
-    asked = len(model.requests)
+    request_count = len(model.requests)
     score_window(lake, fewer, WINDOW, "run")
-    assert len(model.requests) == asked
+    assert len(model.requests) == request_count
     assert ledger_problems(lake, [fewer], WINDOW) == []
 
 
-def test_another_model_judges_anew(lake: LakeResource, model: ModelDouble) -> None:
+def test_another_model_judges_all_traces_again(lake: LakeResource, model: ModelDouble) -> None:
     archive_traces(lake, WINDOW, [made_trace(number) for number in range(20)])
     one, other = load("Safety"), load("Safety", model="openai:/gpt-4o")
     for scorer in (one, other):

@@ -42,7 +42,7 @@ UNREPEATABLE = {"assessed_at", "duration_ms", "dagster_run_id", "date"}
 
 @pytest.fixture(scope="module")
 def double() -> Iterator[ModelDouble]:
-    # An answer of its own for each trace, and some that are no verdict.
+    # A different answer for each trace; some are not a verdict.
     def answer(prompt: str) -> dict[str, Any]:
         number = _number(prompt)
         return {"result": ("yes", "no", "yes", "perhaps")[number % 4], "rationale": f"because of {number}"}
@@ -71,7 +71,7 @@ def archived_once(spark: SparkResource, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    """Where processes start from with everything imported, and no thread of this one."""
+    """A process context with everything imported and no thread of this process."""
     return forks.context()
 
 
@@ -89,7 +89,7 @@ def score(location: str, environment: dict[str, str]) -> None:
 
 
 def rows(lake: LakeResource) -> list[list[dict[str, Any]]]:
-    """What the tables hold, without what differs from run to run."""
+    """The rows of the tables, without columns that differ between runs."""
     found = []
     for table in (ASSESSMENTS, SCORER_COVERAGE):
         columns = [name for name in table.schema.names if name not in UNREPEATABLE]
@@ -104,7 +104,7 @@ def _number(prompt: str) -> int:
     return int(match[1])
 
 
-def test_a_backfill_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+def test_a_repeatedly_killed_backfill_ends_like_an_undisturbed_one(
     archived_once: Path, spark: SparkResource, processes: ForkServerContext, model: ModelDouble, tmp_path: Path
 ) -> None:
     environment = {name: os.environ[name] for name in ("OPENAI_API_KEY", "OPENAI_API_BASE")}

@@ -1,4 +1,4 @@
-"""Requests of judges: which are repeated, what is counted and told of them, and the rate that all processes share."""
+"""Requests of judges: retries, counted usage, errors, and the rate limit that all processes share."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from monitoring_pipeline_tests.sources.stores import START
 ATTEMPTS = 3
 LIMITS = Limits(timeout_seconds=0.6, max_attempts=ATTEMPTS)
 WINDOW_MS = 2500
-LATE_MS = 1500  # what a request may be late between being let through and being seen
+LATE_MS = 1500  # the possible delay between releasing a request and its arrival
 
 
 def wait_again_and_again(file: Path, window_ms: int, rate: int, count: int) -> None:
@@ -76,7 +76,7 @@ def judged(number: int = 1, scorer: ConfiguredScorer | None = None, meter: Meter
 
 
 def fated(model: ModelDouble, *fates: str) -> None:
-    """The n-th request has the n-th of `fates`, all later ones the last."""
+    """The n-th request has the n-th of `fates`; all later requests have the last."""
     model.fate = lambda number, prompt: fates[min(number, len(fates) - 1)]
 
 
@@ -87,7 +87,7 @@ def gaps(model: ModelDouble) -> list[float]:
 
 
 @pytest.mark.parametrize("fate", [BUSY, BROKEN, "408", "502", "503", "504", "529", STALLS, TORN])
-def test_what_may_help_is_repeated_so_often_and_then_given_up(fate: str, model: ModelDouble) -> None:
+def test_a_temporary_failure_is_retried_up_to_the_limit(fate: str, model: ModelDouble) -> None:
     fated(model, fate)
     row = judged()
     assert len(model.requests) == ATTEMPTS
@@ -98,7 +98,7 @@ def test_what_may_help_is_repeated_so_often_and_then_given_up(fate: str, model: 
 
 
 @pytest.mark.parametrize("fate", [BUSY, BROKEN, STALLS, TORN])
-def test_an_answer_in_the_end_is_a_score(fate: str, model: ModelDouble) -> None:
+def test_an_answer_after_retries_is_a_score(fate: str, model: ModelDouble) -> None:
     fated(model, fate, fate, OK)
     row = judged()
     assert (row["score"], row["error_code"]) == (1.0, None)
@@ -106,7 +106,7 @@ def test_an_answer_in_the_end_is_a_score(fate: str, model: ModelDouble) -> None:
 
 
 @pytest.mark.parametrize("fate", ["400", "401", "403", "404", "422"])
-def test_a_refusal_for_good_is_not_repeated(fate: str, model: ModelDouble) -> None:
+def test_a_permanent_refusal_is_not_retried(fate: str, model: ModelDouble) -> None:
     fated(model, fate)
     row = judged()
     assert len(model.requests) == 1
@@ -114,7 +114,7 @@ def test_a_refusal_for_good_is_not_repeated(fate: str, model: ModelDouble) -> No
     assert f"status {fate}: refused" in row["error_message"]
 
 
-def test_nobody_listening_is_told(model: ModelDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_is_reported(model: ModelDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:9/v1")
     row = judged()
     assert row["error_code"] == "MODEL_UNAVAILABLE"
@@ -122,15 +122,15 @@ def test_nobody_listening_is_told(model: ModelDouble, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("asked", "least", "most"),
+    ("retry_after", "least", "most"),
     [("0.4", 0.4, 5), ("1000", 0.2, 5), (None, 0.0, 0.4), ("Wed, 21 Oct 2065 07:28:00 GMT", 0.0, 0.4)],
 )
-def test_a_busy_model_is_left_alone_for_as_long_as_it_asks(
-    asked: str | None, least: float, most: float, model: ModelDouble, monkeypatch: pytest.MonkeyPatch
+def test_retry_after_of_a_busy_model_is_respected(
+    retry_after: str | None, least: float, most: float, model: ModelDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if asked == "1000":
+    if retry_after == "1000":
         monkeypatch.setattr(metering, "LONGEST_WAIT_SECONDS", 0.2)
-    model.retry_after = asked
+    model.retry_after = retry_after
     fated(model, BUSY, OK)
     assert judged()["score"] == 1.0
     (gap,) = gaps(model)
@@ -138,7 +138,7 @@ def test_a_busy_model_is_left_alone_for_as_long_as_it_asks(
 
 
 @pytest.mark.parametrize("fate", [GARBLED, MAYBE, PLAIN, NO_RESULT, NOTHING, NO_CHOICE, CUT])
-def test_malformed_output_is_an_error_and_has_been_paid_for(fate: str, model: ModelDouble) -> None:
+def test_malformed_output_is_an_error_and_its_cost_is_counted(fate: str, model: ModelDouble) -> None:
     fated(model, fate)
     row = judged()
     assert len(model.requests) == 1
@@ -148,7 +148,7 @@ def test_malformed_output_is_an_error_and_has_been_paid_for(fate: str, model: Mo
     assert (row["input_tokens"] > 0) == (fate != CUT)
 
 
-def test_earlier_tries_are_added(model: ModelDouble) -> None:
+def test_usage_of_earlier_attempts_is_added(model: ModelDouble) -> None:
     trace = made_trace(1)
     pending = PendingTrace(trace.info.trace_id, START, "1", (trace.to_json(),), spent=Spent(100, 10, 0.5))
     row, _ = assess(load("Safety"), pending, "run", Meter(LIMITS))
@@ -157,17 +157,17 @@ def test_earlier_tries_are_added(model: ModelDouble) -> None:
     assert row["cost_usd"] == pytest.approx(0.5 + tokens_in * 0.15e-6 + tokens_out * 0.6e-6, abs=1e-12)
 
 
-def test_each_thread_counts_its_own(model: ModelDouble) -> None:
+def test_each_thread_counts_its_own_usage(model: ModelDouble) -> None:
     model.answer = lambda prompt: {"result": "yes", "rationale": "x" * 4 * number_in(prompt)}
     scorer = load("Safety")
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(lambda number: judged(number, scorer), range(30)))
-    asked = {number_in(request.prompt): request.output_tokens for request in model.requests}
-    assert [row["output_tokens"] for row in rows] == [asked[number] for number in range(30)]
-    assert len(set(asked.values())) == 30
+    output_tokens = {number_in(request.prompt): request.output_tokens for request in model.requests}
+    assert [row["output_tokens"] for row in rows] == [output_tokens[number] for number in range(30)]
+    assert len(set(output_tokens.values())) == 30
 
 
-def test_a_judge_with_a_time_limit_of_its_own_is_metered_too(model: ModelDouble) -> None:
+def test_a_judge_with_its_own_time_limit_is_metered_too(model: ModelDouble) -> None:
     fated(model, BUSY, OK)
     scorer = replace(load("Safety"), scorer=Safety(name="own", model=MODEL, timeout=30))
     row = judged(scorer=scorer)
@@ -176,31 +176,31 @@ def test_a_judge_with_a_time_limit_of_its_own_is_metered_too(model: ModelDouble)
 
 @pytest.mark.parametrize("fate", ["400", "401", BROKEN, BUSY])
 @pytest.mark.parametrize("key", [KEY, f"{KEY}\n", f" {KEY}", f"{KEY}\u2026"])
-def test_no_secret_is_told(
+def test_no_secret_appears_in_errors_or_output(
     fate: str, key: str, model: ModelDouble, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
     fated(model, fate)
     row = judged(scorer=load("Safety", params={"extra_headers": {"x-proxy-key": "pr0xy-s3cret"}}))
     assert row["error_code"] == "MODEL_UNAVAILABLE"
-    told = repr(row) + "".join(capfd.readouterr())
-    assert KEY not in told
-    assert "pr0xy-s3cret" not in told
+    output = repr(row) + "".join(capfd.readouterr())
+    assert KEY not in output
+    assert "pr0xy-s3cret" not in output
 
 
-def test_the_key_would_have_been_told(model: ModelDouble) -> None:
+def test_mlflows_own_error_would_contain_the_key(model: ModelDouble) -> None:
     fated(model, "401")
     with pytest.raises(MlflowException, match=KEY):
         load("Safety").scorer.run(outputs="fine")
 
 
-def test_outside_of_a_meter_mlflow_does_as_before(model: ModelDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_meter_mlflow_is_unchanged(model: ModelDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[int] = []
     monkeypatch.setattr(utils, "_sleep_with_backoff", waited.append)
     fated(model, BUSY)
     with pytest.raises(MlflowException):
         load("Safety").scorer.run(outputs="fine")
-    assert waited == list(range(10))  # MLflow's ten repetitions
+    assert waited == list(range(10))  # MLflow's ten retries
     assert len(model.requests) == 11
     fated(model, OK)
     feedback = load("Safety").scorer.run(outputs="fine")
@@ -210,7 +210,7 @@ def test_outside_of_a_meter_mlflow_does_as_before(model: ModelDouble, monkeypatc
 
 
 @pytest.mark.usefixtures("window")
-def test_the_rate_holds_over_threads_and_for_repetitions(model: ModelDouble, tmp_path: Path) -> None:
+def test_the_rate_limit_holds_across_threads_and_for_retries(model: ModelDouble, tmp_path: Path) -> None:
     model.retry_after = "0"
     fated(model, *[BUSY, BROKEN, OK] * 4, OK)
     meter = Meter(replace(LIMITS, max_attempts=20), RateLimit(6, tmp_path / "rate"))
@@ -224,17 +224,17 @@ def test_the_rate_holds_over_threads_and_for_repetitions(model: ModelDouble, tmp
 
 
 @pytest.mark.usefixtures("window")
-def test_the_rate_holds_right_after_a_restart(tmp_path: Path) -> None:
+def test_the_rate_limit_holds_right_after_a_restart(tmp_path: Path) -> None:
     before = RateLimit(5, tmp_path / "rate")
     started = time.monotonic()
     for _ in range(5):
         before.wait()
-    assert time.monotonic() - started < WINDOW_MS / 1000  # those did not wait
+    assert time.monotonic() - started < WINDOW_MS / 1000  # earlier requests did not wait
     RateLimit(5, tmp_path / "rate").wait()
     assert time.monotonic() - started >= WINDOW_MS / 1000
 
 
-def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
+def test_the_rate_limit_holds_across_processes(tmp_path: Path) -> None:
     window_ms, rate, each = WINDOW_MS, 5, 8
     arguments = (tmp_path / "rate", window_ms, rate, each)
     outputs = [tmp_path / "output-1", tmp_path / "output-2"]
@@ -245,10 +245,10 @@ def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
     times = sorted(moment for output in outputs for moment in json.loads(output.read_text()))
     assert len(times) == 2 * each
     assert most_within(times, (window_ms - LATE_MS) / 1000) <= rate
-    assert times[-1] - times[0] < 4 * window_ms / 1000  # three windows are enough; they did not wait for each other
+    assert times[-1] - times[0] < 4 * window_ms / 1000  # three windows are enough; requests did not wait for each other
 
 
-def test_a_rate_is_one_scorers_in_one_lake(tmp_path: Path) -> None:
+def test_a_rate_limit_belongs_to_one_scorer_in_one_lake(tmp_path: Path) -> None:
     limits = Limits(requests_per_minute=5)
     one = meter_of(str(tmp_path / "a"), "safe", limits).rate
     assert one is not None
@@ -258,7 +258,7 @@ def test_a_rate_is_one_scorers_in_one_lake(tmp_path: Path) -> None:
     assert meter_of(str(tmp_path / "a"), "safe", Limits()).rate is None
 
 
-def test_the_last_request_says_whether_the_model_was_there(model: ModelDouble) -> None:
+def test_the_last_request_shows_whether_the_model_was_reachable(model: ModelDouble) -> None:
     trace = made_trace(1, retrieved=[["one", "other"]])
     pending = PendingTrace(trace.info.trace_id, START, "1", (trace.to_json(),))
     fated(model, OK, BROKEN)

@@ -1,4 +1,4 @@
-"""Assessment on demand in its parts: the figures of a scorer, and the gate over them."""
+"""Parts of assessment on demand: the figures of a scorer, and the gate over them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from monitoring_pipeline_tests.made_project import LATENCY, QUALITY
 
 
 def figures_of(scores: list[float | None], errors: int = 0, pass_if: str | None = None, **costs: Any) -> Outcome:
-    """What is made of these scores (None: a value that is no score), beside a row of another scorer."""
+    """The figures of these scores (None: a value without a score), next to a row of another scorer."""
     rows = [{"scorer": "one", "score": score} for score in scores]
     rows += [{"scorer": "one", "error_code": "SCORER_ERROR"} for _ in range(errors)]
     rows += [{"scorer": "other", "score": 99.0, "cost_usd": 99.0, "error_code": "SCORER_ERROR"}]
@@ -56,7 +56,7 @@ def test_mean_and_pass_rate(
     assert (found.mean, found.pass_rate) == (pytest.approx(mean), pytest.approx(rate))
 
 
-def test_costs_are_summed_where_there_are_any() -> None:
+def test_known_costs_are_summed() -> None:
     assert figures_of([1.0, 1.0]).cost_usd is None
     assert figures_of([1.0, 1.0, 0.0], row0=0.25, row2=0.5).cost_usd == 0.75
 
@@ -65,7 +65,7 @@ def outcome(scorer: str, mean: float | None) -> Outcome:
     return Outcome(scorer, n=0 if mean is None else 4, mean=mean, pass_rate=None, errors=0, cost_usd=None)
 
 
-def test_what_is_under_its_threshold_is_told() -> None:
+def test_scorers_below_their_threshold_are_reported() -> None:
     found = [outcome("low", 0.49996), outcome("high", 0.9), outcome("equal", 0.5), outcome("none", None)]
     assert shortfalls(found, {"low": 0.5, "high": 0.5, "equal": 0.5, "none": 0}) == [
         "low: mean score 0.5000 is under 0.5",
@@ -83,14 +83,14 @@ def test_what_is_under_its_threshold_is_told() -> None:
         ({"even": float("inf")}, "fail-under of even must be a finite number"),
     ],
 )
-def test_a_threshold_that_nothing_can_be_held_against_is_refused(thresholds: dict[str, float], line: str) -> None:
+def test_an_unusable_threshold_is_refused(thresholds: dict[str, float], line: str) -> None:
     scorers = chosen_scorers([], [odd_scorers.even, odd_scorers.number])
     with pytest.raises(SettingsError, match=f"^{re.escape(line)}$"):
         check_thresholds(thresholds, scorers)
     check_thresholds({"even": -1.0}, scorers)
 
 
-def test_all_that_are_configured_are_chosen_unless_some_are_named() -> None:
+def test_all_configured_scorers_are_chosen_unless_some_are_named() -> None:
     known = [QUALITY, LATENCY]
 
     def names(*chosen: Any) -> list[str]:
@@ -105,6 +105,6 @@ def test_all_that_are_configured_are_chosen_unless_some_are_named() -> None:
     assert names([]) == []
 
 
-def test_an_unknown_name_is_told_with_those_that_are_known() -> None:
+def test_an_unknown_name_is_reported_with_the_known_ones() -> None:
     with pytest.raises(SettingsError, match=r"^no scorer 'a', 'b'; configured are response_quality, stage_latency$"):
         chosen_scorers([QUALITY, LATENCY], ["a", "stage_latency", "b"])

@@ -1,4 +1,4 @@
-"""Configured scorers: what loads, with which parameters and digest, and what is told of those that do not."""
+"""Configured scorers: loading, parameters, digests, and errors."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_each_kind_of_scorer_runs(name: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         pytest.param(sample("characters", params={"most": 1}), "'most'; it has least, words", id="unknown param"),
         pytest.param(sample("characters", params={"outputs": "x"}), "'outputs'", id="param of MLflow's own"),
@@ -185,15 +185,15 @@ def test_each_kind_of_scorer_runs(name: str, expected: object) -> None:
         ),
     ],
 )
-def test_a_scorer_that_cannot_be_used_is_told_in_a_line(entry: ScorerSettings, told: str) -> None:
+def test_an_unusable_scorer_is_reported_in_one_line(entry: ScorerSettings, message: str) -> None:
     (problem,) = problems(entry)
     assert problem.startswith(f"scorer {entry.name!r}: ")
-    assert told in problem
+    assert message in problem
     assert "\n" not in problem
 
 
 @pytest.mark.parametrize("statement", ["raise RuntimeError('big\\n boom')", "raise SystemExit('big boom')"])
-def test_a_module_that_raises_is_told_in_a_line(
+def test_a_module_that_raises_is_reported_in_one_line(
     statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -203,14 +203,14 @@ def test_a_module_that_raises_is_told_in_a_line(
     assert problem.endswith("Error: big boom" if "Error" in statement else "SystemExit: big boom")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     bad = [sample("nothing"), sample("undecorated"), sample("flight", filter="status = OK")]
-    told = problems(bad[0], sample("flight"), *bad[1:])
-    assert [line.split(":")[0] for line in told] == ["scorer 'nothing'", "scorer 'undecorated'", "scorer 'flight'"]
+    lines = problems(bad[0], sample("flight"), *bad[1:])
+    assert [line.split(":")[0] for line in lines] == ["scorer 'nothing'", "scorer 'undecorated'", "scorer 'flight'"]
 
 
 @pytest.mark.parametrize("name", ["characters", "order_number", "both_words", "whole_session"])
-def test_what_asks_no_model_sees_everything_and_costs_nothing(name: str) -> None:
+def test_a_scorer_without_a_model_samples_everything_and_costs_nothing(name: str) -> None:
     scorer = load(name)
     assert (scorer.sample_rate, scorer.model, scorer.price, scorer.limits.concurrency) == (1.0, None, None, 1)
 
@@ -222,10 +222,10 @@ def test_a_judge_of_your_own_is_a_judge(name: str, rate: float) -> None:
     assert load(name, sample_rate=0).sample_rate == 0
 
 
-def test_a_judge_costs_what_the_list_says_unless_the_settings_do() -> None:
+def test_prices_of_a_judge_come_from_the_settings_or_else_the_price_list() -> None:
     (listed,) = load_scorers([builtin("Safety")])
     assert listed.price is not None
-    # What gpt-4o-mini costs: 0.15 and 0.60 dollars a million.
+    # The price of gpt-4o-mini: 0.15 and 0.60 dollars per million tokens.
     assert listed.price.cost_usd(1_000_000, 0) == pytest.approx(0.15)
     assert listed.price.cost_usd(0, 1_000_000) == pytest.approx(0.60)
     given = {"usd_per_million_input_tokens": 2, "usd_per_million_output_tokens": 0}
@@ -236,7 +236,7 @@ def test_a_judge_costs_what_the_list_says_unless_the_settings_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"usd_per_million_input_tokens": 2}, "usd_per_million_output_tokens go together; set both"),
         (
@@ -249,19 +249,19 @@ def test_a_judge_costs_what_the_list_says_unless_the_settings_do() -> None:
         ({"model": None, "requests_per_minute": 5}, "does not apply to databricks"),
     ],
 )
-def test_a_limit_that_cannot_be_held_is_told_in_a_line(
-    values: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
+def test_an_unenforceable_limit_is_reported_in_one_line(
+    values: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_GENAI_JUDGE_DEFAULT_MODEL", "databricks")
     (problem,) = problems(builtin("Safety", **values))
-    assert told in problem
+    assert message in problem
     assert "\n" not in problem
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"),
+    ("limit", "message"),
     [("max_usd_per_day", "is for judges, whose calls cost money"), ("requests_per_minute", "calls no model")],
 )
-def test_a_limit_of_judges_is_refused_for_code(limit: str, told: str) -> None:
+def test_a_limit_of_judges_is_refused_for_code(limit: str, message: str) -> None:
     (problem,) = problems(sample("flight", **{limit: 1}))
-    assert told in problem
+    assert message in problem

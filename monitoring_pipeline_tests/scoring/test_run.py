@@ -1,4 +1,4 @@
-"""A scorer over a window of the archive: what is called, what is kept, whatever interrupts it."""
+"""A scorer over a window of the archive: calls and results, also after interruptions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def small_commits(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(
     calls: list[str], judge: Judge | Scorer = scorers.tool_errors, name: str = "tools", rate: float = 1.0, **values: Any
 ) -> ConfiguredScorer:
-    """A scorer that judges as `judge` does and writes down the traces that it is called for."""
+    """A scorer that returns the result of `judge` and records the traces it is called for."""
 
     @as_scorer(timeout=0)
     def counting(trace: Trace) -> Any:
@@ -68,7 +68,7 @@ def broken(trace: Trace) -> bool:
 
 
 def rows(lake: LakeResource, table: Table) -> list[dict[str, Any]]:
-    """The rows of the table, without what differs from run to run, in an order of their own."""
+    """The sorted rows of the table, without columns that differ between runs."""
     columns = [name for name in table.schema.names if name not in UNREPEATABLE]
     found = lake.read_columns(table, WINDOW, *columns).to_pylist()
     return sorted(found, key=lambda row: str([row[name] for name in table.key]))
@@ -90,7 +90,7 @@ def versions(lake: LakeResource) -> list[int]:
 def undisturbed(
     archived: Path, spark: SparkResource, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The results of one run that nothing disturbs."""
+    """The results of one undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed") / "lake"
     shutil.copytree(archived, folder)
     lake = LakeResource(location=str(folder), spark=spark)
@@ -126,20 +126,20 @@ def test_the_second_run_calls_and_commits_nothing(archived_lake: LakeResource) -
     assert versions(archived_lake) == before
 
 
-def test_progress_is_told_after_each_commit(archived_lake: LakeResource) -> None:
-    told: list[int] = []
+def test_progress_is_reported_after_each_commit(archived_lake: LakeResource) -> None:
+    reported: list[int] = []
     committed: list[int] = []
 
     def on_progress(counts: ScoreCounts) -> None:
-        told.append(counts.seen)
+        reported.append(counts.seen)
         committed.append(len(trace_ids(archived_lake, ASSESSMENTS)) + len(trace_ids(archived_lake, NOT_APPLICABLE)))
 
     score_window(archived_lake, counted([]), WINDOW, "run", on_progress=on_progress)
-    assert told == committed
-    assert {later - earlier for earlier, later in pairwise(told)} >= {COMMIT}
+    assert reported == committed
+    assert {later - earlier for earlier, later in pairwise(reported)} >= {COMMIT}
 
 
-def test_a_window_within_a_day_scores_that_window_only(archived_lake: LakeResource) -> None:
+def test_a_window_within_a_day_scores_only_that_window(archived_lake: LakeResource) -> None:
     calls: list[str] = []
     hour = Window(WINDOW.start, WINDOW.start + timedelta(hours=1))
     score_window(archived_lake, counted(calls), hour, "run")
@@ -152,7 +152,7 @@ def test_a_window_within_a_day_scores_that_window_only(archived_lake: LakeResour
 
 
 class Killed(BaseException):
-    """What ends a run in the middle."""
+    """Ends a run in the middle."""
 
 
 @pytest.mark.parametrize("commits", [1, 3])
@@ -216,7 +216,7 @@ def _die_at(moment: str, die: Callable[[], None], patch: pytest.MonkeyPatch) -> 
 
 
 class CallsFile(list[str]):
-    """Calls written to a file as well, so that they outlive their process; `die` at the given one."""
+    """Calls that are also written to a file, so that they outlive their process; calls `die` at the given one."""
 
     def __init__(self, file: Path, die_at: int | None = None):
         super().__init__()
@@ -241,7 +241,7 @@ def _run_until(moment: str, location: str, calls_file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    """Where processes start from with everything imported, and no thread of this one."""
+    """A process context with everything imported and no thread of this process."""
     return forks.context()
 
 
@@ -260,7 +260,7 @@ def test_a_killed_run_is_continued(
     assert len(calls) - len(set(calls)) <= COMMIT
 
 
-# Runs beside each other
+# Concurrent runs
 
 
 def _run_when_all_are_ready(location: str, calls_file: Path, ready: Any) -> None:
@@ -306,7 +306,7 @@ def test_two_threads_at_once_keep_each_result_once(archived_lake: LakeResource, 
     assert results(archived_lake) == undisturbed
 
 
-def test_two_scorers_at_once_have_the_results_of_one_after_the_other(
+def test_two_concurrent_scorers_have_the_results_of_sequential_runs(
     archived_lake: LakeResource, undisturbed: Any
 ) -> None:
     both_started = threading.Barrier(2)
@@ -338,7 +338,7 @@ def drawn(ids: list[str], name: str, rate: float) -> set[str]:
     return {one for one in ids if int(hashlib.sha256(f"{one}:{name}".encode()).hexdigest(), 16) / 2**256 < rate}
 
 
-def test_raising_the_rate_calls_for_the_added_traces_only(archived_lake: LakeResource) -> None:
+def test_raising_the_rate_scores_only_the_added_traces(archived_lake: LakeResource) -> None:
     archived_ids = trace_ids(archived_lake, AGENT_TRACES)
     few, more = drawn(archived_ids, "tools", 0.1), drawn(archived_ids, "tools", 0.3)
     first: list[str] = []
@@ -349,7 +349,7 @@ def test_raising_the_rate_calls_for_the_added_traces_only(archived_lake: LakeRes
     assert (sorted(first), sorted(second)) == (sorted(few), sorted(more - few))
 
 
-def test_a_row_tells_the_rate_it_was_drawn_at(archived_lake: LakeResource) -> None:
+def test_a_row_records_the_rate_it_was_drawn_at(archived_lake: LakeResource) -> None:
     few = drawn(trace_ids(archived_lake, AGENT_TRACES), "tools", 0.1)
     for rate in (0.1, 0.3):
         score_window(archived_lake, counted([], right, rate=rate), WINDOW, "run")
@@ -369,7 +369,7 @@ def test_lowering_the_rate_removes_nothing(archived_lake: LakeResource) -> None:
     assert ledger_problems(archived_lake, [lower], WINDOW) == []
 
 
-def test_a_rate_of_nothing_calls_for_nothing(archived_lake: LakeResource) -> None:
+def test_a_rate_of_zero_scores_nothing(archived_lake: LakeResource) -> None:
     calls: list[str] = []
     assert score_window(archived_lake, counted(calls, rate=0.0), WINDOW, "run") == ScoreCounts()
     assert calls == []
@@ -385,7 +385,7 @@ def test_a_rate_of_nothing_calls_for_nothing(archived_lake: LakeResource) -> Non
         "execution_time_ms > 5000 AND trace.text LIKE '%flight%'",
     ],
 )
-def test_a_filter_lets_through_what_mlflow_finds(
+def test_a_filter_passes_the_traces_that_mlflow_finds(
     filter_string: str, archived_lake: LakeResource, recorded_store: str
 ) -> None:
     tracking = TrackingResource(tracking_uri=recorded_store)
@@ -401,7 +401,7 @@ def test_a_filter_lets_through_what_mlflow_finds(
     assert 0 < len(calls) < len(trace_ids(archived_lake, AGENT_TRACES))
 
 
-def test_a_changed_parameter_scores_beside_the_old_results(archived_lake: LakeResource) -> None:
+def test_a_changed_parameter_scores_again_and_keeps_the_old_results(archived_lake: LakeResource) -> None:
     reference = f"{SHIPPED_SCORERS}:response_quality"
     entry = ScorerSettings(name="quality", scorer=reference)
     changed = ScorerSettings(name="quality", scorer=reference, params={"min_characters": 200})
@@ -421,9 +421,9 @@ def test_a_changed_parameter_scores_beside_the_old_results(archived_lake: LakeRe
 def test_a_scorer_that_always_raises_leaves_failed_rows(archived_lake: LakeResource) -> None:
     scorer = counted([], broken)
     counts = score_window(archived_lake, scorer, WINDOW, "run")
-    told = {row["trace_id"]: row["error_message"] for row in rows(archived_lake, ASSESSMENTS)}
+    messages = {row["trace_id"]: row["error_message"] for row in rows(archived_lake, ASSESSMENTS)}
     archived_ids = trace_ids(archived_lake, AGENT_TRACES)
-    assert told == {trace_id: f"ValueError: cannot judge {trace_id}" for trace_id in archived_ids}
+    assert messages == {trace_id: f"ValueError: cannot judge {trace_id}" for trace_id in archived_ids}
     assert (counts.scored, counts.failed) == (0, len(archived_ids))
     assert ledger_problems(archived_lake, [scorer], WINDOW) == []
     assert {(row["eligible"] - row["failed"], row["scored"]) for row in rows(archived_lake, SCORER_COVERAGE)} == {
@@ -431,7 +431,7 @@ def test_a_scorer_that_always_raises_leaves_failed_rows(archived_lake: LakeResou
     }
 
 
-def test_failures_are_not_called_again_unasked(archived_lake: LakeResource) -> None:
+def test_failures_are_scored_again_only_on_request(archived_lake: LakeResource) -> None:
     calls: list[str] = []
     score_window(archived_lake, counted(calls, broken), WINDOW, "run")
     calls.clear()
@@ -439,7 +439,7 @@ def test_failures_are_not_called_again_unasked(archived_lake: LakeResource) -> N
     assert calls == []
 
 
-def test_a_retry_scores_the_failed_alone_and_replaces_them(archived_lake: LakeResource) -> None:
+def test_a_retry_scores_only_failed_traces_and_replaces_their_rows(archived_lake: LakeResource) -> None:
     unlucky = set(trace_ids(archived_lake, AGENT_TRACES)[::4])
 
     def sometimes(trace: Trace) -> bool:
@@ -469,13 +469,13 @@ def test_a_retry_that_fails_again_keeps_the_later_error(archived_lake: LakeResou
     assert len(found) == len(trace_ids(archived_lake, AGENT_TRACES))
 
 
-def test_a_retry_scores_what_was_never_tried(archived_lake: LakeResource) -> None:
+def test_a_retry_also_scores_new_traces(archived_lake: LakeResource) -> None:
     calls: list[str] = []
     score_window(archived_lake, counted(calls), WINDOW, "run", retry_failed=True)
     assert sorted(calls) == sorted(trace_ids(archived_lake, AGENT_TRACES))
 
 
-def test_a_trace_that_takes_too_long_holds_up_no_other(archived_lake: LakeResource) -> None:
+def test_a_trace_that_takes_too_long_does_not_delay_others(archived_lake: LakeResource) -> None:
     slow = trace_ids(archived_lake, AGENT_TRACES)[0]
     released = threading.Event()
 
@@ -493,7 +493,7 @@ def test_a_trace_that_takes_too_long_holds_up_no_other(archived_lake: LakeResour
     assert sorted(trace_ids(archived_lake, ASSESSMENTS)) == sorted(trace_ids(archived_lake, AGENT_TRACES))
 
 
-def test_a_trace_that_cannot_be_read_is_one_failed_row(archived_lake: LakeResource) -> None:
+def test_an_unreadable_trace_is_one_failed_row(archived_lake: LakeResource) -> None:
     stored = archived_lake.read_columns(AGENT_TRACES, WINDOW, *AGENT_TRACES.schema.names)
     garbled = stored.to_pylist()
     garbled[0]["trace_json"] = "{"

@@ -1,4 +1,4 @@
-"""One scorer on one trace: what each kind of result, exception and trace becomes."""
+"""One scorer on one trace: the row for each kind of result, exception and trace."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def configured(scorer: Scorer, name: str = "sample", digest: str = "d" * 16) -> 
 
 
 def outcome(function: Callable[..., Any], pending: PendingTrace) -> dict[str, Any]:
-    """The row of a scorer that applies, as the table would keep it."""
+    """The row of a scorer that applies, as the table stores it."""
     row, applies = assess(configured(as_scorer(function)), pending, "run-1", METER)
     assert applies
     schema = ASSESSMENTS.schema.remove(ASSESSMENTS.schema.get_field_index("date"))
@@ -75,7 +75,7 @@ def nested(depth: int) -> list[Any]:
 
 
 class Unspeakable(Exception):
-    """An exception that has no text."""
+    """An exception whose text cannot be read."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -105,7 +105,7 @@ class Unspeakable(Exception):
         ([Feedback(value="yes")], "yes", 1.0),
     ],
 )
-def test_a_value_is_kept_as_json_with_its_score(
+def test_a_value_is_stored_as_json_with_its_score(
     result: Any, value: Any, score: float | None, pending: PendingTrace
 ) -> None:
     row = outcome(returning(result), pending)
@@ -137,14 +137,14 @@ def test_as_score(value: Any, score: float | None) -> None:
         pytest.param(Feedback(value=nested(100_000)), id="too deep"),
     ],
 )
-def test_a_value_that_cannot_be_kept_is_an_error(result: Any, pending: PendingTrace) -> None:
+def test_a_value_that_cannot_be_stored_is_an_error(result: Any, pending: PendingTrace) -> None:
     row = outcome(returning(result), pending)
     assert (row["error_code"], row["value"], row["score"]) == ("INVALID_VALUE", None, None)
     assert row["error_message"]
 
 
 @pytest.mark.parametrize("result", [{"a": 1}, [1, 2], np.int64(3), object(), b"yes"])
-def test_what_mlflow_takes_for_no_result_is_an_error(result: Any, pending: PendingTrace) -> None:
+def test_a_result_of_an_unsupported_type_is_an_error(result: Any, pending: PendingTrace) -> None:
     assert outcome(returning(result), pending)["error_code"] == "SCORER_ERROR"
 
 
@@ -164,7 +164,7 @@ def test_feedback_with_an_error_is_an_error(error: Any, code: str, message: str,
 
 
 @pytest.mark.parametrize("result", [None, Feedback(value=None)])
-def test_nothing_to_say_is_no_assessment(result: Any, pending: PendingTrace) -> None:
+def test_a_result_of_none_is_not_applicable(result: Any, pending: PendingTrace) -> None:
     row, applies = assess(configured(as_scorer(returning(result))), pending, "run-1", METER)
     schema = NOT_APPLICABLE.schema.remove(NOT_APPLICABLE.schema.get_field_index("date"))
     assert not applies
@@ -195,7 +195,7 @@ def test_an_exception_without_a_text_is_an_error(pending: PendingTrace) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), DagsterExecutionInterruptedError()])
-def test_a_run_that_is_told_to_stop_stops(error: BaseException, pending: PendingTrace) -> None:
+def test_an_interrupted_run_stops(error: BaseException, pending: PendingTrace) -> None:
     with pytest.raises(type(error)):
         assess(configured(as_scorer(raising(error))), pending, "run-1", METER)
 
@@ -213,7 +213,7 @@ def test_a_malformed_trace_is_an_error(trace_json: Any, pending: PendingTrace) -
 
 @pytest.fixture
 def released() -> Iterator[threading.Event]:
-    """An event that a scorer waits for; set when the test is over."""
+    """An event that a scorer waits for; set when the test ends."""
     event = threading.Event()
     yield event
     event.set()
@@ -231,7 +231,7 @@ def test_a_scorer_that_takes_too_long_is_an_error(pending: PendingTrace, release
 
 
 @pytest.mark.parametrize(("source", "source_type"), [(None, "CODE"), (JUDGE, "LLM_JUDGE")])
-def test_the_row_says_who_judged(source: Any, source_type: str, pending: PendingTrace) -> None:
+def test_the_row_records_the_source(source: Any, source_type: str, pending: PendingTrace) -> None:
     row = outcome(returning(Feedback(value=1, source=source)), pending)
     assert row["source_type"] == source_type
 
@@ -239,18 +239,18 @@ def test_the_row_says_who_judged(source: Any, source_type: str, pending: Pending
 @pytest.mark.parametrize(
     ("rationale", "kept"), [(None, None), ("", ""), ("because", "because"), (LONE_SURROGATE, "a?b"), (7, "7")]
 )
-def test_the_rationale_is_kept(rationale: Any, kept: str | None, pending: PendingTrace) -> None:
+def test_the_rationale_is_stored(rationale: Any, kept: str | None, pending: PendingTrace) -> None:
     assert outcome(returning(Feedback(value=1, rationale=rationale)), pending)["rationale"] == kept
 
 
-def test_the_row_says_of_which_trace_and_scorer_it_is(pending: PendingTrace) -> None:
+def test_the_row_names_its_trace_and_scorer(pending: PendingTrace) -> None:
     row = outcome(returning(1), pending)
     identity = {"trace_id": pending.trace_id, "trace_hour": HOUR, "experiment_id": "1"}
     origin = {"scorer": "sample", "scorer_digest": "d" * 16, "sample_rate": 0.5, "dagster_run_id": "run-1"}
     assert row.items() >= (identity | origin).items()
 
 
-def test_a_scorer_sees_what_was_recorded(
+def test_a_scorer_sees_the_recorded_trace(
     recorded_conversations: list[dict], recorded_traces: list[Trace], load_tau: ModuleType
 ) -> None:
     conversation = recorded_conversations[0]
@@ -273,13 +273,13 @@ def test_a_scorer_sees_what_was_recorded(
     }
 
 
-def test_an_assessment_id_fits_mlflow_and_is_always_the_same() -> None:
+def test_an_assessment_id_fits_mlflow_and_is_stable() -> None:
     scorer = configured(as_scorer(returning(1)), name="n" * 64)
     ids = {assessment_id("tr-" + "0" * 500, scorer) for _ in range(2)}
     assert [len(one) <= 50 for one in ids] == [True]
 
 
-def test_an_assessment_id_is_of_one_trace_scorer_and_digest() -> None:
+def test_an_assessment_id_is_unique_to_trace_scorer_and_digest() -> None:
     function = as_scorer(returning(1))
     ids = {
         assessment_id(trace, configured(function, name, digest * 16))

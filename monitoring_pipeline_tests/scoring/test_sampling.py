@@ -30,14 +30,14 @@ trace_ids = st.text(st.characters(exclude_categories=["Cs"]))
 
 @cache
 def draw(trace_id: str) -> int:
-    """The hash of a trace, of 2**256, computed here again."""
+    """The hash of a trace as a share of 2**256, computed independently."""
     return int.from_bytes(hashlib.sha256(f"{trace_id}:{NAME}".encode()).digest(), "big")
 
 
 def mlflow_samples(rate: float) -> Callable[[str], bool]:
-    """Whether MLflow's online sampler takes a trace for a scorer that is alone."""
+    """Whether MLflow's online sampler selects a trace for a single scorer."""
     config = OnlineScoringConfig("config", "scorer", sample_rate=rate, experiment_id="0")
-    judge = Guidelines(name=NAME, guidelines="Be kind.")  # MLflow runs judges alone online, no code
+    judge = Guidelines(name=NAME, guidelines="Be kind.")  # online, MLflow runs only judges, not code scorers
     sampler = OnlineScorerSampler([OnlineScorer(NAME, json.dumps(judge.model_dump()), config)])
     (alone,) = sampler.group_scorers_by_filter(session_level=False)[None]
     return lambda trace_id: sampler.sample(trace_id, [alone]) == [alone]
@@ -49,26 +49,26 @@ def spark_samples(spark: SparkResource, ids: list[str], rate: float) -> list[str
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-3, 0.1, 1 / 3, 0.5, 0.9, 1.0])
-def test_the_sample_is_that_of_mlflows_online_scoring(rate: float) -> None:
+def test_the_sample_equals_that_of_mlflows_online_scoring(rate: float) -> None:
     is_taken = mlflow_samples(rate)
 
     assert [trace_id for trace_id in IDS if in_sample(trace_id, NAME, rate)] == list(filter(is_taken, IDS))
 
 
 @given(trace_ids, rates)
-def test_a_trace_is_in_the_sample_when_its_draw_is_below_the_rate(trace_id: str, rate: float) -> None:
+def test_a_trace_is_in_the_sample_if_its_draw_is_below_the_rate(trace_id: str, rate: float) -> None:
     numerator, denominator = rate.as_integer_ratio()
 
     assert in_sample(trace_id, NAME, rate) == (draw(trace_id) * denominator < numerator * 2**256)
 
 
 @given(trace_ids, rates, rates)
-def test_raising_the_rate_only_adds(trace_id: str, one: float, other: float) -> None:
+def test_raising_the_rate_only_adds_traces(trace_id: str, one: float, other: float) -> None:
     assert in_sample(trace_id, NAME, min(one, other)) <= in_sample(trace_id, NAME, max(one, other))
 
 
 @given(trace_ids)
-def test_all_are_in_the_whole_and_none_in_nothing(trace_id: str) -> None:
+def test_rate_one_samples_all_traces_and_rate_zero_none(trace_id: str) -> None:
     assert (in_sample(trace_id, NAME, 1.0), in_sample(trace_id, NAME, 0.0)) == (True, False)
 
 
@@ -80,7 +80,7 @@ def test_scorers_draw_independently() -> None:
 
 
 def neighbours_of_a_draw(trace_id: str) -> list[float]:
-    """The floats next to the exact draw of a trace: it is in the sample of the upper, not of the lower."""
+    """The floats next to the exact draw of a trace: the upper rate includes it, the lower does not."""
     nearest = draw(trace_id) / 2**256
     return [math.nextafter(nearest, 0.0), nearest, math.nextafter(nearest, 1.0)]
 
@@ -92,7 +92,7 @@ def neighbours_of_a_draw(trace_id: str) -> list[float]:
 @example(1e-12)
 @example(math.nextafter(1.0, 0.0))
 @settings(max_examples=20, deadline=None)
-def test_spark_draws_as_python_does(spark: SparkResource, rate: float) -> None:
+def test_spark_and_python_draw_the_same_sample(spark: SparkResource, rate: float) -> None:
     ids = IDS + HOSTILE_IDS
 
     assert sorted(spark_samples(spark, ids, rate)) == sorted(
@@ -101,7 +101,7 @@ def test_spark_draws_as_python_does(spark: SparkResource, rate: float) -> None:
 
 
 @pytest.mark.parametrize("trace_id", IDS[:5])
-def test_spark_draws_as_python_does_at_the_draw_itself(spark: SparkResource, trace_id: str) -> None:
+def test_spark_and_python_agree_at_the_exact_draw(spark: SparkResource, trace_id: str) -> None:
     around = neighbours_of_a_draw(trace_id)
 
     assert [bool(spark_samples(spark, [trace_id], rate)) for rate in around] == [

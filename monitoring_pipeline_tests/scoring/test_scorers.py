@@ -1,4 +1,4 @@
-"""The shipped scorers: each of their cases, and what they make of the recorded conversations."""
+"""The shipped scorers: each of their cases, and their results on the recorded conversations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_trace(load_tau: ModuleType) -> MakeTrace:
 
 
 def trace_of(*stages: tuple[Any, ...]) -> Trace:
-    """A trace of spans: name, type, second at which it starts, inputs, outputs and, if given, attributes of its own."""
+    """A trace of spans: name, type, start in seconds, inputs, outputs and, optionally, attributes."""
     spans = []
     for index, (name, kind, second, inputs, outputs, *more) in enumerate(stages, 1):
         values = {"mlflow.spanType": kind, "mlflow.spanInputs": inputs, "mlflow.spanOutputs": outputs, **dict(*more)}
@@ -77,13 +77,13 @@ def feedback(scorer: Scorer, **arguments: Any) -> Feedback:
 
 
 def bind(name: str, params: dict[str, Any]) -> Scorer:
-    """The shipped scorer with parameters, as the settings give them."""
+    """The shipped scorer with parameters from settings."""
     (loaded,) = load_scorers([ScorerSettings(name=name, scorer=f"{SHIPPED_SCORERS}:{name}", params=params)])
     return loaded.scorer
 
 
 def score_in_production(scorer: Scorer, trace: Trace) -> float | None:
-    """The score that our runner gives, None where the scorer does not apply."""
+    """The score by our runner; None if the scorer does not apply."""
     configured = ConfiguredScorer(scorer.name, scorer, "0" * 16, 1.0, None)
     started = from_milliseconds(trace.info.request_time)
     row, _ = assess(
@@ -122,13 +122,13 @@ def test_response_quality(outputs: Any, score: float) -> None:
     assert feedback(scorers.response_quality, outputs=outputs).value == score
 
 
-def test_response_quality_says_what_is_wrong() -> None:
+def test_response_quality_names_the_problem() -> None:
     assert feedback(scorers.response_quality, outputs="error").rationale == (
         "5 characters, fewer than 10; contains 'error'"
     )
 
 
-def test_response_quality_takes_another_length_and_keyword() -> None:
+def test_response_quality_accepts_another_length_and_keyword() -> None:
     bound = bind("response_quality", {"min_characters": 9, "error_keyword": "SORRY"})
     assert feedback(bound, outputs="Sorry, no").value == 0.7
 
@@ -311,7 +311,7 @@ def test_tool_selection_accuracy_does_not_apply_without_the_expectation(
         ([("a", "AGENT", 1.0, None), ("t", "TOOL", None, None)], True, "AGENT took 1000 ms of 10000 ms"),
     ],
 )
-def test_stage_latency_tells_of_the_worst_stage(
+def test_stage_latency_reports_the_worst_stage(
     stages: list[Stage], value: bool, rationale: str, make_trace: MakeTrace
 ) -> None:
     result = feedback(scorers.stage_latency, trace=make_trace(*stages))
@@ -325,7 +325,7 @@ def test_stage_latency_does_not_apply_without_a_finished_stage_that_has_a_limit(
     assert scorers.stage_latency.run(trace=make_trace(*stages)) is None
 
 
-def test_stage_latency_takes_limits_of_names_before_those_of_types(make_trace: MakeTrace) -> None:
+def test_stage_latency_prefers_limits_of_names_to_limits_of_types(make_trace: MakeTrace) -> None:
     trace = make_trace(("slow", "TOOL", 3.0, None), ("quick", "TOOL", 0.5, None), ("quick", "TOOL", 0.4, None))
     both = bind("stage_latency", {"limits_ms": {"slow": 4000, "TOOL": 800}})
     assert feedback(both, trace=trace).rationale == "TOOL took 900 ms of 800 ms"
@@ -334,7 +334,7 @@ def test_stage_latency_takes_limits_of_names_before_those_of_types(make_trace: M
     assert scorers.stage_latency_scorer is scorers.stage_latency
 
 
-def test_stage_latency_takes_other_limits(make_trace: MakeTrace) -> None:
+def test_stage_latency_accepts_other_limits(make_trace: MakeTrace) -> None:
     trace = make_trace(("p", "PARSER", 0.2, None), ("t", "TOOL", 99.0, None))
     result = feedback(bind("stage_latency", {"limits_ms": {"PARSER": 100}}), trace=trace)
     assert (result.value, result.rationale) == (False, "PARSER took 200 ms of 100 ms")
@@ -381,7 +381,7 @@ def test_tool_selection_accuracy_agrees_with_the_recorded_expectations(
 
 @pytest.fixture
 def evaluation_store(recorded_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that an evaluation may write to, in force for the test."""
+    """A store that an evaluation may write to, active during the test."""
     shutil.copy(recorded_store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
@@ -391,7 +391,7 @@ def evaluation_store(recorded_store: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("evaluation_store")
-def test_an_evaluation_gives_the_scores_of_production(recorded_traces: list[Trace]) -> None:
+def test_an_evaluation_returns_the_scores_of_production(recorded_traces: list[Trace]) -> None:
     with_expectation = [trace for trace in recorded_traces if trace.info.assessments]
     handful = [*with_expectation[:4], *recorded_traces[:3]]
     result = evaluate(data=handful, scorers=SHIPPED).result_df

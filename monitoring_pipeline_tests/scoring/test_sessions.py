@@ -1,4 +1,4 @@
-"""Scorers of sessions: what they are called with and when, where their results stand, and what the ledger says."""
+"""Scorers of sessions: their calls, the place of their results, and the ledger."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from monitoring_pipeline_tests.sources.stores import START, trace_id
 
 MINUTE, HOURS, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 HOUR = Window(START, START + HOURS)
-EVER = Window(START - DAY, START + 21 * DAY)  # where all traces with a time of their own are
+EVER = Window(START - DAY, START + 21 * DAY)  # the window of all traces with explicit times
 DIGEST = "d" * 16
 Judge = Callable[[list[Trace]], Any]
 Calls = list[list[str]]
@@ -43,7 +43,7 @@ Calls = list[list[str]]
 def scorer_of(
     calls: Calls, judge: Judge = len, idle: timedelta = 30 * MINUTE, rate: float = 1.0, **values: Any
 ) -> ConfiguredScorer:
-    """A scorer of sessions that judges as `judge` does and writes down the traces that it is called with."""
+    """A scorer of sessions that returns the result of `judge` and records the traces it is called with."""
 
     @as_scorer(timeout=0)
     def whole(session: list[Trace]) -> Any:
@@ -59,7 +59,7 @@ def put(lake: LakeResource, *traces: Trace) -> None:
 
 
 def at(number: int, offset: timedelta, session: str | None = "s", experiment: str = "1", **info: Any) -> Trace:
-    """Trace `number` of the session, so long after START."""
+    """Trace `number` of the session, that long after START."""
     trace = made_trace(number, START + offset, session, **info)
     trace.info.trace_location = TraceLocation.from_experiment_id(experiment)
     return trace
@@ -77,7 +77,7 @@ def rows(lake: LakeResource, table: Table = ASSESSMENTS) -> list[dict[str, Any]]
 
 
 def judged(lake: LakeResource) -> dict[str, int]:
-    """The first trace of each assessed session, and of how many traces it was."""
+    """The first trace of each assessed session, and the session's number of traces."""
     return {row["trace_id"]: row["session_traces"] for row in rows(lake)}
 
 
@@ -96,7 +96,7 @@ def is_drawn(number: int, rate: float) -> bool:
     return int(hashlib.sha256(f"{trace_id(number)}:whole".encode()).hexdigest(), 16) / 2**256 < rate
 
 
-# What a scorer of sessions sees, and where its result stands
+# Input of a scorer of sessions, and the place of its result
 
 
 def test_a_session_is_seen_once_and_in_order(lake: LakeResource) -> None:
@@ -106,8 +106,8 @@ def test_a_session_is_seen_once_and_in_order(lake: LakeResource) -> None:
     assert score_window(lake, scorer, HOUR, "run") == ScoreCounts(scored=2)
     assert sorted(calls) == sorted([ids(3, 1, 2), ids(7)])
     first = next(row for row in rows(lake) if row["trace_id"] == trace_id(3))
-    told = {name: first[name] for name in ("trace_hour", "session_id", "session_traces", "score", "experiment_id")}
-    assert told == {
+    shown = {name: first[name] for name in ("trace_hour", "session_id", "session_traces", "score", "experiment_id")}
+    assert shown == {
         "trace_hour": START,
         "session_id": "s",
         "session_traces": 3,
@@ -118,7 +118,7 @@ def test_a_session_is_seen_once_and_in_order(lake: LakeResource) -> None:
     assert ledger_problems(lake, [scorer], HOUR) == []
 
 
-def test_traces_that_start_together_are_in_one_order(lake: LakeResource) -> None:
+def test_traces_that_start_together_have_a_fixed_order(lake: LakeResource) -> None:
     put(lake, *(at(number, MINUTE) for number in (5, 2, 4, 1, 3)))
     calls: Calls = []
     score_window(lake, scorer_of(calls), HOUR, "run")
@@ -159,7 +159,7 @@ def test_one_id_in_two_experiments_is_two_sessions(lake: LakeResource) -> None:
 
 
 @pytest.mark.parametrize("session", ["' OR 1=1 --", "a`b\\c%_", "\u202eéß\N{PILE OF POO}", "x" * 200, "a\nb\tc"])
-def test_a_session_id_is_only_text(session: str, lake: LakeResource) -> None:
+def test_a_session_id_may_be_any_text(session: str, lake: LakeResource) -> None:
     put(lake, at(1, MINUTE, session), at(2, 2 * MINUTE, session), at(3, 3 * MINUTE, session + "'"))
     calls: Calls = []
     score_window(lake, scorer_of(calls), HOUR, "run")
@@ -167,7 +167,7 @@ def test_a_session_id_is_only_text(session: str, lake: LakeResource) -> None:
     assert [row["session_id"] for row in rows(lake) if row["session_traces"] == 2] == [session]
 
 
-def test_many_sessions_are_read_some_at_a_time(lake: LakeResource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_sessions_are_read_in_batches(lake: LakeResource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "SESSIONS_AT_A_TIME", 4)
     put(lake, *(at(number, number * MINUTE, f"s{number % 10}") for number in range(30)))
     calls: Calls = []
@@ -175,7 +175,7 @@ def test_many_sessions_are_read_some_at_a_time(lake: LakeResource, monkeypatch: 
     assert sorted(calls) == [ids(number, number + 10, number + 20) for number in range(10)]
 
 
-def test_a_session_of_large_traces_comes_whole(lake: LakeResource) -> None:
+def test_a_session_of_large_traces_is_read_completely(lake: LakeResource) -> None:
     long = "é" * 2**20
     put(lake, *(at(number, number * MINUTE, answer=long) for number in range(6)))
     seen: list[int] = []
@@ -188,7 +188,7 @@ def test_a_session_of_large_traces_comes_whole(lake: LakeResource) -> None:
     assert seen == [2**20] * 6
 
 
-def test_what_a_judge_is_shown_is_measured_over_the_whole_session(lake: LakeResource) -> None:
+def test_the_size_of_a_judges_input_is_measured_over_the_whole_session(lake: LakeResource) -> None:
     traces = [at(1, MINUTE, answer="é" * 100), at(2, 2 * MINUTE), at(3, 3 * MINUTE, "other")]
     put(lake, *traces)
     heads = lake.read(AGENT_TRACES, HOUR).where("trace_id = '" + trace_id(1) + "'")
@@ -202,7 +202,7 @@ def test_what_a_judge_is_shown_is_measured_over_the_whole_session(lake: LakeReso
 # Sample and filter
 
 
-def test_the_first_trace_is_drawn_for_its_session(lake: LakeResource) -> None:
+def test_the_first_trace_decides_whether_its_session_is_sampled(lake: LakeResource) -> None:
     put(lake, *(at(number, number * MINUTE, f"s{number % 20}") for number in range(40)))
     calls: Calls = []
     scorer = scorer_of(calls, rate=0.4)
@@ -219,7 +219,7 @@ def test_the_first_trace_is_drawn_for_its_session(lake: LakeResource) -> None:
     }
 
 
-def test_the_filter_looks_at_the_first_trace(lake: LakeResource) -> None:
+def test_the_filter_applies_to_the_first_trace(lake: LakeResource) -> None:
     traces = [at(1, MINUTE), at(2, 2 * MINUTE), at(3, 3 * MINUTE, "other"), at(4, 4 * MINUTE, "other")]
     traces[0].info.state = traces[3].info.state = TraceState.ERROR
     put(lake, *traces)
@@ -230,7 +230,9 @@ def test_the_filter_looks_at_the_first_trace(lake: LakeResource) -> None:
 
 
 @pytest.mark.parametrize("narrower", [{"sample_rate": 0.0}, {"filter": "status = 'ERROR'"}], ids=str)
-def test_a_session_outside_a_narrower_sample_is_not_assessed_anew(narrower: dict[str, Any], lake: LakeResource) -> None:
+def test_a_session_outside_a_narrower_sample_is_not_assessed_again(
+    narrower: dict[str, Any], lake: LakeResource
+) -> None:
     put(lake, at(1, MINUTE))
     calls: Calls = []
     scorer = scorer_of(calls)
@@ -245,14 +247,14 @@ def test_a_session_outside_a_narrower_sample_is_not_assessed_anew(narrower: dict
 
 
 def just_now(number: int, ago: timedelta, lasts: timedelta = timedelta(), session: str = "s") -> Trace:
-    """Trace `number`, which began so long ago."""
+    """Trace `number`, which started that long ago."""
     trace = made_trace(number, datetime.now(UTC) - ago, session)
     trace.info.execution_duration = lasts // timedelta(milliseconds=1)
     return trace
 
 
 def archive_now(lake: LakeResource, *traces: Trace) -> Window:
-    """Archive the traces; the window of their hours."""
+    """Archive the traces and return the window of their hours."""
     window = Window.covering([from_milliseconds(trace.info.request_time) for trace in traces])
     archive_traces(lake, window, traces)
     return window
@@ -273,7 +275,7 @@ def test_a_session_waits_until_it_is_quiet(lake: LakeResource) -> None:
     assert totals(lake) == {"archived": 3, "filtered_out": 1, "eligible": 2, "scored": 2}
 
 
-def test_a_session_is_quiet_from_the_end_of_its_traces(lake: LakeResource) -> None:
+def test_quiet_time_counts_from_the_end_of_traces(lake: LakeResource) -> None:
     window = archive_now(lake, just_now(1, 300 * MINUTE, lasts=280 * MINUTE), just_now(2, 200 * MINUTE))
     calls: Calls = []
     score_window(lake, scorer_of(calls), window, "run")
@@ -282,7 +284,7 @@ def test_a_session_is_quiet_from_the_end_of_its_traces(lake: LakeResource) -> No
     assert calls == [ids(1, 2)]
 
 
-def test_what_was_not_quiet_is_scored_by_the_next_hours_run(lake: LakeResource) -> None:
+def test_a_session_that_was_not_quiet_is_scored_by_the_next_hours_run(lake: LakeResource) -> None:
     window = archive_now(lake, just_now(1, 300 * MINUTE, lasts=280 * MINUTE), just_now(2, 200 * MINUTE))
     calls: Calls = []
     for hour in window.hours():
@@ -296,7 +298,7 @@ def test_what_was_not_quiet_is_scored_by_the_next_hours_run(lake: LakeResource) 
     assert ledger_problems(lake, [scorer], window) == []
 
 
-def test_traces_without_an_end_hold_up_nothing(lake: LakeResource) -> None:
+def test_traces_without_an_end_do_not_delay_a_session(lake: LakeResource) -> None:
     traces = [at(1, MINUTE), at(2, 2 * MINUTE), at(3, 70 * MINUTE)]
     traces[1].info.execution_duration = None
     traces[2].info.execution_duration = -(10**9)
@@ -306,18 +308,18 @@ def test_traces_without_an_end_hold_up_nothing(lake: LakeResource) -> None:
     assert calls == [ids(1, 2, 3)]
 
 
-def test_a_run_looks_back_as_far_as_the_run_before_it_may_have_waited(lake: LakeResource) -> None:
+def test_a_run_looks_back_over_sessions_that_the_previous_run_left_waiting(lake: LakeResource) -> None:
     put(lake, at(1, 100 * MINUTE), at(2, 80 * MINUTE, "t"), at(3, 20 * MINUTE, "u"))
     calls: Calls = []
     score_window(lake, scorer_of(calls), hour_of(2 * HOURS), "run")
     assert sorted(calls) == [ids(1), ids(2)]
 
 
-# Sessions that go on
+# Sessions that continue
 
 
 def priced(session: list[Trace]) -> Feedback:
-    """A result that says what it used: 10 tokens in and half a dollar for each trace, 1 token out."""
+    """A result with usage: 10 input tokens and half a dollar per trace, 1 output token."""
     used = {
         "mlflow.assessment.judgeInputTokens": 10 * len(session),
         "mlflow.assessment.judgeOutputTokens": 1,
@@ -326,7 +328,7 @@ def priced(session: list[Trace]) -> Feedback:
     return Feedback(value=len(session), metadata=used, source=AssessmentSource("LLM_JUDGE", "m"))
 
 
-def test_a_session_that_goes_on_is_assessed_anew(lake: LakeResource) -> None:
+def test_a_session_that_continues_is_assessed_again(lake: LakeResource) -> None:
     put(lake, at(1, MINUTE), at(2, 2 * MINUTE))
     calls: Calls = []
     scorer = scorer_of(calls, priced)
@@ -346,7 +348,7 @@ def test_a_session_that_goes_on_is_assessed_anew(lake: LakeResource) -> None:
     assert len(calls) == 2
 
 
-def test_a_session_that_goes_on_and_is_not_quiet_keeps_its_result(lake: LakeResource) -> None:
+def test_a_session_that_continues_and_is_not_quiet_keeps_its_result(lake: LakeResource) -> None:
     window = archive_now(lake, just_now(1, 90 * MINUTE))
     calls: Calls = []
     score_window(lake, scorer_of(calls), window, "run")
@@ -364,7 +366,7 @@ def test_a_session_that_goes_on_and_is_not_quiet_keeps_its_result(lake: LakeReso
     [(True, None), (None, True), (None, None), (ValueError(), True), (True, ValueError()), (None, ValueError())],
     ids=str,
 )
-def test_each_stretch_of_a_session_is_seen_once_whatever_comes_of_it(
+def test_each_stage_of_a_session_is_judged_once_whatever_the_result(
     verdicts: tuple[Any, Any], lake: LakeResource
 ) -> None:
     def judge(session: list[Trace]) -> Any:
@@ -385,7 +387,7 @@ def test_each_stretch_of_a_session_is_seen_once_whatever_comes_of_it(
     assert [row["error_code"] for row in last] == {True: [None], None: []}.get(verdicts[1], ["SCORER_ERROR"])
 
 
-def test_a_run_that_knows_fewer_traces_does_not_take_a_session_back(lake: LakeResource) -> None:
+def test_a_run_with_fewer_traces_does_not_revert_a_session(lake: LakeResource) -> None:
     put(lake, at(1, MINUTE))
     scorer = scorer_of([])
     earlier = lake.version(AGENT_TRACES)
@@ -394,11 +396,11 @@ def test_a_run_that_knows_fewer_traces_does_not_take_a_session_back(lake: LakeRe
     assert trace_states(lake, scorer, HOUR, earlier).where("due").count() == 0
 
 
-# Hours, days, and what is further away
+# Hours, days, and longer times
 
 
 @pytest.mark.parametrize("gap", [50 * MINUTE, 20 * HOURS, SPAN - MINUTE])
-def test_hourly_runs_follow_a_session_over_every_border(gap: timedelta, lake: LakeResource) -> None:
+def test_hourly_runs_follow_a_session_across_hours_and_days(gap: timedelta, lake: LakeResource) -> None:
     put(lake, at(1, 30 * MINUTE), at(2, 30 * MINUTE + gap))
     calls: Calls = []
     scorer = scorer_of(calls)
@@ -410,7 +412,7 @@ def test_hourly_runs_follow_a_session_over_every_border(gap: timedelta, lake: La
     assert len(calls) == 1
 
 
-def test_what_is_a_span_away_is_another_session(lake: LakeResource) -> None:
+def test_traces_further_apart_than_the_span_are_another_session(lake: LakeResource) -> None:
     put(lake, at(1, timedelta()), at(2, MINUTE), at(3, SPAN + MINUTE), at(4, SPAN + 2 * MINUTE))
     calls: Calls = []
     score_window(lake, scorer_of(calls), Window(START, START + SPAN + HOURS), "run")
@@ -418,7 +420,7 @@ def test_what_is_a_span_away_is_another_session(lake: LakeResource) -> None:
 
 
 @pytest.mark.parametrize("every", [DAY, 3 * DAY, SPAN - MINUTE])
-def test_a_session_without_end_is_judged_by_its_first_span_however_it_is_run(
+def test_an_endless_session_is_judged_by_its_first_span_in_any_order_of_runs(
     every: timedelta, lake: LakeResource
 ) -> None:
     offsets = [number * every for number in range(20 * DAY // every)]
@@ -442,7 +444,7 @@ SESSIONS = st.lists(
 
 
 def expected_sessions(traces: list[Trace]) -> list[list[str]]:
-    """The sessions as their definition reads, one trace after the other."""
+    """The sessions by definition, computed trace by trace."""
     sessions: list[list[Trace]] = []
     latest: dict[tuple[str | None, str], list[Trace]] = {}
     previous: dict[tuple[str | None, str], int] = {}
@@ -461,7 +463,7 @@ def expected_sessions(traces: list[Trace]) -> list[list[str]]:
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=SESSIONS, days=st.sampled_from([1, 2, 9, 30]))
-def test_any_sessions_are_each_seen_once_however_the_time_is_cut(
+def test_any_sessions_are_each_judged_once_however_time_is_split_into_runs(
     spark: SparkResource, tmp_path_factory: pytest.TempPathFactory, made: list[tuple[str, str, int]], days: int
 ) -> None:
     lake = LakeResource(location=str(tmp_path_factory.mktemp("lake")), spark=spark)
@@ -476,7 +478,7 @@ def test_any_sessions_are_each_seen_once_however_the_time_is_cut(
     assert ledger_problems(lake, [scorer], EVER) == []
 
 
-# Traces that come late
+# Late traces
 
 
 @pytest.mark.parametrize("offset", [15 * MINUTE, 90 * MINUTE, 150 * MINUTE])
@@ -495,7 +497,7 @@ def test_a_late_trace_leads_to_a_new_assessment(offset: timedelta, lake: LakeRes
     assert ledger_problems(lake, [scorer], Window(START, START + 3 * HOURS)) == []
 
 
-def test_a_late_first_trace_has_a_row_of_its_own(lake: LakeResource) -> None:
+def test_a_late_first_trace_has_its_own_row(lake: LakeResource) -> None:
     put(lake, at(2, 130 * MINUTE), at(3, 140 * MINUTE))
     calls: Calls = []
     scorer = scorer_of(calls, priced)
@@ -518,7 +520,7 @@ def test_a_late_first_trace_has_a_row_of_its_own(lake: LakeResource) -> None:
     assert ledger_problems(lake, [scorer], window) == []
 
 
-def test_one_that_waited_waits_no_more_behind_a_late_first_trace(lake: LakeResource) -> None:
+def test_a_pending_session_is_not_pending_after_a_late_first_trace_was_scored(lake: LakeResource) -> None:
     put(lake, at(2, 130 * MINUTE))
     scorer = scorer_of([])
     update_ledger(lake, [scorer], hour_of(2 * HOURS))
@@ -532,7 +534,7 @@ def test_one_that_waited_waits_no_more_behind_a_late_first_trace(lake: LakeResou
 # Order, retries, budgets, kills
 
 
-def test_the_newest_hour_comes_first_when_asked(lake: LakeResource) -> None:
+def test_newest_first_starts_with_the_newest_hour(lake: LakeResource) -> None:
     put(lake, at(1, MINUTE, "s1"), at(9, 3 * HOURS + MINUTE, "s1"), at(2, 2 * HOURS, "s2"), at(3, 3 * HOURS, "s3"))
     calls: Calls = []
     window = Window(START + HOURS, START + 4 * HOURS)
@@ -544,7 +546,7 @@ def unlucky(session: list[Trace]) -> int:
     raise ValueError(f"cannot judge {len(session)}")
 
 
-def test_a_retry_sees_failed_sessions_alone(lake: LakeResource) -> None:
+def test_a_retry_judges_only_failed_sessions(lake: LakeResource) -> None:
     put(lake, at(1, MINUTE), at(2, 2 * MINUTE), at(3, 3 * MINUTE, "t"))
     score_window(lake, scorer_of([], lambda session: unlucky(session) if len(session) == 2 else 1), HOUR, "run")
     assert totals(lake) == {"archived": 3, "filtered_out": 1, "eligible": 2, "scored": 1, "failed": 1}
@@ -569,7 +571,7 @@ def test_a_retry_waits_until_a_failed_session_is_quiet(lake: LakeResource) -> No
     assert calls == [ids(1, 2)]
 
 
-def test_a_failure_on_a_trace_that_is_first_no_more_is_not_tried_again(lake: LakeResource) -> None:
+def test_a_failure_on_a_trace_that_is_no_longer_first_is_not_retried(lake: LakeResource) -> None:
     put(lake, at(2, 30 * MINUTE))
     score_window(lake, scorer_of([], unlucky), HOUR, "run")
     put(lake, at(1, MINUTE))
@@ -582,7 +584,7 @@ def test_a_failure_on_a_trace_that_is_first_no_more_is_not_tried_again(lake: Lak
     assert ledger_problems(lake, [scorer], HOUR) == []
 
 
-def test_a_budget_leaves_quiet_sessions_over_and_the_others_pending(lake: LakeResource) -> None:
+def test_an_exhausted_budget_leaves_quiet_sessions_over_budget_and_others_pending(lake: LakeResource) -> None:
     quiet = [just_now(number, (200 - number) * MINUTE, session=f"s{number}") for number in range(5)]
     window = archive_now(lake, *quiet, just_now(9, MINUTE))
     calls: Calls = []
@@ -598,7 +600,7 @@ def test_a_budget_leaves_quiet_sessions_over_and_the_others_pending(lake: LakeRe
 
 
 class Killed(BaseException):
-    """What ends a run in the middle."""
+    """Ends a run in the middle."""
 
 
 def test_a_run_that_ends_between_commits_is_continued(lake: LakeResource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -618,7 +620,7 @@ def test_a_run_that_ends_between_commits_is_continued(lake: LakeResource, monkey
     assert ledger_problems(lake, [scorer], HOUR) == []
 
 
-# A judge of MLflow's
+# A judge of MLflow
 
 
 @pytest.fixture
@@ -628,7 +630,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelDouble]:
         yield double
 
 
-def test_a_judge_of_conversations_sees_them_whole_and_pays_for_each_try(lake: LakeResource, model: ModelDouble) -> None:
+def test_a_judge_of_conversations_sees_whole_sessions_and_counts_each_attempt(
+    lake: LakeResource, model: ModelDouble
+) -> None:
     [scorer] = load_scorers(
         [
             ScorerSettings(

@@ -16,7 +16,7 @@ from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 
 
-def test_a_scorer_gives_the_same_scores_while_developing_and_in_production(
+def test_a_scorer_returns_the_same_scores_in_development_and_production(
     recorded_traces: list[Trace], lake: LakeResource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traces = recorded_traces[:12]

@@ -1,4 +1,4 @@
-"""Code scorers run by the engine's workers give what they give in this process, and only by the same code."""
+"""Code scorers on the engine's workers return the same results as in this process, and only with the same code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def loaded(**settings: Any) -> ConfiguredScorer:
 
 
 def by_trace(results: Any) -> dict[str, tuple[dict[str, Any], bool]]:
-    """The results without what depends on the moment, and without columns that have no value."""
+    """The results without time-dependent columns and without columns that have no value."""
     return {
         row["trace_id"]: ({k: v for k, v in row.items() if k not in TIMED and v is not None}, applies)
         for row, applies in results
@@ -43,7 +43,7 @@ def by_trace(results: Any) -> dict[str, tuple[dict[str, Any], bool]]:
 
 @pytest.fixture(params=["UTC", "Asia/Tokyo"])
 def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The zone of this machine, in which pyspark gives times."""
+    """The time zone of this machine, in which pyspark returns times."""
     monkeypatch.setenv("TZ", request.param)
     time.tzset()
     yield
@@ -53,7 +53,7 @@ def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.mark.usefixtures("zone")
 @pytest.mark.parametrize("reference", ["even", "nothing", "word", "length"])
-def test_workers_give_what_this_process_gives(archived_lake: LakeResource, reference: str) -> None:
+def test_workers_return_the_same_results_as_this_process(archived_lake: LakeResource, reference: str) -> None:
     scorer = replace(loaded(scorer=f"{ODD}:{reference}"), sample_rate=0.5, version=7)
     version = archived_lake.version(AGENT_TRACES)
     here = pending_traces(archived_lake, scorer, RECORDED_WINDOW, version)
@@ -75,14 +75,14 @@ def test_other_code_on_the_workers_is_refused(archived_lake: LakeResource) -> No
         list(run_in_engine(scorer, rows, "run"))
 
 
-def test_nothing_due_asks_no_worker(archived_lake: LakeResource) -> None:
+def test_without_due_traces_no_worker_runs(archived_lake: LakeResource) -> None:
     scorer = replace(loaded(), digest="0123456789abcdef", sample_rate=0.0)
     rows = pending_rows(archived_lake, scorer, RECORDED_WINDOW, archived_lake.version(AGENT_TRACES), [RECORDED_WINDOW])
 
     assert list(run_in_engine(scorer, rows, "run")) == []
 
 
-def test_code_runs_on_the_workers_of_an_engine_that_has_some(archived_lake: LakeResource) -> None:
+def test_code_runs_on_workers_if_the_engine_has_any(archived_lake: LakeResource) -> None:
     assert runs_in_engine(REMOTE, loaded())
     assert not runs_in_engine(archived_lake, loaded())  # the embedded engine is this process
 
@@ -92,7 +92,7 @@ def test_code_runs_on_the_workers_of_an_engine_that_has_some(archived_lake: Lake
     [{"concurrency": 2}, {"max_traces_per_hour": 10}, {"scorer": None, "builtin": "Safety", "model": "openai:/gpt-4o"}],
     ids=["concurrency", "budget", "judge"],
 )
-def test_what_has_a_limit_runs_in_this_process(settings: dict[str, Any]) -> None:
+def test_a_scorer_with_a_limit_runs_in_this_process(settings: dict[str, Any]) -> None:
     assert not runs_in_engine(REMOTE, loaded(**settings))
 
 

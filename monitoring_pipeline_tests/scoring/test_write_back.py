@@ -36,7 +36,7 @@ from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.servers import MlflowServer, running
 from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, traces_of
 
-NUMBERS = itertools.count()  # of traces, so that tests can share a store
+NUMBERS = itertools.count()  # of trace numbers, so that tests can share a store
 JUDGED = datetime(2026, 1, 1, 6, 30, 0, 123456, tzinfo=UTC)
 Write = Callable[[], WriteBackCounts]
 
@@ -76,13 +76,13 @@ def add(lake: LakeResource, *rows: dict[str, Any]) -> None:
 
 
 def recorded(lake: LakeResource) -> dict[str, str]:
-    """What is recorded of each trace."""
+    """The recorded outcomes of each trace."""
     rows = lake.read_columns(WRITTEN_BACK, HOUR, "trace_id", "outcome").to_pylist()
     return {row["trace_id"]: row["outcome"] for row in rows}
 
 
 def forget(lake: LakeResource) -> None:
-    """As after a crash between logging and recording."""
+    """Simulate a crash between logging and recording."""
     lake.replace(WRITTEN_BACK, HOUR, WRITTEN_BACK.schema.empty_table())
 
 
@@ -137,7 +137,7 @@ def test_running_again_sends_and_records_nothing(store: Store, lake: LakeResourc
     assert (feedback_on(store, trace), lake.version(WRITTEN_BACK)) == before
 
 
-def test_what_a_crash_left_unrecorded_is_not_sent_twice(store: Store, lake: LakeResource, write: Write) -> None:
+def test_results_left_unrecorded_by_a_crash_are_not_sent_twice(store: Store, lake: LakeResource, write: Write) -> None:
     traces = log_traces(store, 3)
     add(lake, *(result(trace) for trace in traces[:2]))
     write()
@@ -151,7 +151,7 @@ def test_what_a_crash_left_unrecorded_is_not_sent_twice(store: Store, lake: Lake
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
-def test_a_result_assessed_anew_replaces_the_one_before(
+def test_a_new_result_replaces_the_previous_one(
     store: Store, lake: LakeResource, write: Write, is_recorded: bool
 ) -> None:
     [trace] = log_traces(store, 1)
@@ -196,12 +196,12 @@ def test_results_are_recorded_as_they_are_sent(
 ) -> None:
     monkeypatch.setattr(module, "COMMIT_RESULTS", 2)
     add(lake, *(result(trace) for trace in log_traces(store, 5)))
-    told: list[tuple[int, int]] = []
-    write_back(lake, tracking, [POLITE], HOUR, lambda counts: told.append((counts.written, len(recorded(lake)))))
-    assert told == [(2, 2), (4, 4), (5, 5)]
+    reported: list[tuple[int, int]] = []
+    write_back(lake, tracking, [POLITE], HOUR, lambda counts: reported.append((counts.written, len(recorded(lake)))))
+    assert reported == [(2, 2), (4, 4), (5, 5)]
 
 
-# What the feedback says
+# Content of the feedback
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBER = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
@@ -278,7 +278,7 @@ def test_feedback_read_back_equals_the_row(
 # Results that cannot be sent
 
 
-def test_a_deleted_trace_is_gone_for_good(store: Store, lake: LakeResource, write: Write) -> None:
+def test_results_of_a_deleted_trace_are_recorded_as_gone(store: Store, lake: LakeResource, write: Write) -> None:
     kept, deleted = log_traces(store, 2)
     store.client.delete_traces(store.experiment_id, trace_ids=[deleted])
     add(lake, result(kept), result(deleted))
@@ -288,7 +288,7 @@ def test_a_deleted_trace_is_gone_for_good(store: Store, lake: LakeResource, writ
 
 
 @pytest.mark.parametrize("value", ["[" * 120 + "]" * 120, r'"\ud800"', "1" + "0" * 400])
-def test_a_value_that_no_server_could_show_is_refused_and_blocks_no_other(
+def test_a_value_that_no_server_can_show_is_refused_and_does_not_block_others(
     store: Store, lake: LakeResource, write: Write, caplog: pytest.LogCaptureFixture, value: str
 ) -> None:
     first, bad, last = log_traces(store, 3)
@@ -299,7 +299,7 @@ def test_a_value_that_no_server_could_show_is_refused_and_blocks_no_other(
     assert write() == WriteBackCounts()
 
 
-def test_what_the_store_refuses_is_not_sent_again(store: Store, lake: LakeResource, write: Write) -> None:
+def test_a_refused_result_is_not_sent_again(store: Store, lake: LakeResource, write: Write) -> None:
     first, bad = log_traces(store, 2)
     add(lake, result(first), result(bad))
     write()
@@ -320,7 +320,7 @@ def test_what_the_store_refuses_is_not_sent_again(store: Store, lake: LakeResour
 # A store that fails
 
 
-def test_what_the_store_fails_on_is_left_pending_and_blocks_no_other(
+def test_a_result_that_fails_stays_pending_and_does_not_block_others(
     store: Store, lake: LakeResource, write: Write
 ) -> None:
     traces = log_traces(store, 4)
@@ -339,7 +339,7 @@ def test_what_the_store_fails_on_is_left_pending_and_blocks_no_other(
     assert write() == WriteBackCounts(written=1)
 
 
-def test_a_store_that_takes_nothing_is_not_asked_for_every_result(
+def test_a_store_that_accepts_nothing_does_not_get_every_result(
     store: Store, lake: LakeResource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FAILURES", 3)
@@ -362,7 +362,9 @@ def test_a_store_that_takes_nothing_is_not_asked_for_every_result(
     assert len(attempts) == 3
 
 
-def test_one_unreadable_assessment_on_a_trace_blocks_none(store: Store, lake: LakeResource, write: Write) -> None:
+def test_an_unreadable_assessment_on_a_trace_does_not_block_others(
+    store: Store, lake: LakeResource, write: Write
+) -> None:
     traces = log_traces(store, 3)
     store.client.log_assessment(traces[1], Feedback(name="odd", value=1, source=AssessmentSource("CODE", "x")))
     store.sql("UPDATE assessments SET value = '{' WHERE trace_id = ? AND name = 'odd'", (traces[1],))
@@ -372,7 +374,7 @@ def test_one_unreadable_assessment_on_a_trace_blocks_none(store: Store, lake: La
     assert write() == WriteBackCounts(already_there=3)
 
 
-def test_a_quicker_run_is_noticed(
+def test_a_concurrent_faster_run_is_detected(
     store: Store, lake: LakeResource, tracking: TrackingResource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [trace] = log_traces(store, 1)
@@ -418,7 +420,7 @@ PAGE = b"<html>no</html>"
 
 @pytest.fixture(params=[(500, PAGE), (503, PAGE), (429, PAGE), (404, PAGE), (200, PAGE), (200, b"")])
 def broken_server(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What is no MLflow server, or one out of order: it always answers the same, and asks to be left for an hour."""
+    """A server that is broken or not MLflow's: it always returns the same error, with a Retry-After of an hour."""
     status, body = request.param
 
     class Handler(BaseHTTPRequestHandler):
@@ -477,7 +479,7 @@ REQUEST_SETTINGS = (
 )
 
 
-def test_no_server_at_all_is_told_by_its_address_without_the_password(lake: LakeResource) -> None:
+def test_a_missing_server_is_named_by_its_address_without_the_password(lake: LakeResource) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -493,10 +495,10 @@ def test_no_server_at_all_is_told_by_its_address_without_the_password(lake: Lake
 # Back into the archive
 
 
-def test_feedback_that_comes_back_into_the_archive_starts_nothing(
+def test_feedback_that_returns_to_the_archive_triggers_nothing(
     store: Store, lake: LakeResource, tracking: TrackingResource
 ) -> None:
-    start = START + timedelta(days=next(NUMBERS))  # an hour of the test's own
+    start = START + timedelta(days=next(NUMBERS))  # the test's own hour
     window = Window(start, start + timedelta(hours=1))
     traces = [store.log(next(NUMBERS), started=start + timedelta(minutes=minute)) for minute in range(3)]
 

@@ -1,4 +1,4 @@
-"""[databricks]: what is complete, and a clean line for what is not."""
+"""[databricks]: complete settings, and one clear line for incomplete ones."""
 
 from __future__ import annotations
 

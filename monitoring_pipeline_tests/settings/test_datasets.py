@@ -1,4 +1,4 @@
-"""`[[datasets]]` as it is written, and a line for each mistake in it."""
+"""`[[datasets]]`: defaults, and a line for each mistake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def problems(tmp_path: Path, *entries: str) -> list[str]:
     return [problem.removeprefix(f"{tmp_path / 'monitoring.toml'}: ") for problem in raised.value.problems]
 
 
-def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
+def test_missing_keys_have_defaults(tmp_path: Path) -> None:
     first, second = load(
         tmp_path,
         'name = "all"\nkind = "traces"',
@@ -86,7 +86,7 @@ def test_a_mistake_is_a_line_that_names_key_and_fix(tmp_path: Path, entry: str, 
     assert problems(tmp_path, entry) == [line]
 
 
-def test_an_unknown_key_is_told_with_the_known(tmp_path: Path) -> None:
+def test_an_unknown_key_is_reported_with_the_known_ones(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, 'name = "a"\nkind = "traces"\nformat = "jsonl"')
     assert line.startswith("datasets[0].format: unknown key; known here: kind, filter, with_outputs, max_records")
 

@@ -1,4 +1,4 @@
-"""Settings: what wins over what, where paths start, and a clean line for everything that can be wrong."""
+"""Settings: precedence of sources, relative paths, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def problems(tmp_path: Path, toml: str) -> list[str]:
     return [problem.removeprefix(prefix) for problem in failure.value.problems]
 
 
-def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
+def test_without_a_file_defaults_apply(tmp_path: Path) -> None:
     settings = load_settings()
 
     assert settings.mlflow.tracking_uri == f"sqlite:///{tmp_path}/data/mlflow.db"
@@ -63,7 +63,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 
 
 class Case(NamedTuple):
-    """A setting as it is written in the file and in the environment."""
+    """A setting as written in the file and in the environment."""
 
     section: str
     key: str
@@ -105,7 +105,7 @@ def test_the_environment_wins_over_the_default(monkeypatch: pytest.MonkeyPatch, 
 
 
 @each_setting
-def test_an_empty_variable_is_none_at_all(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     default = case.of(load_settings())
     monkeypatch.setenv(case.variable, "")
 
@@ -139,7 +139,7 @@ def test_the_pipelines_own_variable_wins_over_the_usual_one(monkeypatch: pytest.
         ("", "MONITORING_MLFLOW__TRACKING_URI", False),
     ],
 )
-def test_the_embedded_store_is_used_where_none_is_configured(
+def test_the_embedded_store_is_used_if_none_is_configured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str, variable: str | None, is_embedded: bool
 ) -> None:
     if variable:
@@ -163,7 +163,7 @@ def test_relative_paths_start_from_the_folder_of_the_file(tmp_path: Path, monkey
     assert settings.reports.location == f"{tmp_path}/../out"
 
 
-def test_absolute_paths_and_addresses_stay(tmp_path: Path) -> None:
+def test_absolute_paths_and_addresses_are_unchanged(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
         '[mlflow]\ntracking_uri = "sqlite:////a/b.db"\n[lake]\nlocation = "s3://b/c"\n[reports]\nlocation="/r"\n',
@@ -177,12 +177,12 @@ def test_absolute_paths_and_addresses_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["main.monitoring", "spark_catalog.default"])
-def test_a_schema_of_a_catalog_is_no_folder(tmp_path: Path, location: str) -> None:
+def test_a_schema_of_a_catalog_is_not_a_folder(tmp_path: Path, location: str) -> None:
     assert load(tmp_path, f'[lake]\nlocation = "{location}"\n').lake.location == location
 
 
 @pytest.mark.parametrize("location", ["./main.monitoring", "main.monitoring/", "a b.c", "lake", "1.x", "a.b.c.d"])
-def test_what_names_no_schema_is_a_folder(tmp_path: Path, location: str) -> None:
+def test_a_location_that_is_not_a_schema_is_a_folder(tmp_path: Path, location: str) -> None:
     assert load(tmp_path, f'[lake]\nlocation = "{location}"\n').lake.location == str(tmp_path / location)
 
 
@@ -236,7 +236,7 @@ def test_the_file_in_the_working_folder_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["argument", "MONITORING_CONFIG"])
-def test_a_named_file_that_is_not_there_is_reported(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_named_file_is_reported(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "missing.toml"
     monkeypatch.setenv("MONITORING_CONFIG", str(missing) if by == "MONITORING_CONFIG" else "")
 
@@ -248,7 +248,7 @@ def test_a_named_file_that_is_not_there_is_reported(by: str, tmp_path: Path, mon
     ]
 
 
-def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     found = problems(
         tmp_path,
         """
@@ -383,7 +383,7 @@ def test_a_file_that_is_not_text_is_reported(tmp_path: Path) -> None:
         ("SPARK_REMOTE", "http://x", "environment: spark.remote = 'http://x': must look like sc://host:15002"),
     ],
 )
-def test_a_wrong_variable_is_told_apart_from_the_file(
+def test_a_wrong_variable_is_reported_as_the_environments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, line: str
 ) -> None:
     monkeypatch.setenv(variable, value)

@@ -1,12 +1,13 @@
-"""The tables that Databricks keeps traces in, written from MLflow traces.
+"""The tables in which Databricks stores traces, written from MLflow traces.
 
-Rows of the OpenTelemetry tables are those that Databricks' own client (databricks-agents) makes of the traces; those of
-version 2 are also written by it.
+Databricks' own client (databricks-agents) builds the rows of the OpenTelemetry tables; it also writes those of
+version 2.
 
     python -m monitoring_pipeline_tests.sources.archived_tables SPARK_REMOTE TRACKING_URI HOURS LAKE
 
 on a cluster writes the tables spark_catalog.default.recorded_otel_… from the traces of the first HOURS recorded hours,
-and archives them into the folder LAKE: a process has one Spark session, and that of the tests is the embedded one.
+and archives them into the folder LAKE. It needs its own process because a process has one Spark session, and tests use
+the embedded one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TIME = pa.timestamp("us", tz="UTC")
 MAP = pa.map_(pa.string(), pa.string())
 COUNT = pa.int32()
 
-# Archived traces, as the view of MLflow 3.2 has them.
+# Archived traces, as in the view of MLflow 3.2.
 ARCHIVED_SPAN = pa.struct(
     [
         *((name, pa.string()) for name in ("span_id", "trace_id", "parent_id")),
@@ -232,7 +233,7 @@ def _archived_assessment(assessment: Assessment) -> dict[str, Any]:
 
 
 def _time(nanoseconds: int) -> datetime:
-    """Whole microseconds, as a column of type TIMESTAMP has them."""
+    """Whole microseconds, as in a column of type TIMESTAMP."""
     seconds, rest = divmod(nanoseconds, 10**9)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
 
@@ -241,14 +242,14 @@ def _time(nanoseconds: int) -> datetime:
 
 
 def span_rows(traces: list[Trace]) -> list[dict[str, Any]]:
-    """The rows of the spans as Databricks' client makes them: version 2, with JSON for VARIANT."""
+    """The rows of the spans as built by Databricks' client: version 2, with JSON for VARIANT."""
     from databricks.migrations.migrate_traces_to_uc.transform import traces_to_otel_span_rows
 
     return traces_to_otel_span_rows(traces, "0")
 
 
 def annotation_rows(traces: list[Trace]) -> list[dict[str, Any]]:
-    """The rows of the annotations as Databricks' client makes them, with JSON for VARIANT."""
+    """The rows of the annotations as built by Databricks' client, with JSON for VARIANT."""
     from databricks.migrations.migrate_traces_to_uc.transform import traces_to_otel_annotation_rows
 
     return traces_to_otel_annotation_rows(traces, "0")
@@ -271,7 +272,7 @@ def as_v1(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(attributes: str) -> dict[str, str]:
-    """As OpenTelemetry turns attributes into text: strings as they are, everything else as JSON."""
+    """Attributes as text, as OpenTelemetry does it: strings unchanged, everything else as JSON."""
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in json.loads(attributes).items()

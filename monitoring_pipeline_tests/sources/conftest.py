@@ -1,4 +1,4 @@
-"""A store of its own for each test that changes one."""
+"""A separate store for each test that changes one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monitoring_pipeline_tests.sources.stores import Store
 
 @pytest.fixture(scope="session")
 def empty_store(make_once: MakeOnce) -> Path:
-    """The folder of a store without a trace; copying it is quicker than making another."""
+    """The folder of a store without traces; copying it is faster than creating another."""
     return make_once("empty-store", Store.create)
 
 

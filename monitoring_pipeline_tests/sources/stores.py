@@ -1,4 +1,4 @@
-"""MLflow stores made for a test, and spans and traces to put into them."""
+"""MLflow stores for tests, and spans and traces to put into them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trace_id(number: int) -> str:
 def span_json(
     number: int, index: int = 1, parent: int | None = None, started: datetime | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """Span `index` of trace `number` as the JSON that MLflow stores; it lasts 5 ms. `attributes` are added to."""
+    """Span `index` of trace `number` as the JSON that MLflow stores; it lasts 5 ms. `attributes` are added to it."""
     start_ns = _milliseconds(started or START + timedelta(seconds=number)) * 1_000_000
     attributes = {"mlflow.traceRequestId": json.dumps(trace_id(number)), "mlflow.spanType": '"TOOL"'}
     return {
@@ -128,13 +128,13 @@ class Store:
 
 
 def traces_of(tracking: TrackingResource, window: Window) -> list[Trace]:
-    """The traces that the source `mlflow` reads, without those that cannot be read."""
+    """The traces that the source `mlflow` reads, without unreadable ones."""
     batches = MlflowSource(tracking, tracking.experiment_names()).read(window)
     return [trace for batch in batches for trace in batch if isinstance(trace, Trace)]
 
 
 class Faulty:
-    """A client and its store in one: the calls named in `fails` get no answer, all others go to the store."""
+    """A client and its store in one: calls named in `fails` get no response, all others go to the store."""
 
     def __init__(self, client: TracingClient, *fails: str):
         self.client, self.fails = client, set(fails)

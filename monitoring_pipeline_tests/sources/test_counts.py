@@ -1,4 +1,4 @@
-"""The counts of each source by hour. The oracle counts the traces that MLflow's client reads."""
+"""The hourly counts of each source. The expected counts are of the traces that MLflow's client reads."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def source_counts(
 
 
 class Sources:
-    """The four sources of the traces that a store has; `append` writes those that are tables."""
+    """The four sources of the traces of a store; `append` writes the sources that are tables."""
 
     def __init__(self, store: Store, folder: Path, spark: SparkResource):
         self.store, self.folder, self.spark = store, folder, spark
@@ -66,7 +66,7 @@ class Sources:
         return ArchiveSettings.model_validate({"source": name, "location": str(self.folder / name)})
 
     def append(self, name: str, *numbers: int) -> None:
-        """Append the current traces to the table, as Databricks does; the other sources already have them."""
+        """Append the current traces to the tables, as Databricks does; the other sources already have them."""
         traces = [self.store.client.get_trace(trace_id(number)) for number in numbers]
         if name == "delta":
             write(self.folder / "delta", archived_rows(traces), ARCHIVED_TRACE)
@@ -87,7 +87,7 @@ def without_marks(counts: Counts) -> Counts:
 
 
 def counted(traces: list[Trace]) -> Counts:
-    """The oracle."""
+    """The expected counts."""
     by_hour = defaultdict[datetime, list[Trace]](list)
     for trace in traces:
         by_hour[floor_hour(from_milliseconds(trace.info.request_time))].append(trace)
@@ -120,7 +120,7 @@ def test_two_days_are_counted_correctly(
     assert without_marks(counts) == counted(recorded_traces)
 
 
-def test_a_server_counts_as_its_database_does(
+def test_a_server_returns_the_same_counts_as_its_database(
     recorded_server: str, recorded: TrackingResource, spark: SparkResource
 ) -> None:
     over_http = TrackingResource(tracking_uri=recorded_server, experiments=["airline"])
@@ -129,7 +129,7 @@ def test_a_server_counts_as_its_database_does(
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_any_window_gives_an_hour_the_same_counts(name: str, sources: Sources) -> None:
+def test_an_hour_has_the_same_counts_in_any_window(name: str, sources: Sources) -> None:
     store, edge = sources.store, START + AN_HOUR
     store.log(1, started=START)  # the first moment of an hour
     store.log(2, started=edge - timedelta(milliseconds=1), assessments=[Feedback(name="thumbs_up", value=True)])
@@ -192,7 +192,7 @@ def test_a_trace_that_ends_is_no_longer_in_progress(name: str, sources: Sources)
     assert without_marks(sources.counts(name)) == {START: HourCounts(1, 0, 0)}
 
 
-def test_a_trace_that_was_archived_twice_is_one_that_has_ended(sources: Sources) -> None:
+def test_a_trace_archived_twice_counts_as_ended(sources: Sources) -> None:
     sources.store.log(1, [span_json(1, 2, parent=1)], state=TraceState.IN_PROGRESS, duration_ms=None)
     sources.append("delta", 1)
     assert without_marks(sources.counts("delta")) == {START: HourCounts(1, 1, 0)}
@@ -222,7 +222,7 @@ def test_a_deleted_annotation_no_longer_counts(sources: Sources) -> None:
     assert without_marks(sources.counts("otel")) == {START: HourCounts(1, 0, 0)}
 
 
-def test_a_span_that_arrives_late_changes_the_counts(sources: Sources) -> None:
+def test_a_late_span_changes_the_counts(sources: Sources) -> None:
     sources.store.log(1)
     sources.append("otel", 1)
     before = sources.counts("otel")
@@ -235,18 +235,20 @@ def test_a_span_that_arrives_late_changes_the_counts(sources: Sources) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlflow", "mlflow-sql"])
-def test_an_empty_store_has_nothing(name: str, sources: Sources) -> None:
+def test_an_empty_store_has_no_counts(name: str, sources: Sources) -> None:
     assert sources.counts(name) == {}
 
 
 @pytest.mark.parametrize("source", [API, SQL], ids=lambda source: source.source)
-def test_a_store_without_an_experiment_has_nothing(source: ArchiveSettings, store: Store, spark: SparkResource) -> None:
+def test_a_store_without_an_experiment_has_no_counts(
+    source: ArchiveSettings, store: Store, spark: SparkResource
+) -> None:
     store.sql("UPDATE experiments SET lifecycle_stage = 'deleted'")
     assert source_counts(source, TrackingResource(tracking_uri=store.uri), spark, DAY) == {}
 
 
 def old_traces(store: Store, number: int, step: timedelta) -> None:
-    """`number` traces before START, each by `step` before the next, written into the database without MLflow."""
+    """`number` traces before START, `step` apart, written into the database without MLflow."""
     start_ms, step_ms = (START - EPOCH) // timedelta(milliseconds=1), step // timedelta(milliseconds=1)
     store.sql(
         "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, execution_time_ms, status)"
@@ -256,14 +258,14 @@ def old_traces(store: Store, number: int, step: timedelta) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlflow", "mlflow-sql"])
-def test_more_hours_than_mlflow_answers_at_once_are_counted(name: str, sources: Sources) -> None:
+def test_more_hours_than_mlflow_returns_at_once_are_counted(name: str, sources: Sources) -> None:
     old_traces(sources.store, 2600, AN_HOUR / 2)
     counts = sources.counts(name, Window(START - timedelta(days=60), HOUR.end))
     assert len(counts) == 1300
     assert without_marks(counts) == {START - index * AN_HOUR: HourCounts(2) for index in range(1, 1301)}
 
 
-def test_an_answer_that_may_be_cut_off_is_an_error(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_may_be_truncated_is_an_error(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
     old_traces(sources.store, 30, AN_HOUR)
     monkeypatch.setattr("monitoring_pipeline.sources.mlflow.METRIC_POINTS", 10)
     with pytest.raises(TrackingError, match="returned 10 points"):
@@ -271,7 +273,7 @@ def test_an_answer_that_may_be_cut_off_is_an_error(sources: Sources, monkeypatch
 
 
 def plan(store: Store, query: Any) -> list[str]:
-    """How SQLite would answer the query, a line for each table."""
+    """SQLite's plan of the query, a line for each table."""
     with opened(store.uri) as database, database.begin() as connection:
         compiled = query.compile(database, compile_kwargs={"literal_binds": True})
         return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}")]
@@ -298,7 +300,7 @@ def test_the_work_does_not_grow_with_the_history(name: str, sources: Sources) ->
 
 
 def steps_of(count: Callable[[], Any]) -> int:
-    """How many hundreds of steps SQLite takes for the queries of `count`."""
+    """The number of steps, in hundreds, that SQLite takes for the queries of `count`."""
     taken = 0
 
     def step() -> int:
@@ -317,7 +319,7 @@ def steps_of(count: Callable[[], Any]) -> int:
     return taken
 
 
-def test_a_server_that_cannot_count_differs_from_one_that_fails(
+def test_a_server_that_cannot_count_is_distinguished_from_one_that_fails(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers(error: MlflowException) -> None:

@@ -1,4 +1,4 @@
-"""Tables of archived traces as they occur: repeated rows, other spellings, and malformed rows."""
+"""Tables of archived traces as they occur: repeated rows, other formats, and malformed rows."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def rows(lake: LakeResource, table: Table = AGENT_TRACES) -> dict[str, Row]:
     return {row["trace_id"]: row for row in found.to_pylist(maps_as_pydicts="strict")}
 
 
-def test_the_traces_are_those_that_mlflow_gives(
-    store: Store, logged: list[Row], lake: LakeResource, table: Path
-) -> None:
+def test_the_traces_equal_those_of_mlflow(store: Store, logged: list[Row], lake: LakeResource, table: Path) -> None:
     write(table, logged, ARCHIVED_TRACE)
     assert archive(lake, store, table) == ArchiveCounts(read=3, written=3)
     found = rows(lake)
@@ -127,7 +125,7 @@ def test_the_latest_of_repeated_rows_counts(
     assert json.loads(rows(lake)[trace_id(2)]["trace_json"]) == given(store, 2).to_dict()
 
 
-def test_a_row_that_is_appended_later_updates_the_archive(
+def test_a_row_appended_later_updates_the_archive(
     store: Store, logged: list[Row], lake: LakeResource, table: Path
 ) -> None:
     write(table, [in_progress(logged[0])], ARCHIVED_TRACE)
@@ -139,7 +137,7 @@ def test_a_row_that_is_appended_later_updates_the_archive(
     assert json.loads(rows(lake)[trace_id(1)]["trace_json"]) == given(store, 1).to_dict()
 
 
-# ---- spellings ----
+# ---- formats ----
 
 
 def milliseconds(moment: datetime) -> int:
@@ -147,7 +145,7 @@ def milliseconds(moment: datetime) -> int:
 
 
 def respelled(row: Row) -> Row:
-    """The row as it may be spelled elsewhere: times as numbers, structs and JSON where there was text or a map."""
+    """The row in another format: times as numbers, structs and JSON instead of text or a map."""
     return {
         "request_id": row["trace_id"],
         "timestamp_ms": milliseconds(row["request_time"]),
@@ -203,7 +201,7 @@ def plain(value: str) -> str | None:
     return json.loads(value)
 
 
-def test_other_spellings_give_the_same_traces(store: Store, logged: list[Row], lake: LakeResource, table: Path) -> None:
+def test_other_formats_yield_the_same_traces(store: Store, logged: list[Row], lake: LakeResource, table: Path) -> None:
     spelled = pa.Table.from_pylist([respelled(row) for row in logged])
     write_deltalake(table, spelled.select([field.name for field in spelled.schema if field.type != pa.null()]))
     assert archive(lake, store, table) == ArchiveCounts(read=3, written=3)
@@ -236,7 +234,7 @@ def test_other_experiments_are_left_out(store: Store, logged: list[Row], lake: L
     assert rows(lake)[trace_id(404)]["experiment_id"] == "404"
 
 
-# ---- what is wrong with a table or a row ----
+# ---- invalid tables and rows ----
 
 
 def test_a_missing_table_is_named(store: Store, lake: LakeResource, table: Path) -> None:
@@ -285,7 +283,7 @@ def broken_span(row: Row, **changes: Any) -> Row:
         lambda row: {**row, "assessments": [{"assessment_name": "without a source"}]},
     ],
 )
-def test_a_row_that_is_no_trace_goes_into_quarantine(
+def test_a_row_that_is_not_a_trace_is_quarantined(
     store: Store, logged: list[Row], lake: LakeResource, table: Path, broken: Callable[[Row], Row]
 ) -> None:
     write(table, [*logged[1:], broken(logged[0])], ARCHIVED_TRACE)
@@ -295,7 +293,7 @@ def test_a_row_that_is_no_trace_goes_into_quarantine(
     assert "span 1" in kept["raw"]
 
 
-def test_a_mended_row_leaves_the_quarantine(store: Store, logged: list[Row], lake: LakeResource, table: Path) -> None:
+def test_a_repaired_row_leaves_the_quarantine(store: Store, logged: list[Row], lake: LakeResource, table: Path) -> None:
     write(table, [{**logged[0], "state": "A_NEW_ONE", "tags": {}}], ARCHIVED_TRACE)
     assert archive(lake, store, table).quarantined == 1
     write(table, [logged[0]], ARCHIVED_TRACE)
@@ -303,7 +301,7 @@ def test_a_mended_row_leaves_the_quarantine(store: Store, logged: list[Row], lak
     assert rows(lake, QUARANTINED_TRACES) == {}
 
 
-def test_a_time_beyond_the_calendar_harms_no_other_trace(
+def test_an_impossible_time_does_not_affect_other_traces(
     store: Store, logged: list[Row], lake: LakeResource, table: Path
 ) -> None:
     write(table, logged, ARCHIVED_TRACE)

@@ -1,8 +1,8 @@
-"""The same traces from each source give the same rows of `agent_traces`, as far as the source can hold them.
+"""The same traces from each source yield the same rows of `agent_traces`, as far as the source can store them.
 
-The oracle is the archive of MLflow's own client. The OpenTelemetry tables are written by Databricks' own client, which
-leaves out the tag mlflow.artifactLocation and adds the metadata mlflow.migration.sourceExperimentId. Those of version 2
-need a cluster: conformance/test_otel_tables.py.
+Expected rows are those archived by MLflow's own client. The OpenTelemetry tables are written by Databricks' own client,
+which leaves out the tag mlflow.artifactLocation and adds the metadata mlflow.migration.sourceExperimentId. Version 2
+needs a cluster: conformance/test_otel_tables.py.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def of_otel(recorded_traces: list[Trace], tracking: TrackingResource, folder: Pa
 
 
 @pytest.mark.parametrize("column", COMPARED)
-def test_the_database_gives_what_mlflow_gives(of_mlflow_sql: Rows, of_mlflow: Rows, column: str) -> None:
+def test_the_database_yields_the_same_rows_as_mlflow(of_mlflow_sql: Rows, of_mlflow: Rows, column: str) -> None:
     assert {key: row[column] for key, row in of_mlflow_sql.items()} == {
         key: row[column] for key, row in of_mlflow.items()
     }
@@ -89,11 +89,11 @@ def test_the_database_gives_what_mlflow_gives(of_mlflow_sql: Rows, of_mlflow: Ro
 
 
 @pytest.mark.parametrize("column", sorted(set(COMPARED) - {"trace_json", "content_digest"}))
-def test_archived_traces_give_what_mlflow_gives(of_delta: Rows, of_mlflow: Rows, column: str) -> None:
+def test_archived_traces_yield_the_same_rows_as_mlflow(of_delta: Rows, of_mlflow: Rows, column: str) -> None:
     assert {key: row[column] for key, row in of_delta.items()} == {key: row[column] for key, row in of_mlflow.items()}
 
 
-def test_archived_traces_hold_times_of_spans_in_microseconds_and_all_else(of_delta: Rows, of_mlflow: Rows) -> None:
+def test_archived_traces_lose_only_nanoseconds_of_spans(of_delta: Rows, of_mlflow: Rows) -> None:
     def in_microseconds(row: dict[str, Any]) -> dict[str, Any]:
         trace = json.loads(row["trace_json"])
         for span in trace["data"]["spans"]:
@@ -106,21 +106,21 @@ def test_archived_traces_hold_times_of_spans_in_microseconds_and_all_else(of_del
     }
 
 
-def test_the_digest_is_that_of_the_trace(of_delta: Rows, of_otel: Rows) -> None:
+def test_the_digest_is_the_digest_of_the_trace(of_delta: Rows, of_otel: Rows) -> None:
     for row in [*of_delta.values(), *of_otel.values()]:
         assert row["content_digest"] == hashlib.sha256(row["trace_json"].encode()).hexdigest()
 
 
 # ---- OpenTelemetry tables ----
 
-# The spelling of JSON is not kept, and these hold JSON.
+# These columns contain JSON, whose formatting is not preserved.
 RESPELLED = {"spans", "request", "response", "trace_json", "content_digest"}
 OTHERWISE = {"tags", "metadata", "assessments"}
 HELD = sorted(set(COMPARED) - RESPELLED - OTHERWISE)
 
 
 def text_or_json(text: str | None) -> Any:
-    """The value of a JSON text; one level deeper where that is a text, as version 1 does not tell them apart."""
+    """The value of a JSON text, parsed again if it is a text, because version 1 does not distinguish the two."""
     value = None if text is None else json.loads(text)
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -129,7 +129,7 @@ def text_or_json(text: str | None) -> Any:
 
 
 def held(row: dict[str, Any], value_of: Callable[[str | None], Any] = text_or_json) -> dict[str, Any]:
-    """What must be the same in the columns in which a row of OpenTelemetry tables may differ from MLflow's."""
+    """The parts that must be equal of columns in which a row of OpenTelemetry tables may differ from MLflow's."""
     return {
         "request": value_of(row["request"]),
         "response": value_of(row["response"]),
@@ -157,11 +157,11 @@ def spans_in_full(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("column", HELD)
-def test_otel_tables_give_what_mlflow_gives(of_otel: Rows, of_mlflow: Rows, column: str) -> None:
+def test_otel_tables_yield_the_same_rows_as_mlflow(of_otel: Rows, of_mlflow: Rows, column: str) -> None:
     assert {key: row[column] for key, row in of_otel.items()} == {key: row[column] for key, row in of_mlflow.items()}
 
 
-def test_otel_tables_give_the_same_but_for_the_spelling_of_json(of_otel: Rows, of_mlflow: Rows) -> None:
+def test_otel_tables_yield_the_same_rows_except_for_json_formatting(of_otel: Rows, of_mlflow: Rows) -> None:
     for key, row in of_mlflow.items():
         assert held(of_otel[key]) == held(row)
         assert spans_in_full(of_otel[key]) == spans_in_full(row)

@@ -1,4 +1,4 @@
-"""Reading a window of traces: all of it, each once, whatever happens at the source meanwhile."""
+"""Reading a window of traces completely and each once, whatever happens at the source meanwhile."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def reason(trace: Trace | UnreadableTrace) -> str:
 
 
 @pytest.mark.parametrize("source", ["recorded_store", "recorded_server"])
-def test_the_recorded_traces_are_those_that_mlflow_searches(
+def test_the_recorded_traces_equal_those_of_mlflows_search(
     request: pytest.FixtureRequest, recorded_store: str, source: str
 ) -> None:
     client = TracingClient(request.getfixturevalue(source))
@@ -86,7 +86,7 @@ def test_the_window_is_half_open(store: Store) -> None:
         [1, 1, 1],
     ],
 )
-def test_pages_give_each_trace_once_in_order(store: Store, offsets_ms: list[int]) -> None:
+def test_pages_return_each_trace_once_in_order(store: Store, offsets_ms: list[int]) -> None:
     for number, offset in enumerate(offsets_ms, 1):
         store.log(number, started=START + timedelta(milliseconds=offset))
     assert ids(read(store)) == [trace_id(number) for number in range(1, len(offsets_ms) + 1)]
@@ -104,7 +104,7 @@ def test_no_trace_is_skipped_if_others_are_deleted_between_pages(store: Store) -
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_no_trace_comes_twice_if_others_arrive_between_pages(store: Store) -> None:
+def test_no_trace_is_returned_twice_if_others_arrive_between_pages(store: Store) -> None:
     for number in range(2, 8):
         store.log(number)
     batches = read_traces(store.client, [store.experiment_id], HOUR)
@@ -140,11 +140,11 @@ def test_several_experiments_are_read_together(store: Store) -> None:
     ]
 
 
-def test_an_empty_window_gives_nothing(store: Store) -> None:
+def test_an_empty_window_returns_nothing(store: Store) -> None:
     assert read(store) == []
 
 
-def test_a_trace_in_progress_comes_with_the_spans_it_has(store: Store) -> None:
+def test_a_trace_in_progress_is_read_with_its_current_spans(store: Store) -> None:
     size = {"mlflow.trace.sizeStats": json.dumps({"num_spans": 5})}  # which MLflow's batches wait for
     store.log(1, state=TraceState.IN_PROGRESS, duration_ms=None, trace_metadata=size)
     [trace] = read(store)
@@ -177,14 +177,14 @@ def test_a_trace_with_its_spans_in_a_file_is_read(store: Store, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", ["{oops", "5", "[" * 2000 + "]" * 2000])
-def test_a_corrupt_span_makes_its_trace_alone_unreadable(store: Store, content: str) -> None:
+def test_a_corrupt_span_makes_only_its_trace_unreadable(store: Store, content: str) -> None:
     for number in (1, 2, 3):
         store.log(number)
     store.store_spans(2, content)
     assert [type(trace) for trace in read(store)] == [Trace, UnreadableTrace, Trace]
 
 
-def test_what_is_unreadable_tells_when_it_started_and_what_it_was(store: Store) -> None:
+def test_an_unreadable_trace_has_its_start_and_raw_content(store: Store) -> None:
     store.log(1, started=START + timedelta(milliseconds=1_001), tags={"team": "blue"})
     store.store_spans(1, "{oops")
     [trace] = read(store)
@@ -194,7 +194,7 @@ def test_what_is_unreadable_tells_when_it_started_and_what_it_was(store: Store) 
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_an_info_that_mlflow_cannot_parse_makes_its_trace_alone_unreadable(store: Store) -> None:
+def test_an_unparsable_info_makes_only_its_trace_unreadable(store: Store) -> None:
     for number in range(1, 9):
         store.log(number)
     store.sql("UPDATE trace_info SET status = 'PAUSED' WHERE request_id = ?", (trace_id(5),))
@@ -204,7 +204,7 @@ def test_an_info_that_mlflow_cannot_parse_makes_its_trace_alone_unreadable(store
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_many_unparseable_infos_of_one_moment_are_each_read_once(store: Store) -> None:
+def test_many_unparsable_infos_of_one_moment_are_each_read_once(store: Store) -> None:
     for number in range(1, 9):
         store.log(number, started=START)
     store.sql("UPDATE trace_info SET status = 'PAUSED'")
@@ -213,7 +213,7 @@ def test_many_unparseable_infos_of_one_moment_are_each_read_once(store: Store) -
     assert {reason(trace) for trace in traces} == {"'PAUSED' is not a valid TraceState"}
 
 
-def test_an_unparseable_info_outside_the_window_or_the_experiments_is_not_read(store: Store) -> None:
+def test_an_unparsable_info_outside_the_window_or_the_experiments_is_not_read(store: Store) -> None:
     other = MlflowClient(store.uri).create_experiment("other")
     store.log(1)
     store.log(2)
@@ -267,6 +267,6 @@ def test_reading_is_lazy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert second.info.tags["late"] == "yes"
 
 
-def test_the_time_of_what_is_unreadable_is_exact() -> None:
+def test_the_time_of_an_unreadable_trace_is_exact() -> None:
     started = datetime(2026, 1, 1, 5, 0, 0, 1000, tzinfo=UTC)
     assert UnreadableTrace("tr-1", started, "", "").request_time == START_MS + 1

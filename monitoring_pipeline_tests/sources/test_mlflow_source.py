@@ -51,7 +51,7 @@ def ids(batches: Iterator[list[Trace | UnreadableTrace]]) -> list[str]:
     return [trace.trace_id for batch in batches for trace in batch]
 
 
-def test_traces_of_the_window_and_the_experiments_come_in_order(store: Store) -> None:
+def test_traces_of_the_window_and_experiments_are_returned_in_order(store: Store) -> None:
     minute, millisecond = timedelta(minutes=1), timedelta(milliseconds=1)
     start_traces(store, "made", {"c": START + 2 * minute, "a": START, "b": START + minute})
     start_traces(store, "made", {"before": START - millisecond, "end": HOUR.end, "last": HOUR.end - millisecond})
@@ -60,7 +60,7 @@ def test_traces_of_the_window_and_the_experiments_come_in_order(store: Store) ->
     assert ids(traces(store, "made")) == ["a", "b", "c", "last"]
 
 
-def test_traces_of_all_experiments_come_together_in_order(store: Store) -> None:
+def test_traces_of_all_experiments_are_returned_together_in_order(store: Store) -> None:
     minute = timedelta(minutes=1)
     start_traces(store, "made", {"a": START, "c": START + 2 * minute})
     start_traces(store, "other", {"b": START + minute})
@@ -69,7 +69,7 @@ def test_traces_of_all_experiments_come_together_in_order(store: Store) -> None:
 
 
 @pytest.mark.parametrize("same_moment", [1, 2, 3, 7, 20])
-def test_each_trace_comes_once_wherever_pages_end(
+def test_each_trace_is_returned_once_wherever_pages_end(
     store: Store, monkeypatch: pytest.MonkeyPatch, same_moment: int
 ) -> None:
     monkeypatch.setattr(mlflow_source, "PAGE", 3)
@@ -79,7 +79,7 @@ def test_each_trace_comes_once_wherever_pages_end(
     assert ids(traces(store)) == list(starts)
 
 
-def test_more_traces_than_a_page_holds_may_share_a_moment(store: Store) -> None:
+def test_more_traces_than_fit_on_a_page_may_share_a_moment(store: Store) -> None:
     start_traces(store, "made", {"first": START})
     with closing(sqlite3.connect(store.file)) as database, database:
         columns = [row[1] for row in database.execute("PRAGMA table_info(trace_info)") if row[1] != "request_id"]

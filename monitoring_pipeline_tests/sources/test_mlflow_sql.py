@@ -1,4 +1,4 @@
-"""Traces read from MLflow's database are those that MLflow's own client reads; the client is the oracle."""
+"""Traces read from MLflow's database equal those that MLflow's own client reads."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 def copied_to(server: PostgresServer, name: str, sqlite_uri: str) -> str:
-    """The traces of a SQLite store in a PostgreSQL store of their own, except for what PostgreSQL cannot hold."""
+    """The traces of a SQLite store in a separate PostgreSQL store, except for values PostgreSQL cannot store."""
     address = server.copy("empty", name)
     source, target = sa.create_engine(sqlite_uri), sa.create_engine(address, poolclass=sa.NullPool)
     with target.begin() as connection:
@@ -106,7 +106,7 @@ def archived(lake: LakeResource, window: Window, batches: Iterable[Sequence[Any]
 
 
 def both(uri: str, window: Window, folder: Path, spark: SparkResource) -> tuple[Archived, Archived]:
-    """The archives of what is read from the database and of what MLflow's client reads."""
+    """The archives of the traces read from the database and by MLflow's client."""
     with opened(uri) as database:
         ids = list(experiment_names(database, []))
         found = archived(
@@ -136,7 +136,7 @@ def recorded(request: pytest.FixtureRequest, recorded_store: str) -> str:
     return copied_to(request.getfixturevalue("postgres"), "recorded", recorded_store)
 
 
-def test_recorded_traces_are_those_of_mlflow(recorded: str, tmp_path: Path, spark: SparkResource) -> None:
+def test_recorded_traces_equal_those_of_mlflow(recorded: str, tmp_path: Path, spark: SparkResource) -> None:
     found, given = both(recorded, RECORDED_WINDOW, tmp_path, spark)
     assert len(found.rows) == 681
     assert found == given
@@ -161,7 +161,7 @@ def bulk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return uri
 
 
-def test_many_traces_are_those_of_mlflow(bulk: str, tmp_path: Path, spark: SparkResource) -> None:
+def test_many_traces_equal_those_of_mlflow(bulk: str, tmp_path: Path, spark: SparkResource) -> None:
     found, given = both(bulk, BULK_WINDOW, tmp_path, spark)
     assert len(found.rows) == BULK > 2 * mlflow_sql.PAGE
     assert found == given
@@ -340,7 +340,7 @@ ODD: dict[str, Log] = {
 
 @pytest.fixture(scope="module")
 def odd_store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Every odd trace, and those of the tests of the archive."""
+    """Every odd trace, and the hostile traces of the archive's tests."""
     folder = tmp_path_factory.mktemp("odd")
     shutil.copytree(empty_store, folder / "store")
     store = Store.open(folder / "store" / "mlflow.db")
@@ -358,7 +358,7 @@ def odd(
     folder = tmp_path_factory.mktemp("lakes")
     if request.param == "sqlite":
         return both(odd_store.uri, HOUR, folder, spark)
-    # PostgreSQL holds no text that is not UTF-8.
+    # PostgreSQL stores only text in UTF-8.
     not_utf8 = "instr(CAST({0} AS BLOB), x'EDA080')"
     odd_store.sql(f"UPDATE spans SET content = '{{oops' WHERE {not_utf8.format('content')}")  # noqa: S608
     odd_store.sql(f"UPDATE trace_tags SET value = 'mended' WHERE {not_utf8.format('value')}")  # noqa: S608
@@ -367,14 +367,14 @@ def odd(
     return both(copied_to(request.getfixturevalue("postgres"), "odd", odd_store.uri), HOUR, folder, spark)
 
 
-def test_odd_traces_have_the_rows_of_mlflow(odd: tuple[Archived, Archived]) -> None:
+def test_odd_traces_have_the_same_rows_as_mlflows(odd: tuple[Archived, Archived]) -> None:
     found, given = odd
     assert found.rows.keys() == given.rows.keys()
     assert [key for key, row in found.rows.items() if row != given.rows[key]] == []
     assert len(found.rows) > len(ODD)
 
 
-def test_odd_traces_are_quarantined_as_those_of_mlflow(odd: tuple[Archived, Archived]) -> None:
+def test_odd_traces_are_quarantined_like_mlflows(odd: tuple[Archived, Archived]) -> None:
     found, given = odd
     assert found.quarantined.keys() == given.quarantined.keys()
     # If the database cannot decode a text, its error quotes the query, and ours differs from MLflow's.
@@ -393,7 +393,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_pages")
 @pytest.mark.parametrize("offsets_ms", [[0] * 7, [*range(7)], [0, 1, 1, 1, 1, 1, 2], [0, 0, 0, 1, 1, 1, 1], [1, 1, 1]])
-def test_pages_give_each_trace_once_in_order(store: Store, offsets_ms: list[int]) -> None:
+def test_pages_return_each_trace_once_in_order(store: Store, offsets_ms: list[int]) -> None:
     for number, offset in enumerate(offsets_ms, 1):
         store.log(number, started=START + timedelta(milliseconds=offset))
     assert ids_of(read(store.uri)) == [trace_id(number) for number in range(1, len(offsets_ms) + 1)]
@@ -408,7 +408,7 @@ def test_the_window_is_half_open(store: Store) -> None:
 
 @pytest.mark.usefixtures("small_pages")
 @pytest.mark.parametrize("database", DATABASES)
-def test_no_trace_is_skipped_or_comes_twice_if_others_change_between_pages(
+def test_no_trace_is_skipped_or_returned_twice_if_others_change_between_pages(
     request: pytest.FixtureRequest, store: Store, database: str
 ) -> None:
     for number in range(2, 9):
@@ -427,7 +427,7 @@ def test_no_trace_is_skipped_or_comes_twice_if_others_change_between_pages(
     assert seen == [trace_id(number) for number in range(2, 8)]
 
 
-def test_pages_are_bounded_by_size_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_also_limited_by_size(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_sql, "PAGE_BYTES", 20_000)
     for number, characters in enumerate([4_500, 4_500, 4_500, 50_000, 10], 1):
         store.log(number, [span_json(number, attributes={"mlflow.spanInputs": "é" * characters})])  # of two bytes each
@@ -436,7 +436,7 @@ def test_pages_are_bounded_by_size_too(store: Store, monkeypatch: pytest.MonkeyP
     assert pages == [2, 1, 1, 1]
 
 
-def test_a_trace_is_read_as_of_one_moment(store: Store, postgres: PostgresServer) -> None:
+def test_a_trace_is_read_in_one_snapshot(store: Store, postgres: PostgresServer) -> None:
     store.log(1, tags={"team": "blue"})
     uri = copied_to(postgres, "one moment", store.uri)
     client = TracingClient(uri)
@@ -453,7 +453,7 @@ def test_a_trace_is_read_as_of_one_moment(store: Store, postgres: PostgresServer
     assert read(uri) == []
 
 
-# ---- reading only ----
+# ---- read-only access ----
 
 
 @pytest.mark.parametrize("database", DATABASES)
@@ -464,7 +464,7 @@ def test_nothing_can_be_written(request: pytest.FixtureRequest, store: Store, da
         connection.execute(sa.delete(models.SqlTraceTag))
 
 
-def test_reading_leaves_the_file_as_it_is(store: Store) -> None:
+def test_reading_does_not_change_the_file(store: Store) -> None:
     store.log(1)
     _let_go(store.uri)
     before = hashlib.sha256(store.file.read_bytes()).hexdigest(), sorted(store.file.parent.iterdir())
@@ -500,7 +500,7 @@ def test_a_name_with_odd_characters_is_read(store: Store, tmp_path: Path) -> Non
     assert len(read(f"sqlite:///{file}")) == 1
 
 
-# ---- what cannot be read ----
+# ---- unreadable databases ----
 
 
 def failure(uri: str) -> str:
@@ -536,14 +536,14 @@ def test_a_wrong_password_is_an_error_that_does_not_show_it(postgres: PostgresSe
     assert "password authentication failed" in failure(postgres.address("empty", wrong))
 
 
-def test_an_address_without_a_driver_takes_the_one_that_is_installed(postgres: PostgresServer) -> None:
+def test_an_address_without_a_driver_uses_the_installed_one(postgres: PostgresServer) -> None:
     assert read(postgres.address("empty").replace("+psycopg2", "")) == []
 
 
 @pytest.mark.parametrize(
     "uri", ["http://127.0.0.1:5000", "mysql://ada:open-sesame@host/db", "databricks", "data/mlflow"]
 )
-def test_what_is_neither_sqlite_nor_postgresql_is_refused(uri: str) -> None:
+def test_a_database_other_than_sqlite_and_postgresql_is_refused(uri: str) -> None:
     assert "[archive] location" in failure(uri)
 
 
@@ -557,7 +557,7 @@ def test_another_version_of_mlflow_is_refused(store: Store) -> None:
 
 
 @pytest.mark.parametrize("for_good", [True, False])
-def test_a_database_that_fails_while_reading_is_an_error_and_blames_no_trace(
+def test_a_database_that_fails_while_reading_raises_and_quarantines_no_trace(
     store: Store, postgres: PostgresServer, lake: LakeResource, for_good: bool
 ) -> None:
     store.log(1)
@@ -608,12 +608,14 @@ def test_archiving_again_makes_no_commit(store: Store, lake: LakeResource) -> No
     store.log(1)
     tracking = TrackingResource(tracking_uri=store.uri)
     first = archive_window(SQL, tracking, lake, HOUR)
-    again = archive_window(ArchiveSettings(), tracking, lake, HOUR)  # nor does the other source of the same traces
+    again = archive_window(
+        ArchiveSettings(), tracking, lake, HOUR
+    )  # the other source of the same traces makes none either
     assert (first.written, again.written) == (1, 0)
 
 
-def test_what_is_unreadable_tells_when_it_started(store: Store) -> None:
-    # An id of its own: stores are copies of one, and share its folder of artifacts.
+def test_an_unreadable_trace_has_its_start(store: Store) -> None:
+    # A unique id: stores are copies of one store, and share its folder of artifacts.
     store.log(4711, [], started=START + timedelta(milliseconds=1_001))
     [trace] = read(store.uri)
     assert isinstance(trace, UnreadableTrace)

@@ -1,7 +1,7 @@
-"""OpenTelemetry tables as they come: spans of a trace in several hours, repeated rows, annotations that change.
+"""OpenTelemetry tables as they occur: spans of a trace in several hours, repeated rows, annotations that change.
 
-The spans are MLflow's or, of a client that is not MLflow's, made here; what a trace is then like is compared with what
-an MLflow server makes of the same spans that come to it by OTLP.
+Spans come from MLflow or, for other clients, from this file; the resulting traces are compared with those that an
+MLflow server builds from the same spans received by OTLP.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def annotation(kind: str, name: str, value: Any, number: int = 1, **changes: Any
     }
 
 
-# ---- which traces an hour has ----
+# ---- the traces of an hour ----
 
 
 def at(moment: datetime, index: int, parent: int | None = None, **changes: Any) -> Row:
@@ -125,7 +125,7 @@ def test_a_trace_belongs_to_the_hour_of_its_first_span(
     assert (row["trace_hour"], len(row["spans"])) == (START, 2)
 
 
-def test_an_hour_is_the_same_alone_and_in_a_range(store: Store, lake: LakeResource, prefix: str) -> None:
+def test_an_hour_has_the_same_traces_alone_and_in_a_range(store: Store, lake: LakeResource, prefix: str) -> None:
     write_spans(prefix, two_spans(HOUR.end - MINUTE, HOUR.end + MINUTE))
     assert archive(lake, store, prefix, NEXT_HOUR) == ArchiveCounts()
     assert archive(lake, store, prefix, HOUR) == ArchiveCounts(read=1, written=1)
@@ -174,7 +174,7 @@ def test_events_and_links_are_kept(store: Store, lake: LakeResource, prefix: str
     assert (linked.trace_id, linked.span_id, linked.attributes) == (trace_id(9), f"{8:016x}", {"kind": "follows"})
 
 
-def test_a_trace_is_in_progress_until_its_root_is_there(store: Store, lake: LakeResource, prefix: str) -> None:
+def test_a_trace_is_in_progress_until_its_root_arrives(store: Store, lake: LakeResource, prefix: str) -> None:
     root, child = spans_of(logged(store, 1, [span_json(1), span_json(1, 2, parent=1)]))
     write_spans(prefix, [child])
     archive(lake, store, prefix)
@@ -196,9 +196,7 @@ OTHER_CLIENT = {
 }
 
 
-def test_spans_of_other_clients_are_read_as_an_mlflow_server_reads_them(
-    store: Store, lake: LakeResource, prefix: str
-) -> None:
+def test_spans_of_other_clients_are_read_as_by_an_mlflow_server(store: Store, lake: LakeResource, prefix: str) -> None:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
     from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
@@ -231,7 +229,7 @@ def test_spans_of_other_clients_are_read_as_an_mlflow_server_reads_them(
 # ---- annotations ----
 
 
-def test_annotations_become_the_trace_that_mlflow_gives(store: Store, lake: LakeResource, prefix: str) -> None:
+def test_annotations_restore_the_trace_that_mlflow_returns(store: Store, lake: LakeResource, prefix: str) -> None:
     trace = logged(
         store,
         1,
@@ -279,7 +277,7 @@ def test_what_a_client_adds_to_an_assessment_is_kept(store: Store, lake: LakeRes
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_latest_of_an_annotation_counts(store: Store, lake: LakeResource, prefix: str, order: int) -> None:
+def test_the_latest_version_of_an_annotation_counts(store: Store, lake: LakeResource, prefix: str, order: int) -> None:
     write_spans(prefix, spans_of(logged(store, 1)))
     first = annotation("TAG", "team", "blue")
     second = {**first, "value": '"red"', "updated_at": first["updated_at"] + timedelta(days=20)}
@@ -291,7 +289,7 @@ def test_the_latest_of_an_annotation_counts(store: Store, lake: LakeResource, pr
 
 
 @pytest.mark.parametrize("later", [timedelta(), timedelta(days=20)])
-def test_a_deleted_annotation_is_gone(store: Store, lake: LakeResource, prefix: str, later: timedelta) -> None:
+def test_a_deleted_annotation_is_left_out(store: Store, lake: LakeResource, prefix: str, later: timedelta) -> None:
     write_spans(prefix, spans_of(logged(store, 1)))
     tag = annotation("TAG", "team", "blue")
     write_annotations(prefix, [tag])
@@ -332,7 +330,7 @@ def test_traces_of_a_catalog_are_named_after_it(place: str | None, kind: str | N
     assert (kind is None and len(location) == 1) or kind in location
 
 
-# ---- what is wrong with tables and rows ----
+# ---- invalid tables and rows ----
 
 
 def test_a_missing_table_is_named(store: Store, lake: LakeResource, prefix: str) -> None:
@@ -370,7 +368,7 @@ def test_a_missing_column_of_annotations_is_named(store: Store, lake: LakeResour
         lambda row: {**row, "status": {"code": "FINE"}},
     ],
 )
-def test_what_is_no_trace_goes_into_quarantine(
+def test_rows_that_are_not_a_trace_are_quarantined(
     store: Store, lake: LakeResource, prefix: str, broken: Callable[[Row], Row]
 ) -> None:
     bad, good = spans_of(logged(store, 1), logged(store, 2))

@@ -1,4 +1,4 @@
-"""A store of its own for each test that changes one."""
+"""A separate store for each test that changes one."""
 
 from monitoring_pipeline_tests.sources.conftest import empty_store, store
 

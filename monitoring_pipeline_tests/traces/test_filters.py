@@ -1,4 +1,4 @@
-"""The oracle is MLflow's own search: a filter must find the same traces in the archive, or be refused by both."""
+"""Filters against MLflow's own search: they must find the same traces in the archive, or be refused by both."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ def searches(tmp_path_factory: pytest.TempPathFactory, spark: SparkSession) -> S
     log_traces(TracingClient(uri), experiment_id)
     traces = {
         trace.info.trace_id: trace
-        for include_spans in (False, True)  # with spans, a trace that has none is left out
+        for include_spans in (False, True)  # with spans, MLflow leaves out a trace without any
         for trace in client.search_traces(locations=[experiment_id], max_results=500, include_spans=include_spans)
     }
     assert len(traces) == len(TRACES)
@@ -448,13 +448,13 @@ def test_the_archive_finds_the_traces_that_mlflow_finds(searches: Searches, filt
     assert searches.of_archive(filter_string) == searches.of_mlflow(filter_string)
 
 
-def test_most_of_these_filters_tell_traces_apart(searches: Searches) -> None:
-    telling = [f for f in VALID if 0 < len(searches.of_archive(f)) < len(TRACES)]
-    assert len(telling) > 0.8 * len(VALID)
+def test_most_of_these_filters_match_only_some_traces(searches: Searches) -> None:
+    selective = [f for f in VALID if 0 < len(searches.of_archive(f)) < len(TRACES)]
+    assert len(selective) > 0.8 * len(VALID)
 
 
 @pytest.mark.parametrize("filter_string", INVALID)
-def test_what_mlflow_refuses_is_refused(searches: Searches, filter_string: str) -> None:
+def test_filters_that_mlflow_refuses_are_refused(searches: Searches, filter_string: str) -> None:
     with pytest.raises(Exception):  # noqa: B017 - MLflow refuses some filters by crashing
         searches.of_mlflow(filter_string)
     with pytest.raises(ValueError) as refusal:
@@ -474,13 +474,13 @@ def test_no_filter_matches_every_trace(searches: Searches, filter_string: str | 
     assert len(searches.of_archive(filter_string)) == len(TRACES)
 
 
-def test_what_does_not_match_is_the_rest(searches: Searches) -> None:
+def test_traces_that_do_not_match_are_the_rest(searches: Searches) -> None:
     for filter_string in VALID:  # so the column is never null, and Sail can negate it over a Delta table
         rest = searches.archive.where(~matches(filter_string)).count()
         assert rest + len(searches.of_archive(filter_string)) == len(TRACES), filter_string
 
 
-def test_it_combines_with_a_window(searches: Searches) -> None:
+def test_a_filter_combines_with_a_window(searches: Searches) -> None:
     in_the_hour = "trace_hour >= '2026-01-01T00:00:00Z' AND date = '2026-01-01'"
     found = searches.archive.where(in_the_hour).where(matches("span.name = 'llm' AND feedback.good IS NULL"))
     assert [row.trace_id for row in found.collect()] == searches.of_mlflow("span.name = 'llm'")

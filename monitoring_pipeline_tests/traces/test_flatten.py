@@ -1,4 +1,4 @@
-"""A trace as a row: each column of a trace made by hand, and the odd shapes that stores hold. The oracle is MLflow."""
+"""A trace as a row: each column of a hand-made trace, and the odd formats in stores, compared with MLflow."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_every_column_of_the_table_is_filled() -> None:
     assert row.keys() | {"experiment_name", "redactions", "date"} == set(AGENT_TRACES.schema.names)
 
 
-def test_metadata_is_all_of_the_trace_metadata() -> None:
+def test_metadata_contains_all_trace_metadata() -> None:
     assert flat(made_trace())["metadata"] == made_trace().info.trace_metadata
 
 
@@ -172,7 +172,7 @@ def test_an_unfinished_child_span_that_failed() -> None:
     assert (span["status"], span["status_message"]) == ("ERROR", "no such flight")
 
 
-def test_span_ids_are_those_that_mlflow_shows() -> None:
+def test_span_ids_are_the_ids_that_mlflow_shows() -> None:
     trace = made_trace()
     shown = [(span.span_id, span.parent_id) for span in trace.data.spans]
     assert [(span["span_id"], span["parent_id"]) for span in flat(trace)["spans"]] == shown
@@ -211,13 +211,13 @@ def test_ids_of_stored_spans_are_read_as_mlflow_reads_them(span: dict[str, Any])
     assert (row["span_id"], row["parent_id"]) == (mlflow_span.span_id, mlflow_span.parent_id)
 
 
-def test_a_root_whose_parent_is_empty_gives_the_request() -> None:
+def test_a_root_with_an_empty_parent_provides_the_request() -> None:
     span = span_json(1, parent_span_id="", attributes={"mlflow.spanInputs": '"hello"'})
     assert flat(as_stored(span))["request"] == '"hello"'
 
 
 @pytest.mark.parametrize("code", ["STATUS_CODE_OK", "STATUS_CODE_ERROR", "STATUS_CODE_UNSET", "OK", "ERROR"])
-def test_status_of_a_span_is_that_of_mlflow(code: str) -> None:
+def test_status_of_a_span_equals_mlflows(code: str) -> None:
     span = span_json(1, status={"code": code, "message": ""})
     assert flat(as_stored(span))["spans"][0]["status"] == Span.from_dict(span).status.status_code.value
 
@@ -236,7 +236,7 @@ def test_a_span_without_a_type_is_unknown() -> None:
     assert flat(as_stored(span))["spans"][0]["span_type"] == "UNKNOWN"
 
 
-def test_attributes_that_are_no_text_become_json() -> None:
+def test_attributes_that_are_not_text_become_json() -> None:
     span = span_json(1, attributes={"n": 5, "list": ["a", 1], "mlflow.spanInputs": {"x": None}})
     row = flat(as_stored(span))["spans"][0]
     assert (row["tags"], row["inputs"]) == ({"n": "5", "list": '["a", 1]'}, '{"x": null}')
@@ -252,7 +252,7 @@ def test_attributes_that_are_no_text_become_json() -> None:
         ("OK", "", {"exception.type": "Retried", "exception.message": "once"}, None),
     ],
 )
-def test_an_error_without_a_message_has_that_of_its_exception(
+def test_an_error_without_a_message_has_the_message_of_its_exception(
     code: str, message: str, attributes: dict[str, str], expected: str | None
 ) -> None:
     events = [{"name": "exception", "time_unix_nano": START_MS * 10**6, "attributes": attributes}]
@@ -260,13 +260,13 @@ def test_an_error_without_a_message_has_that_of_its_exception(
     assert flat(made_trace([span]))["spans"][0]["status_message"] == expected
 
 
-def test_without_a_root_span_the_topmost_stands_in() -> None:
+def test_without_a_root_span_the_topmost_span_is_used() -> None:
     spans = [
         span_json(1, 2, parent=1, attributes={"mlflow.spanInputs": '"inner"', "mlflow.spanOutputs": '"inner"'}),
         span_json(1, 1, parent=77, attributes={"mlflow.spanInputs": '"top"'}),
     ]
     row = flat(made_trace(spans))
-    assert (row["request"], row["response"]) == ('"top"', "another")  # a preview stands in for what it lacks
+    assert (row["request"], row["response"]) == ('"top"', "another")  # a preview replaces what it lacks
 
 
 ASSESSED_AT = START + timedelta(milliseconds=3_600_123)
@@ -327,7 +327,7 @@ def test_a_cost_that_is_not_a_number_is_none(cost: str) -> None:
     assert flat(made_trace(trace_metadata={"mlflow.trace.cost": f'{{"total_cost": {cost}}}'}))["cost_usd"] is None
 
 
-def test_what_a_bare_trace_lacks_is_none() -> None:
+def test_missing_values_of_a_bare_trace_are_none() -> None:
     bare = {"request_preview": None, "response_preview": None, "client_request_id": None, "execution_duration": None}
     row = flat(made_trace([], trace_metadata={}, tags={}, assessments=[], state=TraceState.IN_PROGRESS, **bare))
     assert {column for column, value in row.items() if value is None} == {
@@ -343,7 +343,7 @@ def test_trace_json_is_the_trace() -> None:
     assert Trace.from_json(flat(trace)["trace_json"]).to_dict() == trace.to_dict()
 
 
-def test_the_digest_is_that_of_the_trace_json() -> None:
+def test_the_digest_is_the_digest_of_the_trace_json() -> None:
     row = flat(made_trace())
     assert row["content_digest"] == hashlib.sha256(row["trace_json"].encode()).hexdigest()
 
@@ -358,11 +358,11 @@ def test_the_digest_is_that_of_the_trace_json() -> None:
         {"spans": [span_json(1, end_time_unix_nano=START_MS * 1_000_000 + 5_000_001)]},
     ],
 )
-def test_the_digest_tells_a_changed_trace(change: dict[str, Any]) -> None:
+def test_the_digest_of_a_changed_trace_differs(change: dict[str, Any]) -> None:
     assert flat(made_trace(**change))["content_digest"] != flat(made_trace())["content_digest"]
 
 
-def test_another_process_gives_the_same_digest() -> None:
+def test_another_process_computes_the_same_digest() -> None:
     code = f"from {__name__} import flat, made_trace; print(flat(made_trace())['content_digest'])"
     root = Path(__file__).parents[2]
     printed = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""Redaction: what was planted is nowhere in the lake, what is left is a valid trace, and nothing else is touched."""
+"""Redaction: planted values are nowhere in the lake, the rest is a valid trace, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS = RedactSettings(detectors=ALL, patterns={"api_key": r"sk-[A-Za-z0-9]{2
 EACH = 1000
 
 
-# ---- what is planted, made by rules that are not the detectors' ----
+# ---- planted values, made by other rules than the detectors' ----
 
 
 def luhn_digit(payload: str) -> str:
@@ -52,7 +52,7 @@ def card(rng: random.Random) -> str:
 
 
 def iban(rng: random.Random) -> str:
-    """A number whose check digits are 98 minus the remainder of the number with 00 in their place."""
+    """A number whose check digits are 98 minus the remainder of the number with 00 as check digits."""
     forms = [("DE", "N" * 18), ("GB", "AAAA" + "N" * 14), ("FR", "N" * 23), ("NL", "AAAA" + "N" * 10)]
     country, form = rng.choice(forms)
     account = "".join(rng.choice("0123456789") if c == "N" else rng.choice("ABCDEFGHKLMNPRSTUVWXYZ") for c in form)
@@ -98,7 +98,7 @@ PLANTED = {kind: [MAKERS[kind](random.Random(f"{kind}{n}")) for n in range(EACH)
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_detector_finds_all_of_its_kind_whole(kind: str) -> None:
+def test_a_detector_finds_every_value_of_its_kind_completely(kind: str) -> None:
     def found(text: str) -> list[str]:
         return [text[start:end] for start, end in DETECTORS[kind](text)]
 
@@ -127,18 +127,18 @@ def test_a_detector_finds_all_of_its_kind_whole(kind: str) -> None:
         ("email", "@decorator.name"),
     ],
 )
-def test_a_detector_leaves_what_only_looks_alike(kind: str, text: str) -> None:
+def test_a_detector_ignores_similar_values(kind: str, text: str) -> None:
     assert [text[a:b] for a, b in DETECTORS[kind](text)] == []
 
 
-def test_digits_beside_a_card_do_not_hide_it() -> None:
+def test_digits_next_to_a_card_number_do_not_hide_it() -> None:
     text = "5 4111 1111 1111 1111 12/26"
     assert Redactor(SETTINGS).text(text) == "5 [redacted:card] 12/26"
 
 
 @given(st.text())
 @settings(max_examples=300, deadline=None)
-def test_places_are_within_the_text_and_reading_again_finds_nothing_new(text: str) -> None:
+def test_matches_are_within_the_text_and_a_second_pass_finds_nothing_new(text: str) -> None:
     redactor = Redactor(SETTINGS)
     for find in DETECTORS.values():
         assert all(0 <= start < end <= len(text) for start, end in find(text))
@@ -207,7 +207,7 @@ def test_nothing_planted_is_anywhere_in_the_lake(planted: tuple[LakeResource, St
     assert found == dict.fromkeys(KINDS, 0)
 
 
-def test_the_search_would_find_what_was_planted(planted: tuple[LakeResource, Store], tmp_path: Path) -> None:
+def test_the_search_would_find_planted_values(planted: tuple[LakeResource, Store], tmp_path: Path) -> None:
     lake, store = planted
     open_lake = LakeResource(location=str(tmp_path / "lake"), spark=lake.spark)
     archive_window(ArchiveSettings(), TrackingResource(tracking_uri=store.uri), open_lake, HOUR)
@@ -245,7 +245,7 @@ def test_redacted_traces_are_traces_with_their_ids_times_types_and_counts(
         assert all(count >= 10 for count in row["redactions"].values())
 
 
-def test_the_source_by_database_gives_the_same_rows(planted: tuple[LakeResource, Store], tmp_path: Path) -> None:
+def test_the_database_source_yields_the_same_rows(planted: tuple[LakeResource, Store], tmp_path: Path) -> None:
     lake, store = planted
     other = LakeResource(location=str(tmp_path / "lake"), spark=lake.spark)
     counts = archive_window(
@@ -262,7 +262,7 @@ def row_of(store: Store, lake: LakeResource, redact: RedactSettings) -> dict[str
     return row
 
 
-def test_a_trace_without_anything_to_remove_stays_as_it_was(store: Store, lake: LakeResource) -> None:
+def test_a_trace_without_anything_to_remove_is_unchanged(store: Store, lake: LakeResource) -> None:
     store.log(1)
     row = row_of(store, lake, SETTINGS)
     [trace] = [trace for batch in read_traces(store.client, [store.experiment_id], HOUR) for trace in batch]
@@ -271,7 +271,7 @@ def test_a_trace_without_anything_to_remove_stays_as_it_was(store: Store, lake: 
     assert row["redactions"] is None
 
 
-def test_a_path_removes_what_it_names_and_previews_of_it(store: Store, lake: LakeResource) -> None:
+def test_a_path_removes_its_values_and_their_previews(store: Store, lake: LakeResource) -> None:
     inputs = {"messages": [{"role": "user", "content": "my name is Ann"}], "n": 4}
     span = span_json(1, attributes={"mlflow.spanInputs": json.dumps(inputs)})
     store.log(1, [span], request_preview="my name is Ann")
@@ -300,7 +300,7 @@ def test_a_path_leaves_no_preview_of_a_trace_without_spans(store: Store, lake: L
         ("$.nowhere.at.all", {"a": {"b": "s", "c": [1, 2]}, "d": [{"b": 1}, {"b": 2}]}),
     ],
 )
-def test_what_a_path_leads_to(path: str, left: dict[str, Any]) -> None:
+def test_values_that_a_path_selects(path: str, left: dict[str, Any]) -> None:
     document = {"a": {"b": "s", "c": [1, 2]}, "d": [{"b": 1}, {"b": 2}]}
     redacted = Redactor(RedactSettings(json_paths=[path])).text(json.dumps(document))
     assert json.loads(redacted.replace("[redacted:json_path]", "X")) == left
@@ -315,19 +315,19 @@ def test_two_keys_that_become_one_keep_both_values() -> None:
     assert redacted == {"[redacted:email]": 1, "[redacted:email] 2": 2}
 
 
-def test_a_number_that_is_a_card_becomes_a_text() -> None:
+def test_a_number_that_is_a_card_number_becomes_text() -> None:
     assert json.loads(Redactor(SETTINGS).text('{"card": 4111111111111111, "n": 17}')) == {
         "card": "[redacted:card]",
         "n": 17,
     }
 
 
-def test_json_too_deep_to_follow_is_searched_as_text() -> None:
+def test_json_nested_too_deeply_is_searched_as_text() -> None:
     text = "[" * 600 + '"jane@example.com"' + "]" * 600
     assert Redactor(SETTINGS).text(text) == text.replace("jane@example.com", "[redacted:email]")
 
 
-def test_sessions_named_by_an_address_do_not_become_one(store: Store, lake: LakeResource) -> None:
+def test_sessions_named_by_addresses_stay_distinct(store: Store, lake: LakeResource) -> None:
     for number, who in enumerate(("jane@example.com", "joe@example.com")):
         store.log(number, trace_metadata={"mlflow.trace.session": who, "mlflow.trace.user": who})
     archive_window(ArchiveSettings(redact=SETTINGS), TrackingResource(tracking_uri=store.uri), lake, HOUR)
@@ -343,7 +343,7 @@ def test_the_quarantine_is_redacted(lake: LakeResource) -> None:
     assert (row["reason"], row["raw"]) == ("ValueError: [redacted:email]", "TraceInfo(note='[redacted:email]')")
 
 
-def test_with_paths_the_quarantine_keeps_no_raw_text(lake: LakeResource) -> None:
+def test_with_paths_the_quarantine_stores_no_raw_text(lake: LakeResource) -> None:
     redactor = Redactor(RedactSettings(json_paths=["$.a"]))
     archive(lake, HOUR, [[UnreadableTrace("tr-1", START, "broken", "{'a': 'Ann'")]], {}, redactor=redactor)
     [row] = lake.read(QUARANTINED_TRACES).toArrow().to_pylist()
@@ -371,14 +371,14 @@ def test_a_setting_that_cannot_be_used_names_the_fix(given_settings: dict[str, A
 # ---- the recorded conversations ----
 
 
-def test_what_is_found_in_the_recorded_conversations_is_what_the_documentation_says(
+def test_the_findings_in_the_recorded_conversations_match_the_documentation(
     recorded_store: str, lake: LakeResource
 ) -> None:
     redact = RedactSettings(detectors=ALL)
     tracking = TrackingResource(tracking_uri=recorded_store, experiments=["airline"])
     counts = archive_window(ArchiveSettings(source="mlflow-sql", redact=redact), tracking, lake, RECORDED_WINDOW)
     assert counts.read == 681
-    assert set(counts.redactions) == {"email"}  # the customers' addresses, all of them true
+    assert set(counts.redactions) == {"email"}  # the customers' addresses, all true positives
     stored = [Trace.from_json(text) for text in lake.read(AGENT_TRACES).toArrow()["trace_json"].to_pylist()]
     assert len(stored) == 681
     assert not any("@example.com" in json.dumps(trace.to_dict(), default=str) for trace in stored)

@@ -1,4 +1,4 @@
-"""The archive is searched as MLflow searches its store: the same traces, in the same order, or refused by both."""
+"""Searches of the archive against MLflow's: the same traces in the same order, or refused by both."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Searches:
     settings: Settings
 
     def of_mlflow(self, filter_string: str | None, **options: Any) -> list[str]:
-        # with spans, MLflow leaves out a trace that has none
+        # with spans, MLflow leaves out a trace without any
         options = {"max_results": 1000, "include_spans": False, **options}
         found = self.client.search_traces(locations=[self.experiment_id], filter_string=filter_string, **options)
         return [trace.info.trace_id for trace in found]
@@ -125,7 +125,7 @@ def test_odd_traces_are_found_in_the_order_of_mlflow(
 
 
 @pytest.mark.parametrize("filter_string", INVALID)
-def test_a_filter_that_mlflow_refuses_is_one_line(odd: Searches, filter_string: str) -> None:
+def test_a_filter_that_mlflow_refuses_is_refused_in_one_line(odd: Searches, filter_string: str) -> None:
     with pytest.raises(Exception):  # noqa: B017 - MLflow refuses some filters by crashing
         odd.of_mlflow(filter_string)
     with pytest.raises(MonitoringError, match=r"^trace filter .*$"):
@@ -140,7 +140,7 @@ def test_recorded_traces_are_found_in_the_order_of_mlflow(recorded: Searches, fi
 
 
 @pytest.mark.parametrize("order_by", ORDERS)
-def test_every_order_is_that_of_mlflow(odd: Searches, recorded: Searches, order_by: list[str] | None) -> None:
+def test_every_order_equals_mlflows(odd: Searches, recorded: Searches, order_by: list[str] | None) -> None:
     for store in (odd, recorded):
         for max_results in (0, 5, 1000):
             options = {"order_by": order_by, "max_results": max_results}
@@ -148,19 +148,19 @@ def test_every_order_is_that_of_mlflow(odd: Searches, recorded: Searches, order_
 
 
 @pytest.mark.parametrize("order_by", REFUSED_ORDERS)
-def test_an_order_that_mlflow_refuses_is_one_line(odd: Searches, order_by: list[str]) -> None:
+def test_an_order_that_mlflow_refuses_is_refused_in_one_line(odd: Searches, order_by: list[str]) -> None:
     with pytest.raises(Exception):  # noqa: B017 - MLflow refuses some orders by crashing
         odd.of_mlflow(None, order_by=order_by)
     with pytest.raises(MonitoringError, match=r"^order_by .*: .*$"):
         odd.of_archive(None, order_by=order_by)
 
 
-def test_a_negative_number_of_results_is_one_line(odd: Searches) -> None:
+def test_a_negative_number_of_results_is_refused_in_one_line(odd: Searches) -> None:
     with pytest.raises(MonitoringError, match=r"^max_results = -1: must be at least 0$"):
         odd.of_archive(None, max_results=-1)
 
 
-def test_times_leave_their_hours(recorded: Searches) -> None:
+def test_times_limit_the_search_to_their_hours(recorded: Searches) -> None:
     noon = datetime.fromtimestamp(NOON_MS / 1000, UTC)
     of_the_hour = recorded.of_mlflow(f"timestamp_ms >= {NOON_MS} AND timestamp_ms < {NOON_MS + 3_600_000}")
     assert len(of_the_hour) > 0
@@ -180,7 +180,7 @@ def test_only_the_days_of_the_search_are_read(archived_lake: LakeResource) -> No
     midnight_ms = NOON_MS + 12 * 3_600_000
     second_day = Window(RECORDED_WINDOW.start.replace(day=2), RECORDED_WINDOW.end)
     shutil.rmtree(f"{archived_lake.path(AGENT_TRACES)}/date=2026-01-01")
-    with pytest.raises(Exception, match=r"date=2026-01-01"):  # a read of these files would be noticed
+    with pytest.raises(Exception, match=r"date=2026-01-01"):  # reading these files would fail
         found()
     latest = found(second_day)
     assert latest == every[: len(latest)]

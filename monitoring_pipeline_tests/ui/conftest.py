@@ -99,7 +99,7 @@ def chromium() -> str:
 
 
 def monitor_yesterday(folder: Path, scorers: str, *options: str) -> MonitoredDay:
-    """Make sample traffic for yesterday and monitor it with `run`; Dagster plots only the latest partitions.
+    """Create sample traffic for yesterday and monitor it with `run`; Dagster plots only the latest partitions.
 
     A scorer may fail on every trace.
     """
@@ -142,7 +142,7 @@ def serving(monitored: MonitoredDay, *command: str | Path) -> Iterator[str]:
             yield address
         finally:
             os.killpg(server.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):  # on a busy machine it waits for its own processes for minutes
+            with suppress(subprocess.TimeoutExpired):  # on a busy machine it waits minutes for its own processes
                 server.wait(timeout=20)
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Tasks in Dagster's web interface: backfill a scorer, enable the sensor, see what fails."""
+"""Tasks in Dagster's web interface: backfill a scorer, enable the sensor, find failures."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_backfill_launched_from_the_dialog_scores_24_hours(
     assert set(results["trace_id"].to_pylist()) | {trace_id(LATE)} == with_tools | {trace_id(LATE)}
 
 
-def test_the_sensor_switched_on_has_the_late_hour_archived(
+def test_the_enabled_sensor_requests_the_late_hour(
     page: Page, cockpit: str, monitored: MonitoredDay, save_screenshot: Callable[[str], None]
 ) -> None:
     page.goto(f"{cockpit}/{SENSOR}")
@@ -90,7 +90,9 @@ def test_the_sensor_switched_on_has_the_late_hour_archived(
     pytest.fail("the late trace was not archived")
 
 
-def test_a_failing_check_is_red_and_says_why(page: Page, cockpit: str, save_screenshot: Callable[[str], None]) -> None:
+def test_a_failing_check_is_red_with_its_reason(
+    page: Page, cockpit: str, save_screenshot: Callable[[str], None]
+) -> None:
     page.goto(f"{cockpit}/assets/assessments/broken?view=checks")
     page.get_by_text("scorer_works", exact=True).first.click()
 

@@ -81,7 +81,7 @@ def test_figure_is_plotted_by_hour(
     assert np.corrcoef(heights, values)[0, 1] > 0.95
 
 
-def test_partition_shows_the_figures_that_the_lake_has(
+def test_partition_shows_the_figures_of_the_lake(
     page: Page, dagster_ui: str, monitored: MonitoredDay, save_screenshot: Callable[[str], None]
 ) -> None:
     row = _hours(monitored).slice(14, 1).to_pylist()[0]
@@ -105,7 +105,7 @@ def test_daily_report_previews_the_day_with_its_charts(
     preview = page.get_by_role("dialog")
     charts = preview.locator("img[src^='data:image/png']")
     expect(charts).to_have_count(CHARTS)
-    # decode() waits for the image and fails where it is broken
+    # decode() waits for the image and fails if it is broken
     widths = charts.evaluate_all("charts => Promise.all(charts.map(c => c.decode().then(() => c.naturalWidth)))")
     assert min(widths) > 0
     headline = preview.get_by_role("table").first
@@ -124,7 +124,7 @@ def test_ledger_check_is_shown_as_passed(page: Page, dagster_ui: str, save_scree
     save_screenshot("ledger-check")
 
 
-def test_written_report_opens_from_disk_and_asks_for_nothing_else(
+def test_written_report_opens_from_disk_and_requests_nothing_else(
     page: Page, monitored: MonitoredDay, save_screenshot: Callable[[str], None]
 ) -> None:
     requests: list[str] = []
@@ -145,5 +145,5 @@ def _table(monitored: MonitoredDay, name: str) -> pa.Table:
 
 
 def _hours(monitored: MonitoredDay) -> pa.Table:
-    """hourly_performance over all trace names: one row an hour, since there is one experiment."""
+    """hourly_performance over all trace names: one row per hour, because there is one experiment."""
     return _table(monitored, "hourly_performance").filter(pc.field("trace_name").is_null()).sort_by("hour")

@@ -1,4 +1,4 @@
-"""A project whose whole chain has run, with the text of one user in every place that text gets to."""
+"""A project whose whole chain has run, with one user's text in every place where text is stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ECHO = scorer("echo", "monitoring_pipeline_tests.upkeep.marks:echo")
 
 @pytest.fixture(scope="session")
 def run_folder(make_once: MakeOnce) -> Path:
-    """Store, lake and reports after a run: traces 0 to 5, of which 1, 3 and 5 are Ann's and hold the mark."""
+    """Store, lake and reports after a run: traces 0 to 5, of which 1, 3 and 5 are Ann's and contain the mark."""
     return make_once("run", make_run)
 
 
@@ -49,7 +49,7 @@ def make_run(folder: Path) -> None:
     instance = dg.DagsterInstance.ephemeral()
     definitions = build_definitions(project.settings)
     assert run_chain(definitions, project.settings, WINDOW, None, instance, lambda event: None).failed_steps == {}
-    # The archive of it once more, after a change, so that older files have the text as well.
+    # Archive it again after a change, so that older files contain the text too.
     store.client.set_trace_tag("tr-00000000000000000000000000000001", "later", MARK)
     resources = build_resources(project.settings)
     archive_window(project.settings.archive, resources["tracking"], resources["lake"], WINDOW)
@@ -68,6 +68,6 @@ def project_in(folder: Path) -> MadeProject:
 
 @pytest.fixture
 def run(run_folder: Path, tmp_path: Path) -> MadeProject:
-    """A copy of it of the test's own."""
+    """The test's own copy of the project."""
     shutil.copytree(run_folder, tmp_path / "run")
     return project_in(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The text that is to disappear, and a scorer that repeats it."""
+"""The text that must disappear, and a scorer that repeats it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from monitoring_pipeline_tests.upkeep.test_deletion import ANNS, delete, holding
 
 @pytest.fixture
 def project(run: MadeProject) -> MadeProject:
-    """The project with two datasets, each made for two days, of which the second has no traces."""
+    """The project with two datasets, each built for two days, the second without traces."""
     location = str(run.folder / "datasets")
     both = DatasetSettings(name="both", kind="traces", formats=["jsonl", "parquet"], location=location)
     bobs = DatasetSettings(
@@ -49,7 +49,7 @@ def test_no_byte_of_the_user_is_left_in_datasets(project: MadeProject) -> None:
     assert (folder / "bobs" / "2026-01-01" / "manifest.json").read_bytes() == untouched
 
 
-def test_a_dataset_that_cannot_be_read_stops_the_deletion_until_it_is_mended(project: MadeProject) -> None:
+def test_an_unreadable_dataset_stops_the_deletion_until_it_is_repaired(project: MadeProject) -> None:
     file = project.folder / "datasets" / "both" / "2026-01-01" / "records.jsonl"
     text = file.read_text(encoding="utf-8")
     file.write_text("", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Deletion on request: no byte of the user's is left, all figures add up over the rest, and nothing comes back."""
+"""Deletion on request: no byte of the user is left, all figures add up over the rest, and nothing comes back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ANNS = {trace_id(number) for number in (1, 3, 5)}
 
 
 def holding(folder: Path, *words: str) -> list[str]:
-    """The files under the folder with any of the words: in their bytes or, of parquet, in any value."""
+    """The files under the folder that contain any of the words, in their bytes or in parquet values."""
     found = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         text = file.read_bytes().decode("utf-8", "replace")
@@ -72,7 +72,7 @@ def delete(project: MadeProject, *trace_ids: str, user: str | None = None) -> de
 
 @dataclass(frozen=True)
 class WithoutAnn:
-    """The project after Ann's traces are deleted, to read only, and what the deletion reports."""
+    """The project after Ann's traces are deleted, to read only, and the result of the deletion."""
 
     project: MadeProject
     done: deletion.Deletion
@@ -106,7 +106,7 @@ def test_no_byte_of_the_user_is_left_in_lake_or_reports(run_folder: Path, withou
     assert [report.name for report in done.reports] == ["2026-01-01"]
 
 
-def test_the_weeks_report_and_the_copies_in_mlflow_are_made_anew(run: MadeProject, tmp_path: Path) -> None:
+def test_the_weeks_report_and_the_copies_in_mlflow_are_rewritten(run: MadeProject, tmp_path: Path) -> None:
     client = MlflowClient(run.settings.mlflow.tracking_uri)
     client.create_experiment("reports", artifact_location=str(tmp_path / "artifacts"))
     reports = run.settings.reports.model_copy(update={"log_to_experiment": "reports"})
@@ -124,7 +124,7 @@ def test_the_weeks_report_and_the_copies_in_mlflow_are_made_anew(run: MadeProjec
     assert holding(tmp_path / "artifacts", MARK, *ANNS) == []
 
 
-def test_every_figure_is_that_of_the_traces_that_are_left(without_ann: WithoutAnn) -> None:
+def test_every_figure_is_computed_from_the_remaining_traces(without_ann: WithoutAnn) -> None:
     run = without_ann.project
     assert {row["trace_id"] for row in run.rows(AGENT_TRACES)} == {trace_id(number) for number in (0, 2, 4)}
     assert ledger_problems(run.lake, load_scorers(run.settings.scorers), WINDOW) == []
@@ -133,12 +133,12 @@ def test_every_figure_is_that_of_the_traces_that_are_left(without_ann: WithoutAn
     assert {row["scored"] for row in run.rows(HOURLY_QUALITY)} == {3}
 
 
-def test_an_hour_without_a_trace_left_has_no_figures(run: MadeProject) -> None:
+def test_an_hour_without_remaining_traces_has_no_figures(run: MadeProject) -> None:
     delete(run, *(trace_id(number) for number in range(6)))
     assert run.rows(SCORER_COVERAGE) == run.rows(HOURLY_PERFORMANCE) == run.rows(HOURLY_QUALITY) == []
 
 
-def test_archiving_does_not_bring_it_back(run: MadeProject) -> None:
+def test_archiving_does_not_bring_deleted_traces_back(run: MadeProject) -> None:
     delete(run, trace_id(1))
     resources = build_resources(run.settings)
     counts = archive_window(run.settings.archive, resources["tracking"], run.lake, HOUR)
@@ -147,7 +147,7 @@ def test_archiving_does_not_bring_it_back(run: MadeProject) -> None:
     assert trace_id(1) not in {row["trace_id"] for row in run.rows(AGENT_TRACES)}
 
 
-def test_what_is_kept_of_a_request_tells_nothing_of_the_user(without_ann: WithoutAnn) -> None:
+def test_the_record_of_a_request_contains_nothing_about_the_user(without_ann: WithoutAnn) -> None:
     rows = without_ann.project.rows(DELETED_TRACES)
     assert {row["trace_digest"] for row in rows} == set(map(trace_digest, ANNS))
     assert {row["request_reference"] for row in rows} == {"ticket 7"}
@@ -179,7 +179,7 @@ PARTS = ("scored", "failed", "declined", "other", "unsampled", "pending", "over_
     st.data(),
 )
 @settings(max_examples=200, deadline=None)
-def test_a_settled_line_adds_up_over_what_is_left(parts: dict[str, int], data: st.DataObject) -> None:
+def test_a_settled_line_adds_up_over_the_remaining_traces(parts: dict[str, int], data: st.DataObject) -> None:
     with_result = ("scored", "failed", "declined")
     left = {name: data.draw(st.integers(0, parts[name])) for name in parts}
     line = {
@@ -213,7 +213,7 @@ def test_an_interrupted_deletion_is_completed_by_the_next(run: MadeProject, monk
     assert holding(run.folder / "lake", MARK, ANN) == []
 
 
-def test_unreadable_traces_of_the_user_go_too(run: MadeProject) -> None:
+def test_unreadable_traces_of_the_user_are_deleted_too(run: MadeProject) -> None:
     mine = UnreadableTrace("tr-mine", START, "broken", f"TraceInfo(user={ANN!r})")
     other = UnreadableTrace("tr-other", START, "broken", f"TraceInfo(user='{ANN}2')")
     archive(run.lake, HOUR, [[mine, other]], {})
@@ -221,7 +221,7 @@ def test_unreadable_traces_of_the_user_go_too(run: MadeProject) -> None:
     assert [row["trace_id"] for row in run.rows(QUARANTINED_TRACES)] == ["tr-other"]
 
 
-def test_results_on_a_session_go_with_any_trace_of_it(run: MadeProject) -> None:
+def test_results_on_a_session_are_deleted_with_any_of_its_traces(run: MadeProject) -> None:
     [row, *_] = [row for row in run.rows(ASSESSMENTS) if row["trace_id"] == trace_id(1)]
     session = {**row, "assessment_id": "a-session", "scorer": "session", "session_id": "s1", "rationale": MARK + "s"}
     run.lake.upsert(ASSESSMENTS, from_dicts(ASSESSMENTS, [session]))
@@ -232,7 +232,7 @@ def test_results_on_a_session_go_with_any_trace_of_it(run: MadeProject) -> None:
 
 
 @pytest.mark.parametrize(
-    ("traces", "user", "said"),
+    ("traces", "user", "message"),
     [
         (["tr-nowhere"], None, "no trace tr-nowhere in the lake"),
         ([], "nobody", "user 'nobody': the lake has no trace"),
@@ -240,16 +240,16 @@ def test_results_on_a_session_go_with_any_trace_of_it(run: MadeProject) -> None:
         (["x' OR '1'='1"], None, "no trace x' OR '1'='1"),
     ],
 )
-def test_what_is_not_there_is_told_and_nothing_is_deleted(
-    run: MadeProject, traces: list[str], user: str | None, said: str
+def test_unknown_ids_are_reported_and_nothing_is_deleted(
+    run: MadeProject, traces: list[str], user: str | None, message: str
 ) -> None:
     before = run.versions()
-    with pytest.raises(MonitoringError, match=said.replace("(", r"\(")):
+    with pytest.raises(MonitoringError, match=message.replace("(", r"\(")):
         delete(run, *traces, user=user)
     assert run.versions() == before
 
 
-def test_it_does_not_begin_while_another_run_is_in_progress(run: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_not_start_while_another_run_is_in_progress(run: MadeProject, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import timedelta
 
     from dagster._core.test_utils import create_run_for_test
@@ -283,7 +283,7 @@ def test_it_does_not_wait_for_runs_of_other_projects(run: MadeProject, monkeypat
         deletion.delete(run.lake, recount, instance, None, [trace_id(2)], [])
 
 
-def test_the_job_deletes_and_tells_how_much(run: MadeProject) -> None:
+def test_the_job_deletes_and_reports_counts(run: MadeProject) -> None:
     job = build_definitions(run.settings).resolve_job_def("delete_traces_job")
     result = job.execute_in_process(
         run_config={
@@ -298,15 +298,15 @@ def test_the_job_deletes_and_tells_how_much(run: MadeProject) -> None:
 
 
 @pytest.mark.usefixtures("dagster_home")
-def test_the_command_first_tells_and_then_deletes(
+def test_the_command_previews_and_deletes(
     run: MadeProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = calling(monkeypatch, capsys, "delete")
     config = ("--config", str(run.configure()))
     before = run.versions()
-    told = call("--user-id", ANN, "--dry-run", *config)
-    assert (told.code, run.versions()) == (0, before)
-    assert ["agent_traces", "3"] in told.table()
+    preview = call("--user-id", ANN, "--dry-run", *config)
+    assert (preview.code, run.versions()) == (0, before)
+    assert ["agent_traces", "3"] in preview.table()
 
     done = call("--user-id", ANN, "--reference", "ticket 7", *config)
     assert done.code == 0, done.error
@@ -317,7 +317,7 @@ def test_the_command_first_tells_and_then_deletes(
     assert (again.code, "no trace of that user" in again.error) == (1, True)
 
 
-def test_the_command_asks_for_something_to_delete(
+def test_the_command_requires_something_to_delete(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert calling(monkeypatch, capsys, "delete")().code == 2

@@ -1,4 +1,4 @@
-"""Upkeep: what is older than it is kept goes and does not come back, and nothing that a run reads."""
+"""Upkeep: expired rows are removed and do not come back, unless a run still reads them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from monitoring_pipeline.upkeep.retention import expire
 from monitoring_pipeline_tests.cli.calling import calling
 from monitoring_pipeline_tests.made_project import FIRST, MadeProject
 
-NOON = datetime(2026, 1, 4, 12, tzinfo=UTC)  # the project's traces are of the 1st
+NOON = datetime(2026, 1, 4, 12, tzinfo=UTC)  # the project's traces are from the 1st
 
 
 def test_whole_days_before_today_are_kept() -> None:
@@ -37,7 +37,7 @@ def test_whole_days_before_today_are_kept() -> None:
     assert oldest_kept(None, NOON) is None
 
 
-def test_the_archive_goes_and_results_stay(run: MadeProject) -> None:
+def test_the_archive_expires_and_results_stay(run: MadeProject) -> None:
     kept = {table.name: run.rows(table) for table in (ASSESSMENTS, SCORER_COVERAGE, HOURLY_PERFORMANCE)}
     removed = expire(run.lake, UpkeepSettings(keep_archive_days=2), NOON)
 
@@ -46,19 +46,19 @@ def test_the_archive_goes_and_results_stay(run: MadeProject) -> None:
     assert {name: run.rows(table) for name, table in ((t.name, t) for t in TABLES) if name in kept} == kept
 
 
-def test_the_last_day_that_is_kept_stays(run: MadeProject) -> None:
+def test_the_oldest_kept_day_stays(run: MadeProject) -> None:
     before = run.versions()
     assert expire(run.lake, UpkeepSettings(keep_archive_days=3, keep_results_days=3), NOON) == {}
     assert run.versions() == before
 
 
-def test_results_go_in_their_time_and_requests_of_deletion_never(run: MadeProject) -> None:
+def test_results_expire_after_their_time_and_deletion_requests_never(run: MadeProject) -> None:
     expire(run.lake, UpkeepSettings(keep_archive_days=1, keep_results_days=2), NOON)
     assert run.rows(ASSESSMENTS) == run.rows(SCORER_COVERAGE) == run.rows(HOURLY_PERFORMANCE) == []
     assert DELETED_TRACES.kept_with is None
 
 
-def test_results_may_not_go_before_the_traces_that_they_are_of() -> None:
+def test_results_may_not_expire_before_their_traces() -> None:
     with pytest.raises(ValidationError, match="scorers would run again"):
         UpkeepSettings(keep_archive_days=30, keep_results_days=7)
     with pytest.raises(ValidationError, match="forever"):
@@ -70,7 +70,7 @@ def keeping(project: MadeProject, days: int) -> Settings:
 
 
 @pytest.mark.parametrize("asset", ["archived_traces", "hourly_performance"])
-def test_an_hour_that_is_kept_no_longer_is_neither_archived_nor_made_anew(run: MadeProject, asset: str) -> None:
+def test_an_expired_hour_is_neither_archived_nor_computed_again(run: MadeProject, asset: str) -> None:
     before = run.versions()
     result = (
         build_definitions(keeping(run, 1))
@@ -88,7 +88,7 @@ def test_an_hour_that_is_kept_no_longer_is_neither_archived_nor_made_anew(run: M
     assert run.versions() == before
 
 
-def test_a_command_for_such_hours_names_the_setting(run: MadeProject) -> None:
+def test_a_command_for_expired_hours_names_the_setting(run: MadeProject) -> None:
     with pytest.raises(ValueError, match="keep_archive_days = 1 keeps; choose a later start"):
         whole_hours(keeping(run, 1), datetime(2026, 1, 1, 5, tzinfo=UTC), None)
 
@@ -97,7 +97,7 @@ def upkept(project: MadeProject, instance: dg.DagsterInstance) -> Upkept:
     return keep_up(project.lake, UpkeepSettings(keep_archive_days=1), NO_PREFIX, instance, None)
 
 
-def test_nothing_goes_that_a_run_in_progress_may_read(run: MadeProject) -> None:
+def test_rows_that_a_run_in_progress_may_read_are_kept(run: MadeProject) -> None:
     instance = dg.DagsterInstance.ephemeral()
     reader = create_run_for_test(
         instance, job_name=MONITORING, status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: FIRST}
@@ -110,7 +110,7 @@ def test_nothing_goes_that_a_run_in_progress_may_read(run: MadeProject) -> None:
     assert upkept(run, instance).expired["agent_traces"] == 6
 
 
-def test_a_run_of_recent_hours_stands_in_no_ones_way(run: MadeProject) -> None:
+def test_a_run_of_recent_hours_does_not_delay_upkeep(run: MadeProject) -> None:
     instance = dg.DagsterInstance.ephemeral()
     recent = f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%d-%H:00}"
     create_run_for_test(
@@ -119,7 +119,7 @@ def test_a_run_of_recent_hours_stands_in_no_ones_way(run: MadeProject) -> None:
     assert upkept(run, instance).expired["agent_traces"] == 6
 
 
-def test_the_job_keeps_up_every_table(run: MadeProject) -> None:
+def test_the_job_maintains_every_table(run: MadeProject) -> None:
     job = build_definitions(run.settings).resolve_job_def("upkeep_job")
     result = job.execute_in_process(run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}})
     [output] = [event.step_output_data for event in result.all_events if event.is_successful_output]

@@ -1,4 +1,4 @@
-"""The asset of a scorer: who may run it, at which rate, and what its run says when the budget ends."""
+"""The asset of a scorer: automatic and manual runs, sample rates, and budgets."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(
         (ASSETS, {"dagster/from_automation_condition": "true"}),
     ],
 )
-def test_a_stopped_scorer_does_not_run_by_itself(
+def test_a_stopped_scorer_does_not_run_automatically(
     latency: MadeProject, instance: dg.DagsterInstance, job: str, tags: dict[str, str]
 ) -> None:
     handle = lifecycle.handle(LATENCY.name, latency.settings).stop()
@@ -74,7 +74,7 @@ def test_a_stopped_scorer_does_not_run_by_itself(
 
 
 @pytest.mark.parametrize("tags", [{}, {"dagster/backfill": "abc"}])
-def test_a_stopped_scorer_runs_when_a_person_asks_for_it(
+def test_a_stopped_scorer_runs_on_request(
     latency: MadeProject, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
     lifecycle.handle(LATENCY.name, latency.settings).stop()
@@ -83,7 +83,7 @@ def test_a_stopped_scorer_runs_when_a_person_asks_for_it(
 
 
 @pytest.mark.parametrize("state", ["stopped", "registered"])
-def test_a_scorer_that_is_configured_so_does_not_run_by_itself(
+def test_a_scorer_configured_as_stopped_does_not_run_automatically(
     made: MadeProject, instance: dg.DagsterInstance, state: str
 ) -> None:
     project = made.having(LATENCY.model_copy(update={"state": state}))
@@ -93,7 +93,7 @@ def test_a_scorer_that_is_configured_so_does_not_run_by_itself(
     assert project.scored(LATENCY.name) == IDS
 
 
-def test_rate_and_filter_are_those_of_the_scorers_state(latency: MadeProject, instance: dg.DagsterInstance) -> None:
+def test_rate_and_filter_come_from_the_scorers_state(latency: MadeProject, instance: dg.DagsterInstance) -> None:
     handle = lifecycle.handle(LATENCY.name, latency.settings).update(sample_rate=0.3, filter="tags.env = 'prod'")
     assert run(latency, instance, MONITORING).success
     few = latency.scored(LATENCY.name)
@@ -111,20 +111,20 @@ def test_rate_and_filter_are_those_of_the_scorers_state(latency: MadeProject, in
     assert {row["sample_rate"] for row in latency.rows() if row["trace_id"] in few} == {0.3}
 
 
-def test_a_run_may_have_a_rate_of_its_own(latency: MadeProject, instance: dg.DagsterInstance) -> None:
+def test_a_run_may_have_its_own_rate(latency: MadeProject, instance: dg.DagsterInstance) -> None:
     lifecycle.handle(LATENCY.name, latency.settings).update(sample_rate=0.0)
     assert run(latency, instance, config={"sample_rate": 1.0}).success
     assert latency.scored(LATENCY.name) == IDS
 
 
 @pytest.mark.parametrize("rate", [-0.5, 1.5])
-def test_a_rate_that_is_none_fails_the_run(latency: MadeProject, instance: dg.DagsterInstance, rate: float) -> None:
+def test_an_invalid_rate_fails_the_run(latency: MadeProject, instance: dg.DagsterInstance, rate: float) -> None:
     with pytest.raises(Exception, match=r"sample_rate\n +Input should be (greater|less) than or equal to"):
         run(latency, instance, config={"sample_rate": rate})
     assert latency.rows() == []
 
 
-def test_what_may_be_asked_of_a_run_is_described(latency: MadeProject) -> None:
+def test_options_of_a_run_are_described(latency: MadeProject) -> None:
     job = build_definitions(latency.settings).resolve_job_def(ASSETS)
     fields = config_fields(job, "assessments__stage_latency")
     assert set(fields) == {"retry_failed", "newest_first", "sample_rate"}
@@ -132,7 +132,7 @@ def test_what_may_be_asked_of_a_run_is_described(latency: MadeProject) -> None:
     assert not any(field.is_required for field in fields.values())
 
 
-def test_a_budget_that_is_used_up_ends_the_run_well_with_a_warning(
+def test_an_exhausted_budget_ends_the_run_successfully_with_a_warning(
     made: MadeProject, instance: dg.DagsterInstance
 ) -> None:
     project = made.having(LATENCY.model_copy(update={"max_traces_per_hour": 15}))
@@ -149,13 +149,13 @@ def test_a_budget_that_is_used_up_ends_the_run_well_with_a_warning(
     assert sum(row["pending"] for row in ledger) == 0
 
 
-def test_a_budget_that_is_enough_passes(made: MadeProject, instance: dg.DagsterInstance) -> None:
+def test_a_sufficient_budget_passes(made: MadeProject, instance: dg.DagsterInstance) -> None:
     project = made.having(LATENCY.model_copy(update={"max_traces_per_hour": 40}))
     checks = {check.check_name: check for check in run(project, instance).get_asset_check_evaluations()}
     assert checks["within_budget"].passed
     assert len(project.scored(LATENCY.name)) == 40
 
 
-def test_without_a_budget_there_is_no_check_of_it(latency: MadeProject, instance: dg.DagsterInstance) -> None:
+def test_without_a_budget_there_is_no_budget_check(latency: MadeProject, instance: dg.DagsterInstance) -> None:
     checks = {check.check_name for check in run(latency, instance).get_asset_check_evaluations()}
     assert checks == {"scorer_works", "schema_as_declared", "values_in_range"}

@@ -1,4 +1,4 @@
-"""The assets of datasets: what a day's run leaves in files, in MLflow and on its partition, and when they are due."""
+"""The assets of datasets: files, MLflow datasets and metadata of a day's run, and when days are due."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(
     return found
 
 
-def test_a_day_is_in_files_and_in_mlflow_and_once_there(made: MadeProject, instance: dg.DagsterInstance) -> None:
+def test_a_day_is_written_to_files_and_once_to_mlflow(made: MadeProject, instance: dg.DagsterInstance) -> None:
     prod = dataset(made, "prod", "traces", filter="tags.env = 'prod'", mlflow=True, formats=["jsonl", "parquet"])
     settings = having(made, prod)
     figures = run(settings, instance)["prod", DAY]
@@ -90,7 +90,7 @@ def test_each_day_of_a_range_has_its_own(made: MadeProject, instance: dg.Dagster
     assert read_dataset(made.folder / "datasets" / "day" / "2026-01-03") == []
 
 
-def test_failures_of_a_scorer_come_after_its_results(made: MadeProject, instance: dg.DagsterInstance) -> None:
+def test_a_dataset_of_failures_runs_after_its_scorer(made: MadeProject, instance: dg.DagsterInstance) -> None:
     strict = QUALITY.model_copy(update={"params": {"min_characters": 1, "error_keyword": "7"}, "pass_if": ">= 1"})
     project = made.having(strict)
     settings = having(project, dataset(made, "failures", "failures", scorer=QUALITY.name))
@@ -104,7 +104,7 @@ def test_failures_of_a_scorer_come_after_its_results(made: MadeProject, instance
     assert {record["metadata"]["scorer_digest"] for record in records} == {scorer.digest}
 
 
-def test_a_dataset_is_made_of_the_hours_of_all_its_days(made: MadeProject) -> None:
+def test_a_dataset_depends_on_the_hours_of_all_its_days(made: MadeProject) -> None:
     graph = build_definitions(having(made, dataset(made, "three", "traces", days=3))).resolve_asset_graph()
     parent, child = graph.get(dg.AssetKey("archived_traces")), graph.get(dataset_key("three"))
     mapping = graph.get_partition_mapping(child.key, parent.key)
@@ -119,7 +119,7 @@ def test_a_dataset_is_made_of_the_hours_of_all_its_days(made: MadeProject) -> No
         return sorted(found.partitions_subset.get_partition_keys())
 
     assert (len(hours_of("2026-01-05")), hours_of("2026-01-05")[0]) == (72, "2026-01-03-00:00")
-    assert len(hours_of("2026-01-01")) == 24  # there are none before
+    assert len(hours_of("2026-01-01")) == 24  # there are no earlier hours
 
 
 def test_the_version_changes_with_the_choice_and_with_the_scorer(made: MadeProject) -> None:
@@ -147,12 +147,12 @@ def test_the_chain_leaves_datasets_out(made: MadeProject) -> None:
     assert not build_definitions(made.settings).resolve_asset_graph().has(dataset_key("day"))
 
 
-def test_a_filter_that_mlflow_does_not_accept_is_told_before_anything_runs(made: MadeProject) -> None:
+def test_an_invalid_filter_is_reported_before_anything_runs(made: MadeProject) -> None:
     with pytest.raises(SettingsError, match=r"^dataset 'day': trace filter 'nonsense'"):
         build_definitions(having(made, dataset(made, "day", "traces", filter="nonsense")))
 
 
-def test_the_schedule_asks_for_what_was_not_made_since_the_day_was_over(made: MadeProject, dagster_home: Path) -> None:
+def test_the_schedule_requests_datasets_not_built_since_the_day_ended(made: MadeProject, dagster_home: Path) -> None:
     one, other = dataset(made, "one", "traces"), dataset(made, "other", "diverse")
     archive = ArchiveSettings(start=datetime(2020, 1, 1, tzinfo=UTC))
     settings = having(made, one, other).model_copy(update={"archive": archive})
@@ -162,7 +162,7 @@ def test_the_schedule_asks_for_what_was_not_made_since_the_day_was_over(made: Ma
     at = datetime(2020, 1, 3, 1, 30, tzinfo=UTC)
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
 
-        def asked() -> list[tuple[str | None, list[str], str | None]]:
+        def requested() -> list[tuple[str | None, list[str], str | None]]:
             with dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository) as context:
                 requests = schedule.evaluate_tick(context).run_requests or []
             return [
@@ -176,11 +176,11 @@ def test_the_schedule_asks_for_what_was_not_made_since_the_day_was_over(made: Ma
                 instance.report_runless_asset_event(event)
 
         first, second = "2020-01-01 at 2020-01-03T01:30Z", "2020-01-02 at 2020-01-03T01:30Z"
-        assert asked() == [("2020-01-01", ["one", "other"], first), ("2020-01-02", ["one", "other"], second)]
+        assert requested() == [("2020-01-01", ["one", "other"], first), ("2020-01-02", ["one", "other"], second)]
         make("one", "2020-01-01", at - timedelta(hours=20))
-        make("other", "2020-01-02", at - timedelta(hours=2))  # before the day was over
-        assert asked() == [("2020-01-01", ["other"], first), ("2020-01-02", ["one", "other"], second)]
+        make("other", "2020-01-02", at - timedelta(hours=2))  # before the day ended
+        assert requested() == [("2020-01-01", ["other"], first), ("2020-01-02", ["one", "other"], second)]
         for name in ("one", "other"):
             for day in ("2020-01-01", "2020-01-02"):
                 make(name, day, at)
-        assert asked() == []
+        assert requested() == []

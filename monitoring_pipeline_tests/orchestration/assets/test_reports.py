@@ -1,4 +1,4 @@
-"""The reports as Dagster makes them, of the recorded conversations: against what MLflow and pandas say of them."""
+"""Reports written by Dagster on the recorded conversations, against figures of MLflow and pandas."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Recorded:
         return json.loads((self.reports / name / "report.json").read_text(encoding="utf-8"))
 
     def metadata(self, asset: str) -> dict[str, dict[str, Any]]:
-        """What Dagster shows of the latest report of each partition."""
+        """The metadata of the latest report of each partition in Dagster."""
         records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=20).records
         return {
             str(record.partition_key): {
@@ -129,7 +129,7 @@ def traces(recorded_traces: list[Trace]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("name", "first", "days"), [("2026-01-01", FIRST, 1), ("2026-01-02", SECOND, 1), ("2026-W01", FIRST, 2)]
 )
-def test_figures_are_those_that_pandas_finds_in_mlflow(
+def test_figures_equal_those_of_pandas_on_mlflows_traces(
     recorded: Recorded, traces: pd.DataFrame, name: str, first: date, days: int
 ) -> None:
     report = recorded.report(name)
@@ -154,7 +154,7 @@ def test_figures_are_those_that_pandas_finds_in_mlflow(
 
 
 def failures(traces: pd.DataFrame, day: date) -> Counter[tuple[str, str]]:
-    """How many traces of the day fail of each signature, in the innermost span with the message."""
+    """The number of failed traces of the day by signature, in the innermost span with the message."""
     found: Counter[tuple[str, str]] = Counter()
     for trace in traces[traces["start"].dt.date == day]["trace"]:
         spans = [span for span in trace.data.spans if span.status.status_code.value == "ERROR"]
@@ -163,7 +163,7 @@ def failures(traces: pd.DataFrame, day: date) -> Counter[tuple[str, str]]:
     return found
 
 
-def test_errors_are_counted_by_signature_and_new_ones_are_those_of_no_day_before(
+def test_errors_are_counted_by_signature_and_new_if_no_earlier_day_had_them(
     recorded: Recorded, traces: pd.DataFrame
 ) -> None:
     first, second = failures(traces, FIRST), failures(traces, SECOND)
@@ -189,7 +189,7 @@ def test_a_day_is_compared_with_the_day_before(recorded: Recorded, traces: pd.Da
     assert (rate["value"], rate["before"]) == pytest.approx((rates[SECOND], rates[FIRST]))
     assert found["trace_count"]["amount"] == pytest.approx(counts[SECOND] / counts[FIRST])
     assert {change["against"] for change in found.values()} == {"2026-01-01"}
-    # Newcombe's interval, worked out from Wilson's formula
+    # Newcombe's interval, computed from Wilson's formula
     z = norm.ppf(0.995)
 
     def wilson(share: float, n: int) -> np.ndarray:
@@ -205,7 +205,7 @@ def test_a_day_is_compared_with_the_day_before(recorded: Recorded, traces: pd.Da
     assert recorded.report("2026-01-01")["changes"] == []
 
 
-def test_agreement_and_pass_rates_are_of_the_scorers_rules(recorded: Recorded) -> None:
+def test_agreement_and_pass_rates_use_the_scorers_rules(recorded: Recorded) -> None:
     [agreement] = [row for row in recorded.report("2026-01-02")["agreement"] if row["scorer"] == "tool_errors"]
     assert agreement["reference_name"] == "task_success"
     assert agreement["compared"] > 50
@@ -216,7 +216,7 @@ def test_agreement_and_pass_rates_are_of_the_scorers_rules(recorded: Recorded) -
     assert all(score["score"] > 0 for trace in low for score in trace["scores"] if score["scorer"] == "tool_errors")
 
 
-def test_dagster_shows_where_the_report_is_and_a_preview(recorded: Recorded) -> None:
+def test_dagster_shows_the_path_of_the_report_and_a_preview(recorded: Recorded) -> None:
     for asset, key, name, title in (
         ("daily_report", "2026-01-01", "2026-01-01", "Daily"),
         ("weekly_report", WEEK, "2026-W01", "Weekly"),
@@ -243,7 +243,7 @@ def test_links_lead_to_the_traces_and_show_no_credentials(recorded: Recorded, tr
         assert "secret" not in file.read_text(encoding="utf-8")
 
 
-def test_the_function_returns_what_the_file_holds(recorded: Recorded) -> None:
+def test_the_function_returns_the_content_of_the_file(recorded: Recorded) -> None:
     report = api.daily_quality_report(FIRST, recorded.settings)
     assert json.loads(json.dumps(report, default=lambda moment: moment.isoformat().replace("+00:00", "Z"))) == (
         recorded.report("2026-01-01")
@@ -253,7 +253,7 @@ def test_the_function_returns_what_the_file_holds(recorded: Recorded) -> None:
     assert api.daily_quality_report(datetime(2026, 1, 1, 15, tzinfo=UTC), recorded.settings) == report
 
 
-def test_by_default_it_is_of_yesterday_and_says_that_there_is_nothing(recorded: Recorded) -> None:
+def test_the_default_is_yesterday_and_a_day_without_traces_is_reported_as_such(recorded: Recorded) -> None:
     report = api.daily_quality_report(settings=recorded.settings)
     assert report["date"] == datetime.now(UTC).date() - timedelta(days=1)
     assert (report["total_requests"], report["success_rate"], report["latency"]["p95"]) == (0, None, None)
@@ -269,8 +269,8 @@ def test_a_day_that_the_archive_no_longer_keeps_is_refused(recorded: Recorded) -
     assert (recorded.reports / "2026-W01" / "report.json").read_bytes() == before
 
 
-def test_an_earlier_day_that_is_no_longer_kept_is_compared_by_its_hours(recorded: Recorded) -> None:
-    """As when the archive of the first day is gone: its counts are known, its percentiles are not."""
+def test_an_earlier_day_that_is_no_longer_kept_is_compared_by_hourly_figures(recorded: Recorded) -> None:
+    """Simulates that the archive of the first day is gone: its counts are known, its percentiles are not."""
     kept = datetime.now(UTC).date() - SECOND
     lake = build_resources(recorded.having(upkeep=UpkeepSettings(keep_archive_days=kept.days)).settings)["lake"]
     data = report_data(lake, load_scorers(SCORERS), Period.day(SECOND))
@@ -286,7 +286,7 @@ def test_an_earlier_day_that_is_no_longer_kept_is_compared_by_its_hours(recorded
 
 @pytest.fixture
 def logging(recorded: Recorded, tmp_path: Path) -> Recorded:
-    """Reports are also logged to an experiment of a store of the test's own."""
+    """Reports are also logged to an experiment of the test's own store."""
     shutil.copy(recorded.settings.mlflow.tracking_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     MlflowClient(store).create_experiment("reports", artifact_location=str(tmp_path / "artifacts"))
@@ -296,7 +296,7 @@ def logging(recorded: Recorded, tmp_path: Path) -> Recorded:
     )
 
 
-def test_a_report_is_a_run_that_making_it_again_brings_up_to_date(logging: Recorded) -> None:
+def test_a_report_is_an_mlflow_run_that_is_updated_when_written_again(logging: Recorded) -> None:
     client = MlflowClient(logging.settings.mlflow.tracking_uri)
     experiment = client.get_experiment_by_name("reports")
     assert experiment is not None
@@ -323,7 +323,7 @@ def test_a_report_is_a_run_that_making_it_again_brings_up_to_date(logging: Recor
     assert logged.read_bytes() == (logging.reports / "2026-01-01" / "report.json").read_bytes()
 
 
-def test_a_dead_server_loses_no_report(logging: Recorded) -> None:
+def test_a_dead_server_does_not_lose_a_report(logging: Recorded) -> None:
     with socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{dead.getsockname()[1]}"
@@ -338,7 +338,7 @@ def test_a_dead_server_loses_no_report(logging: Recorded) -> None:
     assert logging.report("2026-01-01")["total_requests"] == 370
 
 
-def test_an_experiment_that_is_deleted_is_named(logging: Recorded, tmp_path: Path) -> None:
+def test_a_deleted_experiment_is_named(logging: Recorded, tmp_path: Path) -> None:
     store = logging.settings.mlflow.tracking_uri
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("reports")
