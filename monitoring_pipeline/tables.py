@@ -141,6 +141,7 @@ AGENT_TRACES = Table(
         ("cost_source", pa.string()),
         ("model_calls", pa.list_(MODEL_CALL)),
         ("implausible", pa.list_(pa.string())),
+        ("part_digests", MAP),
         required=("trace_id", "created_at", "trace_hour"),
     ),
     hour="trace_hour",
@@ -287,39 +288,52 @@ MODEL_USAGE = Table(
     key=("hour", "experiment_id", "provider", "model"),
 )
 
+RESULT = [
+    ("trace_id", pa.string()),
+    ("trace_hour", TIME),
+    ("experiment_id", pa.string()),
+    ("scorer", pa.string()),
+    ("scorer_digest", pa.string()),
+    ("scorer_version", pa.int64()),
+    ("value", pa.string()),
+    ("score", pa.float64()),
+    ("rationale", pa.string()),
+    ("error_code", pa.string()),
+    ("error_message", pa.string()),
+    ("source_type", pa.string()),
+    ("sample_rate", pa.float64()),
+    ("assessed_at", TIME),
+    ("duration_ms", pa.float64()),
+    ("input_tokens", pa.int64()),
+    ("output_tokens", pa.int64()),
+    ("cost_usd", pa.float64()),
+    ("assessment_id", pa.string()),
+    ("dagster_run_id", pa.string()),
+    ("session_id", pa.string()),
+    ("session_traces", pa.int64()),
+    ("content_digest", pa.string()),
+    ("unfinished", pa.bool_()),
+]
+RESULT_REQUIRED = ("trace_id", "trace_hour", "scorer", "scorer_digest", "assessment_id")
+
 ASSESSMENTS = Table(
     "assessments",
-    "One row per trace, scorer and digest: a score or an error. Tokens and cost include earlier attempts at the same "
-    "assessment. A session scorer has one row per session, at the session's first trace; session_id and session_traces "
-    "(the number of its traces) are set only there.",
-    _schema(
-        ("trace_id", pa.string()),
-        ("trace_hour", TIME),
-        ("experiment_id", pa.string()),
-        ("scorer", pa.string()),
-        ("scorer_digest", pa.string()),
-        ("scorer_version", pa.int64()),
-        ("value", pa.string()),
-        ("score", pa.float64()),
-        ("rationale", pa.string()),
-        ("error_code", pa.string()),
-        ("error_message", pa.string()),
-        ("source_type", pa.string()),
-        ("sample_rate", pa.float64()),
-        ("assessed_at", TIME),
-        ("duration_ms", pa.float64()),
-        ("input_tokens", pa.int64()),
-        ("output_tokens", pa.int64()),
-        ("cost_usd", pa.float64()),
-        ("assessment_id", pa.string()),
-        ("dagster_run_id", pa.string()),
-        ("session_id", pa.string()),
-        ("session_traces", pa.int64()),
-        required=("trace_id", "trace_hour", "scorer", "scorer_digest", "assessment_id"),
-    ),
+    "One row per trace, scorer and digest: a score or an error, for the content that the trace has now or had last. "
+    "Tokens and cost include earlier attempts at the same assessment. A session scorer has one row per session, at the "
+    "session's first trace; session_id and session_traces (the number of its traces) are set only there.",
+    _schema(*RESULT, required=RESULT_REQUIRED),
     hour="trace_hour",
     key=("assessment_id",),
     content=("assessed_at",),
+)
+
+SUPERSEDED_ASSESSMENTS = Table(
+    "superseded_assessments",
+    "Earlier results of traces and sessions whose content has changed since: the rows that newer results replaced in "
+    "assessments. Tokens and cost of a row are contained in its newer row.",
+    _schema(*RESULT, ("superseded_at", TIME), required=RESULT_REQUIRED),
+    hour="trace_hour",
+    key=("assessment_id", "assessed_at"),
 )
 
 NOT_APPLICABLE = Table(
@@ -334,17 +348,19 @@ NOT_APPLICABLE = Table(
         ("assessed_at", TIME),
         ("assessment_id", pa.string()),
         ("session_traces", pa.int64()),
-        required=("trace_id", "trace_hour", "scorer", "scorer_digest", "assessment_id"),
+        ("content_digest", pa.string()),
+        required=RESULT_REQUIRED,
     ),
     hour="trace_hour",
     key=("assessment_id",),
-    content=("session_traces",),
+    content=("session_traces", "content_digest"),
 )
 
 SCORER_COVERAGE = Table(
     "scorer_coverage",
     "The ledger: archived = eligible + filtered_out + unsampled, eligible = scored + failed + over_budget + pending. "
-    "not_applicable is the part of filtered_out for which the scorer returned None.",
+    "not_applicable is the part of filtered_out for which the scorer returned None; stale counts the traces whose "
+    "content has changed since their result, which stays until they are scored again.",
     _schema(
         ("hour", TIME),
         ("experiment_id", pa.string()),
@@ -359,6 +375,7 @@ SCORER_COVERAGE = Table(
         ("over_budget", pa.int64()),
         ("pending", pa.int64()),
         ("not_applicable", pa.int64()),
+        ("stale", pa.int64()),
     ),
     hour="hour",
     key=("hour", "experiment_id", "scorer", "scorer_digest"),
@@ -372,6 +389,7 @@ SCORER_COVERAGE = Table(
         "over_budget",
         "pending",
         "not_applicable",
+        "stale",
     ),
 )
 
@@ -497,6 +515,7 @@ TABLES: tuple[Table, ...] = (
     SPAN_PROFILE,
     MODEL_USAGE,
     ASSESSMENTS,
+    SUPERSEDED_ASSESSMENTS,
     NOT_APPLICABLE,
     SCORER_COVERAGE,
     HOURLY_QUALITY,

@@ -18,8 +18,8 @@ from monitoring_pipeline.scoring.coverage import ledger, trace_states
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import INVALID_VALUE, MESSAGE_CHARACTERS, SCORER_ERROR, assessment_id
 from monitoring_pipeline.scoring.states import Change, ScorerState, Standing
-from monitoring_pipeline.scoring.write_back import ASSESSED_AT
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE
+from monitoring_pipeline.traces.parts import ASSESSED_AT
 from monitoring_pipeline.windows import HOUR, Window
 
 # A trace is scored within 60 minutes (a setting), results take up to 20 minutes, and their archival 15 more.

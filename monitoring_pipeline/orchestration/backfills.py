@@ -197,7 +197,8 @@ def _run_one(
 def forecasts(settings: Settings, window: Window, scorers: Sequence[str], options: ScorerOptions) -> list[Forecast]:
     """What a backfill of each scorer would do, at its current sample rate and filter."""
     lake = build_resources(settings)["lake"]
-    configured = load_scorers([entry for entry in settings.scorers if entry.name in scorers])
+    entries = [entry for entry in settings.scorers if entry.name in scorers]
+    configured = load_scorers(entries, settings.scoring.unfinished_after_hours)
     current = effective(configured, ScorerLog.of(settings))
     return [forecast(lake, scorer, window, options.sample_rate, options.retry_failed) for scorer in current]
 

@@ -43,7 +43,7 @@ def build_definitions(settings: Settings, resources: Mapping[str, Any] | None = 
     Raises:
         SettingsError: a scorer cannot be loaded.
     """
-    scorers = load_scorers(settings.scorers)
+    scorers = load_scorers(settings.scorers, settings.scoring.unfinished_after_hours)
     names, enabled = settings.dagster.names, settings.automation.enabled
     with beta_parameters():
         assets = _assets(settings, scorers)

@@ -17,7 +17,7 @@ from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.metering import shared_file
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, instructions
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent
-from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, Table
+from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, SUPERSEDED_ASSESSMENTS, Table
 from monitoring_pipeline.windows import floor_hour
 
 # Generous upper bounds for the text that MLflow adds to a trace in a judge's prompt, and for the judge's answer.
@@ -76,11 +76,20 @@ class Purse:
         budget = self._scorer.budget
         if budget.max_usd_per_day is not None:
             costs = _since(self._lake, ASSESSMENTS, self._scorer, self._day, "cost_usd")["cost_usd"]
-            self._spent_usd = pc.sum(costs).as_py() or 0.0
+            self._spent_usd = (pc.sum(costs).as_py() or 0.0) - self._spent_before_usd()
         if budget.max_traces_per_hour is not None:
             self._traces = sum(
-                _since(self._lake, table, self._scorer, self._hour).num_rows for table in (ASSESSMENTS, NOT_APPLICABLE)
+                _since(self._lake, table, self._scorer, self._hour).num_rows
+                for table in (ASSESSMENTS, SUPERSEDED_ASSESSMENTS, NOT_APPLICABLE)
             )
+
+    def _spent_before_usd(self) -> float:
+        """The part of the costs of today's results that earlier days paid: that of the results they superseded."""
+        rows = self._lake.read_written_since(
+            SUPERSEDED_ASSESSMENTS, self._day, "scorer", "assessed_at", "superseded_at", "cost_usd"
+        )
+        is_earlier = (pc.field("assessed_at") < self._day) & (pc.field("superseded_at") >= self._day)
+        return pc.sum(rows.filter((pc.field("scorer") == self._scorer.name) & is_earlier)["cost_usd"]).as_py() or 0.0
 
     @property
     def is_stale(self) -> bool:

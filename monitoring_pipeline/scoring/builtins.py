@@ -103,6 +103,15 @@ def reads_spans(scorer: Scorer) -> bool:
     return isinstance(scorer, (*RETRIEVAL_JUDGES, *TOOL_JUDGES, builtin_scorers.ConversationalToolCallEfficiency))
 
 
+def takes_expectations(scorer: Scorer) -> bool:
+    """Whether the scorer reads the expectations of a trace: a judge that compares with them, or a function of them."""
+    if isinstance(scorer, InstructionsJudge):
+        return "expectations" in scorer.template_variables
+    if isinstance(scorer, Judge):
+        return bool(_needed_expectations(scorer))
+    return "expectations" in inspect.signature(scorer.__call__).parameters
+
+
 def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -> bool:
     """Whether the trace has what a judge needs: retrieved context, expectations, and, if the trace failed, an output.
 
@@ -116,9 +125,7 @@ def applies(scorer: Scorer, trace: Trace, expectations: dict[str, Any] | None) -
         return False
     if isinstance(scorer, InstructionsJudge):
         return bool(expectations) or "expectations" not in scorer.template_variables
-    needed = EXPECTATIONS.get(type(scorer), set())
-    if isinstance(scorer, builtin_scorers.ToolCallCorrectness) and scorer.should_exact_match:
-        needed = {"expected_tool_calls"}
+    needed = _needed_expectations(scorer)
     return not needed or not needed.isdisjoint(expectations or {})
 
 
@@ -141,6 +148,13 @@ def request_count(scorer: Scorer, traces: Sequence[str]) -> int:
         by_chunk = isinstance(scorer, builtin_scorers.RetrievalRelevance)
         return sum(map(len, retrieved)) if by_chunk else len(retrieved)
     return 1
+
+
+def _needed_expectations(scorer: Scorer) -> set[str]:
+    """The expectations of which a judge needs at least one; empty for all other scorers."""
+    if isinstance(scorer, builtin_scorers.ToolCallCorrectness) and scorer.should_exact_match:
+        return {"expected_tool_calls"}
+    return EXPECTATIONS.get(type(scorer), set())
 
 
 def _needs_output(scorer: Scorer) -> bool:

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.sampling import drawn
-from monitoring_pipeline.scoring.sessions import session_heads
+from monitoring_pipeline.scoring.sessions import is_settled, is_unfinished, session_heads
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SCORER_COVERAGE
 from monitoring_pipeline.traces.filters import matches
+from monitoring_pipeline.traces.parts import read_digest
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
     Columns trace_id, trace_hour, experiment_id, state, quiet and due. `state` is the first of these that applies:
     `scored` or `failed` (a row in assessments for this digest), `not_applicable`, `filtered_out`, `unsampled`, else
     `pending`. A result counts even if the sample rate or the filter has been narrowed since, or a late trace has become
-    its session's first, so the ledger always adds up. `quiet`: the trace may be scored now; for a session scorer it is
-    the first of a quiet session. `due`: a quiet trace that is pending, or whose session has continued since it was
-    scored. For a session scorer all traces but a session's first are `filtered_out`. Further columns: active_until_ms
-    (end of the session's last trace, in milliseconds since 1970; null without sessions), and input_tokens,
-    output_tokens and cost_usd of the result, if any.
+    its session's first, so the ledger always adds up. `quiet`: the trace may be scored now, as it has ended or been
+    silent for long enough; for a session scorer it is the first of a quiet session. `due`: a quiet trace that is
+    pending, or whose content has changed since it was scored. For a session scorer all traces but a session's first are
+    `filtered_out`. Further columns: active_until_ms (end of the session's last trace, in milliseconds since 1970; null
+    without sessions), content_digest (of what the scorer reads), unfinished (whether a trace has not ended), and
+    input_tokens, output_tokens and cost_usd of the result, if any.
     """
     from pyspark.sql import functions as F
 
@@ -45,25 +47,34 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         "experiment_id",
         matches(scorer.filter).alias("passes"),
         drawn(scorer.name, scorer.sample_rate).alias("drawn"),
+        read_digest(scorer.reads).alias("content_digest"),
+        is_unfinished().alias("unfinished"),
+        is_settled(scorer.unfinished_after).alias("quiet"),
     )
     result = F.when(F.col("error_code").isNull(), "scored").otherwise("failed").alias("result")
-    results = lake.read(ASSESSMENTS, window).where(is_of(scorer)).select("trace_id", result, SEEN, *SPENT)
+    of_content = F.col("content_digest")
+    results = (
+        lake.read(ASSESSMENTS, window)
+        .where(is_of(scorer))
+        .select("trace_id", result, SEEN, of_content.alias("scored_digest"), *SPENT)
+    )
     declined = (
         lake.read(NOT_APPLICABLE, window)
         .where(is_of(scorer))
-        .select("trace_id", F.lit(True).alias("declined"), F.col(SEEN).alias("seen_declined"))
+        .select(
+            "trace_id",
+            F.lit(True).alias("declined"),
+            F.col(SEEN).alias("seen_declined"),
+            of_content.alias("declined_digest"),
+        )
     )
     if scorer.session_idle is None:
-        traces = traces.withColumns(
-            {
-                "represents": F.lit(True),
-                "quiet": F.lit(True),
-                "length": F.lit(None).cast("long"),
-                "active_until_ms": F.lit(None).cast("long"),
-            }
-        )
+        nothing = F.lit(None).cast("long")
+        traces = traces.withColumns({"represents": F.lit(True), "length": nothing, "active_until_ms": nothing})
     else:
-        traces = traces.join(session_heads(lake, scorer.session_idle, window, version), "trace_id", "left")
+        traces = traces.drop("content_digest", "unfinished", "quiet").join(
+            session_heads(lake, scorer, window, version), "trace_id", "left"
+        )
     state = (
         F.when(F.col("result").isNotNull(), F.col("result"))
         .when(F.col("declined"), "not_applicable")
@@ -71,17 +82,26 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         .when(~F.col("drawn"), "unsampled")
         .otherwise("pending")
     )
-    # The latest result may be the one in not_applicable. Compared with >, not <>: a concurrent run may have seen more
-    # traces than this version has.
-    has_gone_on = F.coalesce(F.col("length") > F.greatest(SEEN, "seen_declined"), F.lit(False))
-    is_wanted = F.col("passes") & F.col("drawn")
+    # Compared with <, not <>: a concurrent run may have seen more traces of the session than this version has.
+    has_gone_on = F.coalesce(F.greatest(SEEN, "seen_declined") < F.col("length"), F.lit(False))
+    has_shrunk = F.coalesce(F.greatest(SEEN, "seen_declined") > F.col("length"), F.lit(False))
+    # A result without a digest was made by an earlier version; nothing tells whether its trace has changed.
+    is_known = F.coalesce("scored_digest", "declined_digest").isNotNull() & F.col("content_digest").isNotNull()
+    has_changed = (
+        is_known
+        & ~F.col("content_digest").eqNullSafe(F.col("scored_digest"))
+        & ~F.col("content_digest").eqNullSafe(F.col("declined_digest"))
+    )
+    is_stale = (has_gone_on | (has_changed & ~has_shrunk)) & F.col("passes") & F.col("drawn")
+    facts = ("active_until_ms", "content_digest", *SPENT)
     return (
         traces.join(results, "trace_id", "left")
         .join(declined, "trace_id", "left")
         .withColumn("state", state)
         .withColumn("quiet", F.coalesce("quiet", F.lit(False)))
-        .withColumn("due", F.col("quiet") & ((F.col("state") == "pending") | (has_gone_on & is_wanted)))
-        .select("trace_id", "trace_hour", "experiment_id", "state", "quiet", "due", "active_until_ms", *SPENT)
+        .withColumn("unfinished", F.coalesce("unfinished", F.lit(False)))
+        .withColumn("due", F.col("quiet") & ((F.col("state") == "pending") | is_stale))
+        .select("trace_id", "trace_hour", "experiment_id", "state", "quiet", "due", "unfinished", *facts)
     )
 
 
@@ -109,6 +129,7 @@ def ledger(states: DataFrame, scorer: ConfiguredScorer, over_budget: bool) -> Da
             left.alias("over_budget"),
             (count("pending") - left).alias("pending"),
             count("not_applicable").alias("not_applicable"),
+            F.sum(((F.col("state") != "pending") & F.col("due")).cast("long")).alias("stale"),
         )
         .withColumns({"scorer": F.lit(scorer.name), "scorer_digest": F.lit(scorer.digest)})
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.builtins import asks_repeatedly, reads_spans, request_count
-from monitoring_pipeline.scoring.coverage import trace_states
+from monitoring_pipeline.scoring.coverage import SPENT, trace_states, waiting_hours
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent
 from monitoring_pipeline.scoring.sessions import earlier, text_bytes, whole_sessions
@@ -64,6 +65,8 @@ def pending_trace(row: dict[str, Any]) -> PendingTrace:
         row["session_id"],
         row["prompt_bytes"],
         Spent(row["input_tokens"], row["output_tokens"], row["cost_usd"]),
+        row["content_digest"],
+        row["unfinished"],
     )
 
 
@@ -112,19 +115,28 @@ def _due(
         states = trace_states(lake, scorer, part, version)
         again = F.lit(retry_failed) & F.col("quiet") & (F.col("state") == "failed")
         hour_ms = F.unix_millis("trace_hour").alias("hour_ms")  # a timestamp would lose its time zone on collect
-        return states.where(F.col("due") | again).select(
-            "trace_id", hour_ms, "experiment_id", "active_until_ms", "input_tokens", "output_tokens", "cost_usd"
-        )
+        facts = ("experiment_id", "active_until_ms", "content_digest", "unfinished", *SPENT)
+        return states.where(F.col("due") | again).select("trace_id", hour_ms, *facts)
 
     if scorer.session_idle is None:
         for part in parts:
             yield part, due(part)
+        # Also traces of earlier hours that have not ended, and have been silent for long enough by now.
+        for part in _waiting_days(lake, scorer, earlier(window)):
+            yield part, due(part).where("unfinished")
         return
     for part in parts:
         yield from _sessions_at_a_time(lake, due(part))
     # Also sessions that began earlier and were not yet quiet when the previous hour was scored.
     since_ms = (window.start - scorer.session_idle - HOUR - EPOCH) // timedelta(milliseconds=1)
     yield from _sessions_at_a_time(lake, due(earlier(window)).where(F.col("active_until_ms") >= since_ms))
+
+
+def _waiting_days(lake: LakeResource, scorer: ConfiguredScorer, window: Window) -> Iterator[Window]:
+    """The parts of `window`, by day, in which unfinished traces may have become due."""
+    settled = datetime.now(UTC) - scorer.unfinished_after
+    hours = sorted(hour for hour in waiting_hours(lake, scorer, window) if hour <= settled)
+    return (Window.covering([*of_day]) for _, of_day in itertools.groupby(hours, key=datetime.date))
 
 
 def _sessions_at_a_time(lake: LakeResource, due: DataFrame) -> Iterator[tuple[Window, DataFrame]]:

@@ -17,13 +17,14 @@ from mlflow.genai.scorers import scorer as as_scorer
 from mlflow.genai.scorers.base import ScorerKind
 
 from monitoring_pipeline.errors import SettingsError
-from monitoring_pipeline.scoring.builtins import build, default_rate, model_of
+from monitoring_pipeline.scoring.builtins import build, default_rate, model_of, takes_expectations
 from monitoring_pipeline.scoring.limits import Budget, Limits, Price, listed_price
 from monitoring_pipeline.scoring.metering import is_metered
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.traces.filters import parse_filter
 
 JUDGE_CONCURRENCY = 8
+UNFINISHED_AFTER_HOURS = 6
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class ConfiguredScorer:
     """A scorer with its production configuration. Results belong to its `digest`; a new digest starts without any.
 
     Only judges have `model` and `price`, only session scorers `session_idle`. An `active` scorer runs automatically;
-    `version` counts the registered digests. `settings` is the entry it was loaded from, if any.
+    `version` counts the registered digests. `reads` names the parts of a trace besides its spans on which a result
+    depends. `unfinished_after` is the time without news after which a trace that has not ended is scored as it is.
+    `settings` is the entry it was loaded from, if any.
     """
 
     name: str
@@ -48,10 +51,14 @@ class ConfiguredScorer:
     compare_with: tuple[str, ...] = ()
     active: bool = True
     version: int | None = None
+    reads: tuple[str, ...] = ()
+    unfinished_after: timedelta = timedelta(hours=UNFINISHED_AFTER_HOURS)
     settings: ScorerSettings | None = None
 
 
-def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
+def load_scorers(
+    settings: list[ScorerSettings], unfinished_after_hours: int = UNFINISHED_AFTER_HOURS
+) -> list[ConfiguredScorer]:
     """Load the configured scorers, in the order of the settings.
 
     Raises:
@@ -61,7 +68,7 @@ def load_scorers(settings: list[ScorerSettings]) -> list[ConfiguredScorer]:
     loaded, problems = [], []
     for entry in settings:
         try:
-            loaded.append(_load(entry))
+            loaded.append(_load(entry, unfinished_after_hours))
         except _Problem as problem:
             problems.append(f"scorer {entry.name!r}: {problem}")
     if problems:
@@ -101,7 +108,7 @@ class _Problem(Exception):
     pass
 
 
-def _load(entry: ScorerSettings) -> ConfiguredScorer:
+def _load(entry: ScorerSettings, unfinished_after_hours: int) -> ConfiguredScorer:
     if entry.filter:
         try:
             parse_filter(entry.filter)
@@ -148,6 +155,8 @@ def _load(entry: ScorerSettings) -> ConfiguredScorer:
         pass_if=entry.pass_if,
         compare_with=tuple(entry.compare_with or [entry.name]),
         active=entry.state == "active",
+        reads=tuple(sorted({*entry.reads, *(["expectations"] if takes_expectations(bound) else [])})),
+        unfinished_after=timedelta(hours=unfinished_after_hours),
         settings=entry,
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+
+import pyarrow.compute as pc
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
@@ -17,9 +19,10 @@ from monitoring_pipeline.scoring.pool import run_all
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.sessions import later
 from monitoring_pipeline.scoring.workers import run_in_engine, runs_in_engine
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SUPERSEDED_ASSESSMENTS
 from monitoring_pipeline.windows import Window
 
+Result = tuple[dict[str, Any], bool]  # a row, and whether the scorer applies to its trace
 COMMIT_RESULTS = 500  # a crash costs at most this many calls from this process
 
 
@@ -27,13 +30,15 @@ COMMIT_RESULTS = 500  # a crash costs at most this many calls from this process
 class ScoreCounts:
     """Counts of one run: traces scored, failed (a row with the error) and not applicable.
 
-    `over_budget` is the usage at which the scorer's budget ended the run, else empty.
+    `over_budget` is the usage at which the scorer's budget ended the run, else empty. `elsewhere` has the hours outside
+    the window with results: of sessions that began earlier, and of traces that never ended.
     """
 
     scored: int = 0
     failed: int = 0
     not_applicable: int = 0
     over_budget: str = ""
+    elsewhere: set[datetime] = field(default_factory=set)
 
     @property
     def seen(self) -> int:
@@ -51,7 +56,9 @@ def score_window(
 ) -> ScoreCounts:
     """Run the scorer on sampled traces in `window` without a result for its digest, then update the ledger.
 
-    A session scorer also runs on sessions that began before `window` and continue in it. With `retry_failed`, traces
+    Traces whose content has changed since their result are scored again; the earlier result moves to
+    `superseded_assessments`. A session scorer also runs on sessions that began before `window` and continue in it,
+    any other scorer on traces before `window` that have not ended and are settled by now. With `retry_failed`, traces
     whose result is an error are scored again; the error stays if the scorer now returns None. When the scorer's budget
     is used up, the run ends early without an error. `on_progress` is called after each commit.
     """
@@ -61,14 +68,13 @@ def score_window(
     # Traces under way count as well, so that a crash never costs more than COMMIT_RESULTS calls.
     commit_results = lake.commit_rows if in_engine else max(1, COMMIT_RESULTS - scorer.limits.concurrency + 1)
     replaces = retry_failed or scorer.session_idle is not None
-    batch: list[tuple[dict[str, Any], bool]] = []
-    elsewhere: set[datetime] = set()
+    batch: list[Result] = []
 
     def commit() -> None:
         nonlocal batch
         results, batch = batch, []
         _commit(lake, results, replaces, counts)
-        elsewhere.update(row["trace_hour"] for row, _ in results if row["trace_hour"] not in window)
+        counts.elsewhere.update(row["trace_hour"] for row, _ in results if row["trace_hour"] not in window)
         on_progress(counts)
 
     with spending_alone(lake, scorer):
@@ -92,24 +98,52 @@ def score_window(
                 commit()
     counts.over_budget = purse.used_up
     update_ledger(lake, [scorer], window, over_budget=bool(counts.over_budget))
+    elsewhere = counts.elsewhere
     if scorer.session_idle is not None:
         # A late trace may have become a session's first, in place of a trace that was waiting.
-        elsewhere.update(waiting_hours(lake, scorer, later(window)))
+        elsewhere = elsewhere.union(waiting_hours(lake, scorer, later(window)))
     if elsewhere:
         update_ledger(lake, [scorer], Window.covering([*elsewhere]))
     return counts
 
 
-def _commit(
-    lake: LakeResource, results: list[tuple[dict[str, Any], bool]], replaces: bool, counts: ScoreCounts
-) -> None:
+def _commit(lake: LakeResource, results: list[Result], replaces: bool, counts: ScoreCounts) -> None:
     rows = [row for row, applies in results if applies]
     declined = [row for row, applies in results if not applies]
-    # Only a retried error or a continued session has an earlier result to replace.
-    write = lake.upsert if replaces else lake.insert
+    superseded = _keep_superseded(lake, [row for row, _ in results])
+    # Only a retried error, a continued session or a changed trace has an earlier result to replace.
+    write = lake.upsert if replaces or superseded else lake.insert
     write(ASSESSMENTS, from_dicts(ASSESSMENTS, rows))
-    write(NOT_APPLICABLE, from_dicts(NOT_APPLICABLE, declined))
+    # Removed first: a run that dies in between leaves the trace pending, not with a result of its earlier content.
+    if gone := superseded.intersection(row["assessment_id"] for row in declined):
+        lake.remove(ASSESSMENTS, _window_of(declined), "assessment_id", gone)
+    lake.upsert(NOT_APPLICABLE, from_dicts(NOT_APPLICABLE, declined))
     failed = sum(row["error_code"] is not None for row in rows)
     counts.failed += failed
     counts.scored += len(rows) - failed
     counts.not_applicable += len(declined)
+
+
+def _keep_superseded(lake: LakeResource, new: list[dict[str, Any]]) -> set[str]:
+    """Copy the results that `new` ones replace, as the content has changed, into the table of superseded results.
+
+    Returns their assessment ids.
+    """
+    digests = {row["assessment_id"]: row["content_digest"] for row in new}
+    window = _window_of(new)
+    known = lake.read_columns(ASSESSMENTS, window, "assessment_id", "content_digest").to_pylist()
+    changed = {
+        row["assessment_id"]
+        for row in known
+        if row["assessment_id"] in digests and row["content_digest"] != digests[row["assessment_id"]]
+    }
+    if changed:
+        names = [name for name in ASSESSMENTS.schema.names if name != "date"]
+        rows = lake.read_columns(ASSESSMENTS, window, *names).filter(pc.field("assessment_id").isin([*changed]))
+        kept = [{**row, "superseded_at": datetime.now(UTC)} for row in rows.to_pylist()]
+        lake.insert(SUPERSEDED_ASSESSMENTS, from_dicts(SUPERSEDED_ASSESSMENTS, kept))
+    return changed
+
+
+def _window_of(rows: list[dict[str, Any]]) -> Window:
+    return Window.covering([row["trace_hour"] for row in rows])

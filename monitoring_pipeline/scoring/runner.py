@@ -27,6 +27,7 @@ SCORER_ERROR = "SCORER_ERROR"
 INVALID_VALUE = "INVALID_VALUE"
 MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
 MALFORMED_OUTPUT = "MALFORMED_OUTPUT"
+UNFINISHED_NOTE = "(The trace had not ended when it was scored.)"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class PendingTrace:
     """A trace to be scored, or a session identified by its first trace.
 
     `traces` is the trace's JSON, or the JSON of all traces of the session in order; `prompt_bytes` the size of the text
-    that goes into a judge's prompt; `spent` the usage of earlier attempts at the same assessment.
+    that goes into a judge's prompt; `spent` the usage of earlier attempts at the same assessment. `content_digest`
+    stands for what the scorer reads; `unfinished` tells that a trace had not ended.
     """
 
     trace_id: str
@@ -60,6 +62,8 @@ class PendingTrace:
     session_id: str | None = None
     prompt_bytes: int = 0
     spent: Spent = field(default_factory=Spent)
+    content_digest: str | None = None
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def assess(
         "assessed_at": datetime.now(UTC),
         "assessment_id": assessment_id(pending.trace_id, scorer),
         "session_traces": None if scorer.session_idle is None else len(pending.traces),
+        "content_digest": pending.content_digest,
     }
     if verdict is None:
         return row, False
@@ -109,7 +114,7 @@ def assess(
         "scorer_version": scorer.version,
         "value": None if error else json.dumps(verdict.value),
         "score": None if error else as_score(verdict.value),
-        "rationale": None if verdict.rationale is None else _text(verdict.rationale),
+        "rationale": _rationale(verdict, pending),
         "error_code": _text(error.error_code or SCORER_ERROR) if error else None,
         "error_message": _text(error.error_message or "")[:MESSAGE_CHARACTERS] if error else None,
         "source_type": verdict.source_type,
@@ -120,6 +125,7 @@ def assess(
         "cost_usd": spent.cost_usd,
         "dagster_run_id": dagster_run_id,
         "session_id": pending.session_id,
+        "unfinished": pending.unfinished,
     }, True
 
 
@@ -241,6 +247,13 @@ def _reported(result: Any) -> Spent:
 
 def _sum(one: Any, other: Any) -> Any:
     return other if one is None else one if other is None else one + other
+
+
+def _rationale(verdict: Verdict, pending: PendingTrace) -> str | None:
+    """The scorer's rationale, after a note if the trace had not ended."""
+    if not pending.unfinished:
+        return None if verdict.rationale is None else _text(verdict.rationale)
+    return _text(f"{UNFINISHED_NOTE} {verdict.rationale or ''}").strip()
 
 
 def _text(text: Any) -> str:

@@ -6,12 +6,14 @@ under this first trace. It contains the traces of the following SPAN; later trac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.tables import AGENT_TRACES
+from monitoring_pipeline.traces.parts import read_digest
 from monitoring_pipeline.windows import EPOCH, Window
 
 if TYPE_CHECKING:
@@ -21,23 +23,51 @@ SPAN = timedelta(days=7)
 SPAN_MS = SPAN // timedelta(milliseconds=1)
 
 
-def session_heads(lake: LakeResource, idle: timedelta, window: Window, version: int) -> DataFrame:
-    """The first trace of each session that begins in `window`, with facts about the session.
+def is_unfinished() -> Column:
+    """Whether a trace, a row of `agent_traces`, has not ended."""
+    from pyspark.sql import functions as F
 
-    Columns trace_id, represents (true), length (traces of the session), active_until_ms (end of its last trace, in
-    milliseconds since 1970) and quiet (whether `idle` has passed since then).
+    return F.coalesce(F.col("trace_info.status") == "IN_PROGRESS", F.lit(False))
+
+
+def is_settled(unfinished_after: timedelta) -> Column:
+    """Whether a trace, a row of `agent_traces`, has ended, or has not changed for `unfinished_after` in the archive.
+
+    The archive's own times count: those of a trace are claims of its source.
     """
     from pyspark.sql import functions as F
 
+    return ~is_unfinished() | (F.col("created_at") <= F.lit(datetime.now(UTC) - unfinished_after))
+
+
+def session_heads(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> DataFrame:
+    """The first trace of each session that begins in `window`, with facts about the session.
+
+    Columns trace_id, represents (true), length (traces of the session), active_until_ms (end of its last trace, in
+    milliseconds since 1970), quiet (whether all its traces are settled and `session_idle` has passed since then),
+    unfinished (whether one has not ended) and content_digest (of what the scorer reads of all; null if one has none).
+    """
+    from pyspark.sql import functions as F
+
+    idle = scorer.session_idle or timedelta(0)
     quiet_since_ms = (datetime.now(UTC) - idle - EPOCH) // timedelta(milliseconds=1)
+    facts = {
+        "digest": read_digest(scorer.reads),
+        "unfinished": is_unfinished(),
+        "settled": is_settled(scorer.unfinished_after),
+    }
+    in_order = F.sort_array(F.collect_list(F.struct("started_ms", "trace_id", "digest")))
+    digest = F.sha2(F.concat_ws(" ", F.transform(in_order, lambda one: one["digest"])), 256)
     return (
-        _members(lake, Window(window.start - SPAN, window.end + SPAN), version)
+        _members(lake, Window(window.start - SPAN, window.end + SPAN), version, facts)
         .groupBy(F.col("head").alias("trace_id"))
         .agg(
             F.lit(True).alias("represents"),
             F.count("*").alias("length"),
             F.max("ended_ms").alias("active_until_ms"),
-            (F.max("ended_ms") <= quiet_since_ms).alias("quiet"),
+            ((F.max("ended_ms") <= quiet_since_ms) & F.min("settled")).alias("quiet"),
+            F.max("unfinished").alias("unfinished"),
+            F.when(F.count("digest") == F.count("*"), digest).alias("content_digest"),
         )
     )
 
@@ -84,10 +114,11 @@ def later(window: Window) -> Window:
     return Window(window.end, window.end + SPAN)
 
 
-def _members(lake: LakeResource, window: Window, version: int) -> DataFrame:
+def _members(lake: LakeResource, window: Window, version: int, facts: Mapping[str, Column] | None = None) -> DataFrame:
     """The traces of `window` that belong to a session: trace_id, head (trace_id of the first), started_ms, ended_ms.
 
-    Traces in the first SPAN of the window may actually belong to a session that began before it.
+    `facts` are further columns, computed from those of `agent_traces`. Traces in the first SPAN of the window may
+    actually belong to a session that began before it.
     """
     from pyspark.sql import Window as By
     from pyspark.sql import functions as F
@@ -106,9 +137,10 @@ def _members(lake: LakeResource, window: Window, version: int) -> DataFrame:
             "session_id",
             started_ms.alias("started_ms"),
             (started_ms + lasts_ms).alias("ended_ms"),
+            *(column.alias(name) for name, column in (facts or {}).items()),
         )
         .withColumn("first", F.when(begins, F.struct("trace_id", "started_ms")))
         .withColumn("first", F.last("first", ignorenulls=True).over(in_order))
         .where(F.col("started_ms") - F.col("first.started_ms") < SPAN_MS)
-        .select("trace_id", F.col("first.trace_id").alias("head"), "started_ms", "ended_ms")
+        .select("trace_id", F.col("first.trace_id").alias("head"), "started_ms", "ended_ms", *(facts or {}))
     )

@@ -24,6 +24,7 @@ from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.resources.tracking import TrackingResource, impatience, in_a_line
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.tables import ASSESSMENTS, WRITTEN_BACK
+from monitoring_pipeline.traces.parts import ASSESSED_AT
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ FAILURES = 20  # consecutive failures after which a server that answers reads is
 WRITTEN, GONE, REFUSED = "written", "gone", "refused"
 ALREADY_THERE, PENDING = "already_there", "pending"
 
-ASSESSED_AT = "monitoring_pipeline.assessed_at"
 DAGSTER_RUN_ID = "monitoring_pipeline.dagster_run_id"
 SAMPLE_RATE = "monitoring_pipeline.sample_rate"
+UNFINISHED = "monitoring_pipeline.unfinished"
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ def as_feedback(row: dict[str, Any], model: str | None) -> Feedback:
         ASSESSED_AT: row["assessed_at"].isoformat(timespec="microseconds"),
         DAGSTER_RUN_ID: row["dagster_run_id"],
         SAMPLE_RATE: row["sample_rate"],
+        UNFINISHED: "true" if row["unfinished"] else None,
     }
     assessed_ms = round(row["assessed_at"].timestamp() * 1000)
     feedback = Feedback(

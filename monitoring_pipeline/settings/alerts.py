@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator, model_validator
 
-from monitoring_pipeline.settings.base import Section
+from monitoring_pipeline.settings.base import Section, hours_of_text
 from monitoring_pipeline.settings.sections import ScorerSettings
 
 # A rate is a share of traces, from 0 to 1; a total is a sum per hour; other metrics are neither.
@@ -25,22 +25,8 @@ LOG = "log"  # the notifier that needs no configuration
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,63}"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
-_DURATION = re.compile(r"([1-9]\d{0,3})(h|d)")
 _QUIET = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _ADDRESS = re.compile(r"[^@\s<>,;:]+@[^@\s<>,;:]+")
-
-
-def hours_of_text(text: str) -> int:
-    """The number of hours in `text`, such as 6h or 3d.
-
-    Raises:
-        ValueError: the text has another form, or means more than 30 days.
-    """
-    match = _DURATION.fullmatch(text)
-    hours = int(match[1]) * (24 if match[2] == "d" else 1) if match else 0
-    if not 1 <= hours <= 720:
-        raise ValueError(f"{text!r} is not a window: write whole hours or days up to 30d, such as 1h, 6h or 3d")
-    return hours
 
 
 class ScopeSettings(Section):

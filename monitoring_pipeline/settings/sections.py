@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from monitoring_pipeline.settings.base import Section
+from monitoring_pipeline.settings.base import Section, hours_of_text
 from monitoring_pipeline.settings.redaction import RedactSettings
 from monitoring_pipeline.windows import floor_hour, parse_utc
 
@@ -174,6 +174,11 @@ class ScorerSettings(Section):
     session_idle_minutes: int = Field(
         default=30, ge=0, description="quiet minutes after which a session is scored, for scorers of whole sessions"
     )
+    reads: list[Literal["tags", "feedback", "expectations"]] = Field(
+        default=[],
+        description="what the scorer reads of a trace besides its spans: a change of it makes the result stale; "
+        "expectations are included for scorers that take them",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -208,6 +213,22 @@ class ScoringSettings(Section):
         "else MLflow's default experiment",
     )
     write_back: bool = Field(default=False, description="log results to MLflow as feedback on their traces")
+    unfinished_after: str = Field(
+        default="6h",
+        description="time without news after which a trace that is still IN_PROGRESS is scored as it is, such as 6h or "
+        "2d",
+    )
+
+    @property
+    def unfinished_after_hours(self) -> int:
+        """`unfinished_after` in hours."""
+        return hours_of_text(self.unfinished_after)
+
+    @field_validator("unfinished_after")
+    @classmethod
+    def _is_a_time(cls, unfinished_after: str) -> str:
+        hours_of_text(unfinished_after)
+        return unfinished_after
 
 
 class BackfillSettings(Section):

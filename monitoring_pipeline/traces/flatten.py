@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.text import json_or_text, plain
 from monitoring_pipeline.traces.claims import LATEST, Claims
+from monitoring_pipeline.traces.parts import part_digests
 from monitoring_pipeline.traces.usage import model_calls, totals
 from monitoring_pipeline.windows import floor_hour, from_milliseconds, to_milliseconds
 
@@ -126,6 +127,7 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
         "trace_json": trace_json,
         "client_request_id": info.get("client_request_id"),
         "content_digest": hashlib.sha256(trace_json.encode("utf-8", "surrogatepass")).hexdigest(),
+        "part_digests": part_digests(info, data_json),
         "implausible": claims.implausible,
     }
 

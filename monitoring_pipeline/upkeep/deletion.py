@@ -23,7 +23,15 @@ from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.sessions import SPAN
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, DELETED_TRACES, QUARANTINED_TRACES, TABLES, TIME
+from monitoring_pipeline.tables import (
+    AGENT_TRACES,
+    ASSESSMENTS,
+    DELETED_TRACES,
+    QUARANTINED_TRACES,
+    SUPERSEDED_ASSESSMENTS,
+    TABLES,
+    TIME,
+)
 from monitoring_pipeline.upkeep.others import wait_for_others
 from monitoring_pipeline.upkeep.recount import Recount, hour_window
 from monitoring_pipeline.windows import HOUR, Window
@@ -212,13 +220,14 @@ def _remove_of_sessions(lake: LakeResource, window: Window, ids: set[str], rows:
         return set()
     around = Window(window.start - SPAN, window.end + SPAN)
     columns = ("assessment_id", "trace_hour", "experiment_id", "session_id")
-    results = lake.read_columns(ASSESSMENTS, around, *columns).to_pylist()
-    affected = [row for row in results if (row["experiment_id"], row["session_id"]) in sessions]
-    if affected:
-        rows[ASSESSMENTS.name] += lake.remove(
-            ASSESSMENTS, around, "assessment_id", {r["assessment_id"] for r in affected}
-        )
-    return {row["trace_hour"] for row in affected}
+    hours: set[datetime] = set()
+    for table in (ASSESSMENTS, SUPERSEDED_ASSESSMENTS):
+        results = lake.read_columns(table, around, *columns).to_pylist()
+        affected = [row for row in results if (row["experiment_id"], row["session_id"]) in sessions]
+        if affected:
+            rows[table.name] += lake.remove(table, around, "assessment_id", {row["assessment_id"] for row in affected})
+            hours |= {row["trace_hour"] for row in affected}
+    return hours
 
 
 def _check_gone(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:

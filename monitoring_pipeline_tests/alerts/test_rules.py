@@ -38,7 +38,7 @@ def problems(tmp_path: Path, toml: str) -> list[str]:
         ),
         (
             RULE + 'threshold = 0.1\nwindow = "90m"',
-            "alerts[0].window: '90m' is not a window: write whole hours or days",
+            "alerts[0].window: '90m' is not a length of time: write whole hours or days",
         ),
         (
             RULE + 'threshold = 0.1\nseverity = "bad"',

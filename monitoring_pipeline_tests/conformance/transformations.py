@@ -104,11 +104,12 @@ def all_transformations(
                 {"hour": waiting_hours(lake, s, window)}, schema=pa.schema([("hour", pa.timestamp("us", "UTC"))])
             ),
         )
-    yield "sessions", lambda: session_heads(lake, timedelta(0), window, version).toArrow()
+    of_sessions = replace(scorers[0], session_idle=timedelta(0))
+    yield "sessions", lambda: session_heads(lake, of_sessions, window, version).toArrow()
     yield (
         "whole sessions",
         lambda: (
-            whole_sessions(lake, session_heads(lake, timedelta(0), window, version), window, version, ["request"])
+            whole_sessions(lake, session_heads(lake, of_sessions, window, version), window, version, ["request"])
             .drop("traces")
             .toArrow()
         ),

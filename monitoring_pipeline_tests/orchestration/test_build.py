@@ -35,6 +35,7 @@ from monitoring_pipeline.tables import (
     HOURLY_PERFORMANCE,
     SCORER_AGREEMENT,
     SCORER_COVERAGE,
+    SUPERSEDED_ASSESSMENTS,
     TABLES,
     WRITTEN_BACK,
     Table,
@@ -95,6 +96,8 @@ class Project:
 
 
 def _times_of(table: Table) -> list[str]:
+    if table is SUPERSEDED_ASSESSMENTS:  # its key has a time
+        return []
     return TIMES if table is ASSESSMENTS else ["created_at", "assessed_at", "archived_at"]
 
 

@@ -139,6 +139,7 @@ def test_every_count_of_the_ledger_is_right(
             "over_budget": 0,
             "pending": fates["pending"],
             "not_applicable": fates["not_applicable"],
+            "stale": 0,
         }
         identity = {"hour": key[0], "experiment_id": key[1], "scorer": "tools", "scorer_digest": DIGEST}
         assert found[key] == identity | counts

@@ -198,19 +198,23 @@ def _kill_this_process() -> None:
 
 def _die_at(moment: str, die: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
     """Make `die` happen at that moment of the next run."""
-    insert = LakeResource.insert
+    insert, upsert = LakeResource.insert, LakeResource.upsert
 
     def dying_insert(lake: LakeResource, table: Table, new: Any) -> int:
         if moment == "before a commit" and lake.version(ASSESSMENTS) == 2:
             die()
+        return insert(lake, table, new)
+
+    def dying_upsert(lake: LakeResource, table: Table, new: Any) -> int:
         if moment == "between the tables" and table is NOT_APPLICABLE and new.num_rows:
             die()
-        return insert(lake, table, new)
+        return upsert(lake, table, new)
 
     def dying_ledger(*_: object, **__: object) -> None:
         die()
 
     patch.setattr(LakeResource, "insert", dying_insert)
+    patch.setattr(LakeResource, "upsert", dying_upsert)
     if moment == "before the ledger":
         patch.setattr(scoring, "update_ledger", dying_ledger)
 

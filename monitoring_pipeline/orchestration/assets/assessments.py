@@ -8,7 +8,7 @@ from pydantic import Field
 from monitoring_pipeline.databricks.managed import is_managed
 from monitoring_pipeline.databricks.managed_backfill import take_managed
 from monitoring_pipeline.derivations import derive_settled_coverage
-from monitoring_pipeline.keys import ARCHIVE_KEY, AUTOMATION_TAGS, WHOLE_CHAIN_TAG, scorer_key
+from monitoring_pipeline.keys import ARCHIVE_KEY, AUTOMATION_TAGS, WHOLE_CHAIN_TAG, partition_key, scorer_key
 from monitoring_pipeline.orchestration.assets.common import plain_number, record_hours, table_asset, utc_index
 from monitoring_pipeline.orchestration.checks import (
     LEDGER_ADDS_UP,
@@ -135,6 +135,8 @@ def _score(
     context.log.info(
         f"{window}: {counts.scored} scored, {counts.failed} failed, {counts.not_applicable} not applicable"
     )
+    for hour in sorted(counts.elsewhere):  # ledger, quality and reports of these hours have changed as well
+        context.log_event(dg.AssetMaterialization(context.asset_key, partition=partition_key(hour)))
     if counts.over_budget:
         context.log.warning(f"out of budget ({counts.over_budget}); a later run continues from here")
     return counts

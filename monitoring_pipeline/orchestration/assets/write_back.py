@@ -76,7 +76,6 @@ def _figures(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window
     recorded = lake.read_columns(WRITTEN_BACK, window, "trace_hour", "outcome").to_pandas()
     pending = unsent(lake, scorers, window).select(["trace_hour"]).to_pandas().assign(outcome=PENDING)
     both = pd.concat([recorded, pending])
-    figures = pd.crosstab(both["trace_hour"], both["outcome"]).reindex(
-        columns=[WRITTEN, GONE, REFUSED, PENDING], fill_value=0
-    )
+    counts = both.groupby(["trace_hour", "outcome"]).size().unstack(fill_value=0)
+    figures = counts.reindex(columns=[WRITTEN, GONE, REFUSED, PENDING], fill_value=0)
     return figures.assign(rows=figures.sum(axis=1) - figures[PENDING])
