@@ -23,6 +23,7 @@ from monitoring_pipeline.scoring.metering import is_metered
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.traces.filters import parse_filter
 
+PACKAGE = __name__.partition(".")[0]
 JUDGE_CONCURRENCY = 8
 UNFINISHED_AFTER_HOURS = 6
 
@@ -214,7 +215,8 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
     function = _function(scorer)
     if function is not None:
         captured = inspect.getclosurevars(inspect.unwrap(function)).nonlocals
-        return {"source": inspect.getsource(function), "captured": captured}
+        used = _own_modules(function)
+        return {"source": inspect.getsource(function), "captured": captured, **({"uses": used} if used else {})}
     return {
         "class": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
         "source": inspect.getsource(type(scorer)),
@@ -228,6 +230,13 @@ def _identity(scorer: Scorer) -> dict[str, Any]:
         "parts": [_identity(part) for part in getattr(scorer, "_scorers", ())],
         "combined_by": getattr(scorer, "_ensemble_fn", None),
     }
+
+
+def _own_modules(function: Callable[..., Any]) -> dict[str, str]:
+    """The sources of the modules of this package that the function imports in its body, by name."""
+    code = getattr(inspect.unwrap(getattr(function, "func", function)), "__code__", None)
+    names = (name for name in (code.co_names if code else ()) if name.startswith(f"{PACKAGE}."))
+    return {name: inspect.getsource(importlib.import_module(name)) for name in names}
 
 
 def instructions(scorer: Scorer) -> str | None:

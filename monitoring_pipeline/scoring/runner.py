@@ -6,13 +6,14 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from traceback import format_exception_only
 from typing import Any
 
 from dagster import DagsterExecutionInterruptedError
-from mlflow.entities import AssessmentError, AssessmentSourceType, Feedback, Trace
+from mlflow.entities import AssessmentError, AssessmentSourceType, Feedback, Span, Trace
 from mlflow.genai.judges.base import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 from pydantic import TypeAdapter, ValidationError
@@ -149,11 +150,7 @@ def _run(scorer: ConfiguredScorer, pending: PendingTrace, call: Call) -> tuple[V
 
 
 def _result(scorer: ConfiguredScorer, pending: PendingTrace) -> Any:
-    from mlflow.genai.utils.trace_utils import (
-        extract_expectations_from_trace,
-        extract_inputs_from_trace,
-        extract_outputs_from_trace,
-    )
+    from mlflow.genai.utils.trace_utils import extract_expectations_from_trace
 
     trace = Trace.from_json(pending.traces[0])
     expectations = extract_expectations_from_trace(trace)
@@ -162,12 +159,17 @@ def _result(scorer: ConfiguredScorer, pending: PendingTrace) -> Any:
     if scorer.session_idle is not None:
         session = [Trace.from_json(text) for text in pending.traces]
         return scorer.scorer.run(session=session, expectations=expectations)
-    return scorer.scorer.run(
-        inputs=extract_inputs_from_trace(trace),
-        outputs=extract_outputs_from_trace(trace),
-        expectations=expectations,
-        trace=trace,
-    )
+    top = topmost_span(trace.data.spans)
+    inputs, outputs = (top.inputs, top.outputs) if top else (None, None)
+    return scorer.scorer.run(inputs=inputs, outputs=outputs, expectations=expectations, trace=trace)
+
+
+def topmost_span(spans: Sequence[Span]) -> Span | None:
+    """The root span, else the earliest span whose parent the trace does not have: the root may never arrive."""
+    known = {span.span_id for span in spans}
+    roots = (span for span in spans if span.parent_id is None)
+    orphans = (span for span in spans if span.parent_id not in known)
+    return next(roots, None) or min(orphans, key=lambda span: span.start_time_ns, default=None)
 
 
 class _RefusedError(Exception):

@@ -1,7 +1,8 @@
 """Scorers without a model or API key: ordinary MLflow scorers that also work with `mlflow.genai.evaluate`.
 
-A scorer's digest covers the source of its function, so each function contains everything that determines its score. A
-scorer returns None for a trace it does not apply to; such a trace gets no row.
+A scorer's digest covers the source of its function and of the modules of this package that it imports, so each function
+contains or imports everything that determines its score. A scorer returns None for a trace it does not apply to; such a
+trace gets no row.
 """
 
 from __future__ import annotations
@@ -14,19 +15,13 @@ from mlflow.genai.scorers import scorer
 
 @scorer
 def response_quality(outputs: Any, min_characters: int = 10, error_keyword: str = "error") -> Feedback:
-    """Score 1 for a response; 0.5 less when it is short, 0.3 less when it has the error keyword; 0 when it is empty."""
-    import json
+    """Score 1 for a response; 0.5 less when it is short, 0.3 less when it has the error keyword; 0 when it is empty.
 
-    text = outputs
-    if isinstance(text, dict) and text.get("choices"):
-        text = text["choices"][0].get("message")
-    if isinstance(text, dict) and text.get("messages"):
-        text = text["messages"][-1]
-    if isinstance(text, dict):
-        text = next((text[key] for key in ("content", "response", "output", "text", "answer") if key in text), text)
-    if text is not None and not isinstance(text, str):
-        text = json.dumps(text)
-    text = (text or "").strip()
+    The response is the text that a person reads, whatever the shape of the outputs.
+    """
+    from monitoring_pipeline.traces.reading import answer_text
+
+    text = answer_text(outputs)
     if not text:
         return Feedback(value=0.0, rationale="empty response")
     score, issues = 1.0, []
@@ -41,11 +36,17 @@ def response_quality(outputs: Any, min_characters: int = 10, error_keyword: str 
 
 @scorer
 def tool_errors(trace: Trace) -> Feedback | None:
-    """The share of the trace's TOOL spans that failed: 0 is best, 1 worst. None without a TOOL span."""
+    """The share of the trace's TOOL spans that failed: 0 is best, 1 worst. None without a TOOL span.
+
+    A call failed if its status is ERROR or its output reports an error; the rationale names both tool and reason.
+    """
+    from monitoring_pipeline.traces.reading import tool_failure
+
     tools = [span for span in trace.data.spans if span.span_type == "TOOL"]
     if not tools:
         return None
-    failed = [span.name for span in tools if span.status.status_code == "ERROR"]
+    reasons = [(span.name, tool_failure(span.status.status_code, span.outputs)) for span in tools]
+    failed = [f"{name} ({reason})" for name, reason in reasons if reason]
     names = f": {', '.join(sorted(set(failed)))}" if failed else ""
     return Feedback(value=len(failed) / len(tools), rationale=f"{len(failed)} of {len(tools)} tool calls failed{names}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from monitoring_pipeline.scoring import builtins
 from monitoring_pipeline.scoring.limits import Price
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
+from monitoring_pipeline.traces import reading
 from monitoring_pipeline_tests.scoring import sample_scorers
 from monitoring_pipeline_tests.scoring.test_builtins import entry as builtin
 
@@ -148,6 +150,19 @@ def test_params_reach_the_function() -> None:
     outputs = "a flight"
     least = [load("characters", params={"least": least}).scorer.run(outputs=outputs) for least in (8, 9)]
     assert least == [True, False]
+
+
+def test_a_digest_changes_with_the_modules_of_this_package_that_the_scorer_imports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("response_quality", "tool_errors", "stage_latency")
+    entries = [ScorerSettings(name=name, scorer=f"{SHIPPED_SCORERS}:{name}") for name in names]
+    entries.append(ScorerSettings(name="strict", scorer=entries[0].reference, params={"min_characters": 40}))
+    before = [scorer.digest for scorer in load_scorers(entries)]
+    source_of = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda it: "changed" if it is reading else source_of(it))
+    after = [scorer.digest for scorer in load_scorers(entries)]
+    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, False, True]
 
 
 def test_a_bound_scorer_keeps_its_name_description_and_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import MESSAGE_CHARACTERS, PendingTrace, assess, assessment_id
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE
+from monitoring_pipeline_tests.scoring.made import made_trace
 
 HOUR = datetime(2026, 1, 1, tzinfo=UTC)
 METER = Meter(Limits())
@@ -271,6 +272,20 @@ def test_a_scorer_sees_the_recorded_trace(
         "expectations": {"expected_tools": [action["name"] for action in conversation["info"]["task"]["actions"]]},
         "trace_id": trace_id,
     }
+
+
+def test_without_a_root_the_scorer_sees_the_topmost_span() -> None:
+    trace = made_trace(1, retrieved=[["a page"]])
+    trace.data.spans = [span for span in trace.data.spans if span.parent_id is not None]  # the root never came
+    seen = []
+
+    @as_scorer
+    def seeing(inputs: Any, outputs: Any) -> bool:
+        seen.append((inputs, outputs))
+        return True
+
+    assess(configured(seeing), PendingTrace(trace.info.trace_id, HOUR, "1", (trace.to_json(),)), "run-1", METER)
+    assert seen == [({"question": "question 1"}, [{"page_content": "a page"}])]
 
 
 def test_an_assessment_id_fits_mlflow_and_is_stable() -> None:

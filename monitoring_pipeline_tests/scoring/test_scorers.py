@@ -28,6 +28,7 @@ from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.runner import PendingTrace, assess
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.windows import from_milliseconds
+from monitoring_pipeline_tests.scoring.made import made_trace
 from monitoring_pipeline_tests.sources.stores import START, span_json, trace_id
 
 Stage = tuple[str, str, float | None, str | None]  # name, type, seconds (None: unfinished), error
@@ -99,7 +100,7 @@ def score_in_production(scorer: Scorer, trace: Trace) -> float | None:
         (None, 0.0),
         ("", 0.0),
         (" \n ", 0.0),
-        ({}, 0.5),
+        ({}, 0.0),
         ({"content": None}, 0.0),
         ("fine", 0.5),
         ("0123456789", 1.0),
@@ -110,6 +111,8 @@ def score_in_production(scorer: Scorer, trace: Trace) -> float | None:
         ({"unknown": "long enough text"}, 1.0),
         ({"choices": [{"message": {"content": "an error occurred"}}]}, 0.7),
         ({"choices": [{"message": None}]}, 0.0),
+        ({"result": "long enough text", "error": None, "errors": []}, 1.0),
+        ({"error": "too many requests"}, 0.7),
         (
             {"messages": [{"role": "user", "content": "an error?"}, {"role": "assistant", "content": "none at all"}]},
             1.0,
@@ -146,7 +149,16 @@ def test_tool_errors_is_the_share_of_failed_tools(
 def test_tool_errors_names_each_failed_tool_once(make_trace: MakeTrace) -> None:
     failed = [("book", "TOOL", 1.0, "e"), ("book", "TOOL", 1.0, "e"), ("ask", "TOOL", 1.0, "e")]
     rationale = feedback(scorers.tool_errors, trace=make_trace(*failed, ("pay", "TOOL", 1.0, None))).rationale
-    assert rationale == "3 of 4 tool calls failed: ask, book"
+    assert rationale == "3 of 4 tool calls failed: ask (status ERROR), book (status ERROR)"
+
+
+def test_tool_errors_reads_the_outputs_of_tools() -> None:
+    answered = made_trace(1)
+    for index, outputs in enumerate([{"isError": True, "content": []}, {"rows": []}], 2):
+        attributes = {"mlflow.spanType": '"TOOL"', "mlflow.spanOutputs": json.dumps(outputs)}
+        answered.data.spans.append(Span.from_dict(span_json(1, index, parent=1, started=START, attributes=attributes)))
+    found = feedback(scorers.tool_errors, trace=answered)
+    assert (found.value, found.rationale) == (0.5, "1 of 2 tool calls failed: span 2 (output has isError: true)")
 
 
 @pytest.mark.parametrize("stages", [[], [("model", "CHAT_MODEL", 1.0, "failed")]])
