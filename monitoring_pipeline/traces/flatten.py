@@ -66,14 +66,8 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
     """
     from mlflow.tracing.utils import TraceJSONEncoder
 
-    try:
-        body = trace.to_dict()
-    except Exception:
-        if not (info := _without_unreadable_values(trace.info)):
-            raise
-        body = {"info": info.to_dict(), "data": trace.data.to_dict()}
-    data = json.dumps(body["data"], cls=TraceJSONEncoder)
-    return _row(body["info"], json.loads(data)["spans"], data) | {"created_at": archived_at}
+    data = json.dumps(trace.data.to_dict(), cls=TraceJSONEncoder)
+    return _row(_info_json(trace.info), json.loads(data)["spans"], data) | {"created_at": archived_at}
 
 
 def flatten_parts(info: dict[str, Any], spans: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,21 +126,26 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
     }
 
 
-def _without_unreadable_values(info: TraceInfo) -> TraceInfo | None:
-    """The info with a mark in place of each assessment's value that JSON cannot carry; None if there is no such value.
+def _info_json(info: TraceInfo) -> dict[str, Any]:
+    """`info.to_dict()`, also with values that protocol buffers cannot carry.
 
-    Feedback gets an error, as without a value it must have one. An expectation gets the value as text.
+    A duration stays as it is. The value of an assessment is replaced by a mark.
     """
-    assessments = [_encodable(assessment) for assessment in info.assessments]
-    if all(one is other for one, other in zip(assessments, info.assessments, strict=True)):
-        return None
-    changed = copy.copy(info)
-    changed.assessments = assessments
-    return changed
+    try:
+        return info.to_dict()
+    except Exception:  # noqa: BLE001 - protocol buffers raise many kinds; what stays unreadable raises again
+        readable = copy.copy(info)
+        readable.assessments = [_encodable(assessment) for assessment in info.assessments]
+        readable.execution_duration = None
+        body = readable.to_dict()
+        return body if info.execution_duration is None else {**body, "execution_duration_ms": info.execution_duration}
 
 
 def _encodable(assessment: Assessment) -> Assessment:
-    """The assessment itself, or a copy with the mark if JSON cannot carry its value."""
+    """The assessment itself, or a copy with a mark if JSON cannot carry its value.
+
+    Feedback gets an error, as without a value it must have one. An expectation gets the value as text.
+    """
     from mlflow.entities import AssessmentError
     from mlflow.entities.assessment import ExpectationValue, FeedbackValue
 
