@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 TOLERANCE = 1e-9
 # Columns that differ between runs: when and by which run a row was written.
-OF_THE_RUN = {"created_at", "archived_at", "assessed_at", "written_at", "dagster_run_id"}
+OF_THE_RUN = {"created_at", "archived_at", "assessed_at", "superseded_at", "written_at", "dagster_run_id"}
 TIMED_RESULTS = "assessments"
 ROWS_AT_A_TIME = 5000  # as Python objects
 

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
+from mlflow.entities import Feedback, TraceState
 
 from monitoring_pipeline.errors import LakeError
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import in_window
+from monitoring_pipeline.scoring.registry import load_scorers
+from monitoring_pipeline.scoring.run import score_window
+from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
+    ASSESSMENTS,
     HOURLY_PERFORMANCE,
     SCORER_COVERAGE,
+    SUPERSEDED_ASSESSMENTS,
     TABLES,
     TRACE_PERFORMANCE,
     Table,
 )
 from monitoring_pipeline.windows import HOUR, Window
 from monitoring_pipeline_tests.resources.lake_writer import MIDNIGHT, traces
+from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
+from monitoring_pipeline_tests.sources.stores import START
 
 DAY = Window(MIDNIGHT, MIDNIGHT + timedelta(days=1))
 TWO_TO_FOUR = Window(MIDNIGHT + 2 * HOUR, MIDNIGHT + 4 * HOUR)
@@ -196,6 +205,25 @@ def op_remove_before(lake: LakeResource) -> pa.Table:
 def op_purge(lake: LakeResource) -> pa.Table:
     lake.purge(AGENT_TRACES)
     return left(lake, AGENT_TRACES)
+
+
+def op_traces_that_change_are_scored_again(lake: LakeResource) -> pa.Table:
+    """Traces with odd claims; one has not ended at first, and one changes."""
+    [scorer] = load_scorers([ScorerSettings(name="quality", scorer=f"{SHIPPED_SCORERS}:response_quality")])
+    odd, unfinished, changing = made_trace(1), made_trace(2, state=TraceState.IN_PROGRESS), made_trace(3, answer="no")
+    odd.info.execution_duration = -5
+    odd.info.assessments = [Feedback(name="nice", value=math.nan, trace_id=odd.info.trace_id)]
+    hour = Window(START, START + HOUR)
+    archive_traces(lake, hour, [odd, unfinished, changing])
+    score_window(lake, scorer, hour, "run")
+    archive_traces(lake, hour, [made_trace(2), made_trace(3, answer="a longer answer")])
+    score_window(lake, scorer, hour, "run")
+    results = [
+        lake.read(table, hour).select("trace_id", "value", "rationale", "content_digest", "unfinished")
+        for table in (ASSESSMENTS, SUPERSEDED_ASSESSMENTS)
+    ]
+    claims = lake.read(AGENT_TRACES, hour).select("trace_id", "duration_ms", "implausible")
+    return results[0].unionByName(results[1]).join(claims, "trace_id").orderBy("trace_id", "value").toArrow()
 
 
 def figures_table(**figures: int) -> pa.Table:
