@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 from dagster._core.events import EngineEventData
+from dagster._core.storage.runs import SqliteRunStorage
 from dagster._core.utils import make_new_run_id
 
 from monitoring_pipeline.keys import ASSETS, NO_PREFIX, PROCESS_TAG, Names
+from monitoring_pipeline.upkeep import others
 from monitoring_pipeline.upkeep.lost_runs import end_lost_runs, process_tags, record_process, recorded
 from monitoring_pipeline_tests.forks import Fork
 
@@ -70,6 +73,25 @@ def test_a_run_fails_once_when_its_process_is_gone(instance: dg.DagsterInstance)
         instance, run.run_id
     )
     assert end_lost_runs(instance, NO_PREFIX) == []
+
+
+def test_nobody_waits_for_a_run_whose_process_is_killed_meanwhile(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(others, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(others, "PATIENCE", timedelta(seconds=30))
+    waited: list[str] = []
+    with subprocess.Popen(["sleep", "600"]) as process:
+        run_id = begun(instance)
+        instance.add_run_tags(run_id, process_tags(NO_PREFIX, run_id, process.pid))
+
+        def kill(message: str) -> None:
+            waited.append(message)
+            process.kill()
+
+        others.wait_for_others(instance, NO_PREFIX, None, kill)
+    assert waited == [f"waiting for run {run_id} of archive_job"]
+    assert status(instance, run_id) == DagsterRunStatus.FAILURE
 
 
 @pytest.mark.parametrize("state", [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.CANCELING])
@@ -132,8 +154,8 @@ def test_a_run_that_ends_meanwhile_keeps_its_result(
 def test_without_runs_in_progress_it_asks_once(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     instance.report_run_canceled(dg.DagsterRun(job_name="archive_job", run_id=begun(instance, started="earlier")))
     asked = []
-    of_runs, connect = instance.run_storage, type(instance.run_storage).connect
-    monkeypatch.setattr(type(of_runs), "connect", lambda self: asked.append("runs") or connect(self))
+    connect = SqliteRunStorage.connect
+    monkeypatch.setattr(SqliteRunStorage, "connect", lambda self: asked.append("runs") or connect(self))
     monkeypatch.setattr(instance.event_log_storage, "_connect", lambda shard: asked.append(shard))
     assert end_lost_runs(instance, NO_PREFIX) == []
     assert asked == ["runs"]
