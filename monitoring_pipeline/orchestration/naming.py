@@ -13,6 +13,7 @@ import dagster as dg
 
 from monitoring_pipeline.compat.dagster import UnresolvedAssetJobDefinition, function_of
 from monitoring_pipeline.keys import Names
+from monitoring_pipeline.orchestration.recording import recording
 from monitoring_pipeline.settings import DagsterSettings
 from monitoring_pipeline.upkeep.lost_runs import record_process
 
@@ -58,7 +59,10 @@ def config_fields(asset: dg.AssetsDefinition) -> dict[str, Any] | None:
 
 
 def our_step(names: Names) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator for the function of an asset or op: names its resources, and lets its run record its process."""
+    """A decorator for the function of an asset or op: names its resources, and lets its run record its process.
+
+    Runs with an executor of ours have recorded it already; those of other jobs in a shared code location have not.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -108,8 +112,9 @@ def _in_place_of(function: Callable[..., Any], call: Callable[..., Any]) -> Call
 
 
 def executor(settings: DagsterSettings) -> dg.ExecutorDefinition:
-    """The executor that `[dagster] executor` names."""
-    return dg.in_process_executor if settings.executor == "in_process" else dg.multiprocess_executor
+    """The executor that `[dagster] executor` names; its runs record their process."""
+    named = dg.in_process_executor if settings.executor == "in_process" else dg.multiprocess_executor
+    return recording(named, settings.names)
 
 
 @contextmanager
