@@ -58,13 +58,13 @@ AUTOMATION = "automation"
 LOST_RUNS = "lost_runs"
 
 # Tags of assets.
-PIPELINE_TAG = "monitoring/pipeline"  # on all our assets; jobs and sensors select by it
+PIPELINE_TAG = "monitoring/pipeline"  # on all our assets, and on runs that have recorded their process
 
 # Tags of runs.
 PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 PRIORITY = "dagster/priority"
-HOST_TAG = "monitoring/host"  # the machine of a run that a command executes in its own process
+PROCESS_TAG = "monitoring/process"  # the host, process id and start of the process that executes the run
 WHOLE_CHAIN_TAG = "monitoring/whole_chain"  # on every run of the job `monitoring`, which selects no single scorer
 # On runs that the sensor new_traces requests: its name, the source's counts of each hour, and the attempt.
 REQUESTED_BY_TAG = "monitoring/asked_by"
@@ -147,7 +147,7 @@ class Names:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tag on all our assets; its value distinguishes two pipelines in one code location."""
+        """The tag on all our assets and runs; its value distinguishes two pipelines on one instance."""
         return {PIPELINE_TAG: ".".join(self.key_prefix) or MONITORING}
 
     @property

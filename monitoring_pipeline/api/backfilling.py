@@ -77,7 +77,7 @@ def _backfill(
     if unknown := sorted(set(scorer_names) - {entry.name for entry in settings.scorers}):
         known = ", ".join(entry.name for entry in settings.scorers)
         raise SettingsError([f"no scorer {', '.join(unknown)}; configured are {known}"])
-    instance, definitions = start_instance(config_folder()), build_definitions(settings)
+    instance, definitions = start_instance(config_folder(), settings.dagster.names), build_definitions(settings)
     options = ScorerOptions(sample_rate)
     if not daemon_is_running(instance):
         return run_backfills(definitions, settings, window, scorer_names, options, instance, lambda event: None)

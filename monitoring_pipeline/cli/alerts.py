@@ -33,7 +33,7 @@ def check(config: Config = None) -> None:
         build_resources(settings)["lake"],
         settings,
         {scorer.name: scorer.digest for scorer in load_scorers(settings.scorers)},
-        lambda: len(given_up(start_instance(config_folder()), settings.dagster.names)),
+        lambda: len(given_up(start_instance(config_folder(), settings.dagster.names), settings.dagster.names)),
         datetime.now(UTC),
         logging.getLogger("monitoring_pipeline.alerts"),
     )

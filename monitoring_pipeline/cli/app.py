@@ -136,7 +136,7 @@ def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
     problems = [f"{finding.subject}: {finding.detail}" for finding in examine(settings) if not finding.healthy]
     if problems:
         raise MonitoringError("\n".join(problems))
-    instance = start_instance(config_folder())
+    instance = start_instance(config_folder(), settings.dagster.names)
     definitions = build_definitions(settings)
     with show_progress(window, step_count(definitions, settings, window, scorers)) as on_event:
         result = run_chain(definitions, settings, window, scorers, instance, on_event)

@@ -66,7 +66,7 @@ def _run(settings: Settings, window: Window, scorers: list[str], options: Scorer
     from monitoring_pipeline.settings import config_folder
     from monitoring_pipeline.windows import parts
 
-    instance = start_instance(config_folder())
+    instance = start_instance(config_folder(), settings.dagster.names)
     if daemon_is_running(instance):
         definitions = build_definitions(settings)
         for name, backfill_id in launch_backfills(definitions, settings, window, scorers, options, instance).items():

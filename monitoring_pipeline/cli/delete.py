@@ -39,7 +39,7 @@ def delete(
     done = deletion.delete(
         lake,
         Recount.of(settings, lake, resources["tracking"]),
-        start_instance(config_folder()),
+        start_instance(config_folder(), settings.dagster.names),
         None,
         trace_id or [],
         user_id or [],

@@ -29,12 +29,14 @@ def report(
     from monitoring_pipeline.orchestration.runs import execute, failures, start_instance
     from monitoring_pipeline.settings import config_folder
 
+    names = settings.dagster.names
     result = execute(
         build_definitions(settings),
-        settings.dagster.names.definition(DAILY_REPORT if period.kind == "day" else WEEKLY_REPORT),
+        names,
+        names.definition(DAILY_REPORT if period.kind == "day" else WEEKLY_REPORT),
         None,
         (period.partition_key, period.partition_key),
-        start_instance(config_folder()),
+        start_instance(config_folder(), names),
         lambda event: None,
     )
     if not result.success:

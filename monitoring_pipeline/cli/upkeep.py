@@ -14,5 +14,5 @@ def upkeep(config: Config = None) -> None:
     from monitoring_pipeline.settings import config_folder
     from monitoring_pipeline.upkeep.maintenance import keep_up
 
-    lake = build_resources(settings)["lake"]
-    show_upkeep(keep_up(lake, settings.upkeep, settings.dagster.names, start_instance(config_folder()), None))
+    lake, names = build_resources(settings)["lake"], settings.dagster.names
+    show_upkeep(keep_up(lake, settings.upkeep, names, start_instance(config_folder(), names), None))

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from dagster._core.events.log import EventLogEntry as EventLogEntry  # what listeners of an instance get
     from dagster._core.execution.backfill import PartitionBackfill
 
+    # What an executor is given, and what it says of itself.
+    from dagster._core.execution.context.system import PlanOrchestrationContext as PlanOrchestrationContext
+    from dagster._core.execution.plan.plan import ExecutionPlan as ExecutionPlan
+    from dagster._core.execution.retries import RetryMode as RetryMode
+    from dagster._core.execution.step_dependency_config import StepDependencyConfig as StepDependencyConfig
+
 __all__ = [
     "NOT_FINISHED_STATUSES",  # of runs; the public API has no such list
     "UnresolvedAssetJobDefinition",  # returned by dg.define_asset_job; we subclass it

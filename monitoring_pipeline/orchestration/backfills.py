@@ -118,7 +118,7 @@ def run_backfills(
             keys = (partition_key(part.start), partition_key(part.end - HOUR))
             ops = {name: config for scorer in scorers for name, config in _ops(names, scorer, options).items()}
             ours = [names.key(key) for key in selection]
-            failed |= failures(execute(definitions, ASSETS, ours, keys, instance, on_event, ops))
+            failed |= failures(execute(definitions, names, ASSETS, ours, keys, instance, on_event, ops))
     return failed
 
 

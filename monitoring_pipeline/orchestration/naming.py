@@ -13,7 +13,9 @@ import dagster as dg
 
 from monitoring_pipeline.compat.dagster import UnresolvedAssetJobDefinition, function_of
 from monitoring_pipeline.keys import Names
+from monitoring_pipeline.orchestration.recording import recording
 from monitoring_pipeline.settings import DagsterSettings
+from monitoring_pipeline.upkeep.lost_runs import record_process
 
 RESOURCES = ("tracking", "spark", "lake")
 
@@ -46,7 +48,7 @@ def named_asset(asset: dg.AssetsDefinition, settings: DagsterSettings) -> dg.Ass
             backfill_policy=asset.backfill_policy,
             config_schema=None if takes_config else config_fields(asset),
             retry_policy=asset.op.retry_policy,
-        )(with_named_resources(names)(function))
+        )(our_step(names)(function))
 
 
 def config_fields(asset: dg.AssetsDefinition) -> dict[str, Any] | None:
@@ -56,8 +58,25 @@ def config_fields(asset: dg.AssetsDefinition) -> dict[str, Any] | None:
     return getattr(field.config_type, "fields", None) if field else None
 
 
+def our_step(names: Names) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator for the function of an asset or op: names its resources, and lets its run record its process.
+
+    Runs with an executor of ours have recorded it already; those of other jobs in a shared code location have not.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            context = dg.OpExecutionContext.get()
+            record_process(context.instance, context.run_id, names)
+            return function(*args, **kwargs)
+
+        return with_named_resources(names)(_in_place_of(function, call))
+
+    return decorate
+
+
 def with_named_resources(names: Names) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator for the function of an asset, op or sensor whose parameters name our resources without prefix.
+    """A decorator for a function whose parameters name our resources without prefix.
 
     Dagster takes a resource's key from the parameter's name, so it is shown parameters with the prefix.
     """
@@ -72,11 +91,7 @@ def with_named_resources(names: Names) -> Callable[[Callable[..., Any]], Callabl
         def call(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **{name_of.get(key, key): value for key, value in kwargs.items()})
 
-        def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            yield from call(*args, **kwargs)
-
-        # Dagster checks whether the function is a generator.
-        wrapper: Any = functools.wraps(function)(generate if inspect.isgeneratorfunction(function) else call)
+        wrapper: Any = _in_place_of(function, call)
         wrapper.__signature__ = signature.replace(
             parameters=[
                 parameter.replace(name=key_of.get(name, name)) for name, parameter in signature.parameters.items()
@@ -87,9 +102,19 @@ def with_named_resources(names: Names) -> Callable[[Callable[..., Any]], Callabl
     return decorate
 
 
+def _in_place_of(function: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` with the name and signature of `function`, and a generator if that is one: Dagster looks at all of it."""
+
+    def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield from call(*args, **kwargs)
+
+    return functools.wraps(function)(generate if inspect.isgeneratorfunction(function) else call)
+
+
 def executor(settings: DagsterSettings) -> dg.ExecutorDefinition:
-    """The executor that `[dagster] executor` names."""
-    return dg.in_process_executor if settings.executor == "in_process" else dg.multiprocess_executor
+    """The executor that `[dagster] executor` names; its runs record their process."""
+    named = dg.in_process_executor if settings.executor == "in_process" else dg.multiprocess_executor
+    return recording(named, settings.names)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from monitoring_pipeline.keys import ASSESS, LATEST_HOUR
 from monitoring_pipeline.orchestration.checks import LATEST_HOUR_IS_THERE, latest_hour_is_there
-from monitoring_pipeline.orchestration.naming import executor, with_named_resources
+from monitoring_pipeline.orchestration.naming import executor, our_step
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.on_demand import (
@@ -42,7 +42,7 @@ def latest_hour_job(settings: DagsterSettings) -> dg.JobDefinition:
     names = settings.names
 
     @dg.op(name=names.op("look_at_latest_hour"))
-    @with_named_resources(names)
+    @our_step(names)
     def look_at_latest_hour(context: dg.OpExecutionContext, lake: LakeResource) -> None:
         result = latest_hour_is_there(lake, datetime.now(UTC))
         evaluation = dg.AssetCheckEvaluation(
@@ -72,7 +72,7 @@ def assess_job(settings: Settings) -> dg.JobDefinition:
     names = settings.dagster.names
 
     @dg.op(name=names.op("assess"))
-    @with_named_resources(names)
+    @our_step(names)
     def assess(
         context: dg.OpExecutionContext, config: AssessConfig, tracking: TrackingResource, lake: LakeResource
     ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ import dagster as dg
 from monitoring_pipeline.compat.dagster import keep_connections, make_new_run_id
 from monitoring_pipeline.keys import (
     DAILY_REPORT,
-    HOST_TAG,
     MONITORING,
     RANGE_END,
     RANGE_START,
+    Names,
     partition_key,
     scorer_key,
 )
 from monitoring_pipeline.settings import Settings
+from monitoring_pipeline.upkeep.lost_runs import end_lost_runs, process_tags
 from monitoring_pipeline.windows import HOUR, Window, parts
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ class ChainResult:
         )
 
 
-def start_instance(folder: Path) -> dg.DagsterInstance:
+def start_instance(folder: Path, names: Names) -> dg.DagsterInstance:
     """The Dagster instance of DAGSTER_HOME; if that is unset or empty, of data/dagster in `folder`, which is created.
 
-    If `folder` has a dagster.yaml, it configures the instance of data/dagster.
+    If `folder` has a dagster.yaml, it configures the instance of data/dagster. Runs that a command on this machine left
+    when it was killed are marked as failed, so that nothing waits for them.
     """
     if not os.environ.get("DAGSTER_HOME"):
         home = folder.absolute() / "data" / "dagster"
@@ -71,6 +72,7 @@ def start_instance(folder: Path) -> dg.DagsterInstance:
         os.environ["DAGSTER_HOME"] = str(home)
     instance = dg.DagsterInstance.get()
     keep_connections(instance)
+    end_lost_runs(instance, names)
     return instance
 
 
@@ -91,13 +93,13 @@ def run_chain(
     failed_checks: list[dg.AssetCheckEvaluation] = []
     for part in parts(window, settings.backfill.max_partitions_per_run):
         keys = (partition_key(part.start), partition_key(part.end - HOUR))
-        result = execute(definitions, names.definition(MONITORING), selection, keys, instance, on_event)
+        result = execute(definitions, names, names.definition(MONITORING), selection, keys, instance, on_event)
         failed_checks += [check for check in result.get_asset_check_evaluations() if not check.passed]
         if not result.success:
             return ChainResult(failures(result), failed_checks)
     days = window.days()
     keys = (f"{days[0]}", f"{days[-1]}")
-    reports = execute(definitions, names.definition(DAILY_REPORT), None, keys, instance, on_event)
+    reports = execute(definitions, names, names.definition(DAILY_REPORT), None, keys, instance, on_event)
     return ChainResult(failures(reports), failed_checks)
 
 
@@ -121,6 +123,7 @@ def _selection(definitions: dg.Definitions, settings: Settings, scorers: list[st
 
 def execute(
     definitions: dg.Definitions,
+    names: Names,
     job: str,
     selection: list[dg.AssetKey] | None,
     keys: tuple[str, str],
@@ -148,18 +151,13 @@ def execute(
         run_id=run_id,
         instance=instance,
         asset_selection=selection,
-        tags={RANGE_START: keys[0], RANGE_END: keys[1], HOST_TAG: host()},
+        tags={RANGE_START: keys[0], RANGE_END: keys[1], **process_tags(names, run_id)},
         run_config={**QUIET, "ops": dict(ops or {})},
         raise_on_error=False,
     )
     if any(_was_interrupted(event) for event in result.all_events):
         raise KeyboardInterrupt
     return result
-
-
-def host() -> str:
-    """The name of this machine."""
-    return socket.gethostname()
 
 
 def _was_interrupted(event: dg.DagsterEvent) -> bool:

@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from monitoring_pipeline.keys import DELETE, UPKEEP
-from monitoring_pipeline.orchestration.naming import executor, with_named_resources
+from monitoring_pipeline.orchestration.naming import executor, our_step
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import Settings
@@ -29,7 +29,7 @@ def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
     names, run_by = settings.dagster.names, executor(settings.dagster)
 
     @dg.op(name=names.op("upkeep"))
-    @with_named_resources(names)
+    @our_step(names)
     def upkeep(context: dg.OpExecutionContext, tracking: TrackingResource, lake: LakeResource) -> None:
         from monitoring_pipeline.upkeep.deletion import carry_out, has_unfinished
         from monitoring_pipeline.upkeep.maintenance import keep_up
@@ -46,7 +46,7 @@ def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
         context.add_output_metadata({**figures, **({"put_off": done.put_off} if done.put_off else {})})
 
     @dg.op(name=names.op("delete_traces"))
-    @with_named_resources(names)
+    @our_step(names)
     def delete_traces(
         context: dg.OpExecutionContext, config: DeleteConfig, tracking: TrackingResource, lake: LakeResource
     ) -> None:

@@ -11,6 +11,7 @@ import dagster as dg
 from monitoring_pipeline.compat.dagster import NOT_FINISHED_STATUSES, active_backfills
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.keys import PARTITION, RANGE_START, Names
+from monitoring_pipeline.upkeep.lost_runs import end_lost_runs
 
 PATIENCE = timedelta(minutes=10)
 POLL_SECONDS = 2.0
@@ -40,7 +41,7 @@ def wait_for_others(
     own_run_id: str | None,
     on_wait: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Wait until no other run or backfill of the pipeline is in progress.
+    """Wait until no other run or backfill of the pipeline is in progress; runs that are lost meanwhile are ended.
 
     Raises:
         MonitoringError: one is still in progress after `PATIENCE`.
@@ -56,6 +57,7 @@ def wait_for_others(
             on_wait(f"waiting for {named(found)}")
             has_reported = True
         time.sleep(POLL_SECONDS)
+        end_lost_runs(instance, names)
 
 
 def named(found: list[str]) -> str:

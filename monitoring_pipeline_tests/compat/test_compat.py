@@ -55,6 +55,9 @@ USED = {
             },
         ),
         ("dagster._core.execution.backfill", "PartitionBackfill.job_name", None),
+        ("dagster._core.execution.context.system", "PlanOrchestrationContext.instance", None),
+        ("dagster._core.execution.context.system", "PlanOrchestrationContext.run_id", None),
+        ("dagster._core.executor.base", "Executor.step_dependency_config", None),
         ("dagster._core.storage.dagster_run", "NOT_FINISHED_STATUSES", None),
         (
             "dagster._core.storage.event_log.sqlite.sqlite_event_log",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from monitoring_pipeline.keys import DAILY_REPORT, MONITORING, partition_key
+from monitoring_pipeline.keys import DAILY_REPORT, MONITORING, NO_PREFIX, partition_key
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import execute, failures, start_instance
 from monitoring_pipeline.resources.build import build_resources
@@ -56,7 +56,7 @@ def main(config: Path, folder: Path) -> None:
 
 def run_chain(settings: Settings, window: Window, folder: Path, say: Callable[[str], None]) -> None:
     """Materialize all hourly assets of the window, the agreement of its days, and the report of the last day."""
-    definitions, instance, days = build_definitions(settings), start_instance(folder), window.days()
+    definitions, instance, days = build_definitions(settings), start_instance(folder, NO_PREFIX), window.days()
     hours = (partition_key(window.start), partition_key(window.end - HOUR))
     agreement = [dg.AssetKey("scorer_agreement")]
     for job, selection, keys in (
@@ -64,7 +64,7 @@ def run_chain(settings: Settings, window: Window, folder: Path, say: Callable[[s
         (DAILY_REPORT, agreement, (f"{days[0]}", f"{days[-2]}")),
         (DAILY_REPORT, None, (f"{days[-1]}", f"{days[-1]}")),
     ):
-        result = execute(definitions, job, selection, keys, instance, lambda event: say(str(event)))
+        result = execute(definitions, NO_PREFIX, job, selection, keys, instance, lambda event: say(str(event)))
         if not result.success:
             raise SystemExit(f"the chain failed: {failures(result)}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from monitoring_pipeline.keys import DAILY_REPORT, MONITORING, partition_key
+from monitoring_pipeline.keys import DAILY_REPORT, MONITORING, NO_PREFIX, partition_key
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import execute, failures
 from monitoring_pipeline.resources.build import build_resources
@@ -85,7 +85,7 @@ def run(settings: Settings, window: Window, hourly: list[dg.AssetKey] | None) ->
     hours = (partition_key(window.start), partition_key(window.end - HOUR))
     by_day = [dg.AssetKey("scorer_agreement")]
     for job, selection, keys in ((MONITORING, hourly, hours), (DAILY_REPORT, by_day, (f"{days[0]}", f"{days[-1]}"))):
-        result = execute(definitions, job, selection, keys, instance, lambda event: None)
+        result = execute(definitions, NO_PREFIX, job, selection, keys, instance, lambda event: None)
         assert result.success, failures(result)
 
 

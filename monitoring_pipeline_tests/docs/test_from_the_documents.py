@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from monitoring_pipeline import api, lifecycle
 from monitoring_pipeline.cli.app import app
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.keys import MONITORING, partition_key
+from monitoring_pipeline.keys import MONITORING, NO_PREFIX, partition_key
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import execute
 from monitoring_pipeline.resources.tracking import global_tracking_uri
@@ -550,7 +550,7 @@ def test_a_trace_that_is_tagged_later_becomes_a_record(own: Settings, recorded_t
     hour = floor_hour(from_milliseconds(recorded_traces[100].info.timestamp_ms))
     instance, archive = dg.DagsterInstance.ephemeral(), [dg.AssetKey("archived_traces")]
     keys = (partition_key(hour), partition_key(hour))
-    assert execute(build_definitions(own), MONITORING, archive, keys, instance, lambda event: None).success
+    assert execute(build_definitions(own), NO_PREFIX, MONITORING, archive, keys, instance, lambda event: None).success
     records = api.build_dataset_from_tagged_traces("eval_candidate", "error_case", **ALL, settings=own)
     assert sources(records) == {chosen}
 

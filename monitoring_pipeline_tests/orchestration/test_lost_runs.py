@@ -1,105 +1,107 @@
-"""Runs whose process is gone are marked as failed, and no others."""
-
-from __future__ import annotations
+"""The sensor `lost_runs`, and what runs record on themselves."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
-from dagster._core.events import EngineEventData
+from dagster._core.utils import make_new_run_id
 
-from monitoring_pipeline.keys import ASSETS, HOST_TAG, NO_PREFIX
+from monitoring_pipeline.keys import NO_PREFIX, PIPELINE_TAG, PROCESS_TAG, Names
 from monitoring_pipeline.orchestration.build import build_definitions
-from monitoring_pipeline.orchestration.lost_runs import end_lost_runs
-from monitoring_pipeline.orchestration.runs import host
+from monitoring_pipeline.orchestration.naming import executor, our_step
 from monitoring_pipeline.settings import DagsterSettings, Settings
+from monitoring_pipeline.upkeep.lost_runs import process_tags, recorded
+from monitoring_pipeline.upkeep.processes import Process
 from monitoring_pipeline_tests.made_project import QUALITY
+
+TEAM = Names(key_prefix=("team",))
 
 
 @pytest.fixture
 def instance(dagster_home: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance with Dagster's default launcher."""
+    """An instance whose runs are in files, as processes of steps need it."""
     with dg.DagsterInstance.get() as instance:
         yield instance
 
 
-@pytest.fixture(scope="module")
-def dead_pid() -> int:
-    """The id of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def started(
-    instance: dg.DagsterInstance,
-    pid: int | None,
-    job: str = "archive_job",
-    asset: dg.AssetKey | None = None,
-    tags: dict[str, str] | None = None,
-) -> str:
-    """A run in progress that has reported its process, if any."""
-    selection = frozenset({asset}) if asset else None
-    run = instance.add_run(
-        dg.DagsterRun(job_name=job, status=DagsterRunStatus.STARTED, tags=tags, asset_selection=selection)
-    )
-    if pid is not None:
-        instance.report_engine_event("Started process", run, EngineEventData.in_process(pid))
-    return run.run_id
-
-
-def status(instance: dg.DagsterInstance, run_id: str) -> DagsterRunStatus:
-    run = instance.get_run_by_id(run_id)
-    assert run is not None
-    return run.status
-
-
-def test_a_run_whose_process_is_gone_fails_once(instance: dg.DagsterInstance, dead_pid: int) -> None:
-    run_id = started(instance, dead_pid)
-    assert run_id in end_lost_runs(instance, NO_PREFIX)
-    assert status(instance, run_id) == DagsterRunStatus.FAILURE
-    assert run_id not in end_lost_runs(instance, NO_PREFIX)
-
-
-def test_the_latest_process_of_a_run_counts(instance: dg.DagsterInstance, dead_pid: int) -> None:
-    run_id = started(instance, dead_pid)
-    run = instance.get_run_by_id(run_id)
-    instance.report_engine_event("Executing steps", run, EngineEventData.in_process(os.getpid()))
-    assert run_id not in end_lost_runs(instance, NO_PREFIX)
-
-
-@pytest.mark.parametrize("case", ["alive", "not yet reported", "of a command on another machine"])
-def test_other_runs_continue(instance: dg.DagsterInstance, dead_pid: int, case: str) -> None:
-    pids = {"alive": os.getpid(), "not yet reported": None}
-    tags = {HOST_TAG: "elsewhere"} if case.startswith("of a command") else {}
-    run_id = started(instance, pids.get(case, dead_pid), tags=tags)
-    assert run_id not in end_lost_runs(instance, NO_PREFIX)
-    assert status(instance, run_id) == DagsterRunStatus.STARTED
-
-
-def test_a_killed_command_on_this_machine_fails(instance: dg.DagsterInstance, dead_pid: int) -> None:
-    assert started(instance, dead_pid, tags={HOST_TAG: host()}) in end_lost_runs(instance, NO_PREFIX)
-
-
-def test_runs_of_another_launcher_are_left_alone(dead_pid: int) -> None:
-    with dg.DagsterInstance.ephemeral() as instance:
-        started(instance, dead_pid)
-        assert end_lost_runs(instance, NO_PREFIX) == []
-
-
-def test_the_sensor_leaves_runs_of_other_pipelines_alone(instance: dg.DagsterInstance, dead_pid: int) -> None:
+def test_the_sensor_ends_the_lost_runs_of_its_own_pipeline(instance: dg.DagsterInstance) -> None:
     settings = Settings(scorers=[QUALITY], dagster=DagsterSettings(key_prefix=["team"]))
     sensor = build_definitions(settings).resolve_sensor_def("team_lost_runs")
-    archive = dg.AssetKey(["team", "archived_traces"])
-    ours = [started(instance, dead_pid, "team_archive_job"), started(instance, dead_pid, ASSETS, archive)]
-    theirs = [started(instance, dead_pid), started(instance, dead_pid, ASSETS, dg.AssetKey("archived_traces"))]
+
+    def lost(names: Names) -> dg.DagsterRun:
+        run_id, job = make_new_run_id(), names.definition("archive_job")
+        tags = process_tags(names, run_id)
+        tags[PROCESS_TAG] = tags[PROCESS_TAG].replace('"started":"', '"started":"before ')
+        return instance.add_run(dg.DagsterRun(job_name=job, run_id=run_id, status=DagsterRunStatus.STARTED, tags=tags))
+
+    ours, theirs = lost(TEAM), lost(NO_PREFIX)
     with dg.build_sensor_context(instance) as context:
-        message = sensor.evaluate_tick(context).skip_message or ""
-    assert all(run_id in message for run_id in ours)
-    assert [status(instance, run_id) for run_id in ours] == [DagsterRunStatus.FAILURE] * 2
-    assert [status(instance, run_id) for run_id in theirs] == [DagsterRunStatus.STARTED] * 2
+        assert ours.run_id in (sensor.evaluate_tick(context).skip_message or "")
+        assert sensor.evaluate_tick(context).skip_message == "no lost runs"
+    [failed] = instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.FAILURE]))
+    assert failed.run_id == ours.run_id
+    [started] = instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.STARTED]))
+    assert started.run_id == theirs.run_id
+
+
+def look(context: dg.OpExecutionContext) -> None:
+    """Reports the process of the step, and that of the run as it is recorded now."""
+    run = context.instance.get_run_by_id(context.run_id)
+    record = recorded(run) if run else None
+    context.log_event(
+        dg.AssetObservation("look", metadata={"step": os.getpid(), "run": record.pid if record else None})
+    )
+
+
+our_look = dg.op(name="our_look")(our_step(TEAM)(look))
+their_look = dg.op(name="their_look")(look)
+
+
+@dg.job
+def of_another_location() -> None:
+    """A job with an executor of Dagster's own and a step of ours."""
+    our_look()
+
+
+@dg.job(executor_def=executor(DagsterSettings(key_prefix=["team"], executor="in_process")))
+def in_one_process() -> None:
+    """A job with our executor; its first step is not ours."""
+    their_look()
+
+
+@dg.job(executor_def=executor(DagsterSettings(key_prefix=["team"], executor="multiprocess")))
+def in_several_processes() -> None:
+    """As `in_one_process`, with a process for each step."""
+    their_look()
+
+
+@pytest.mark.parametrize(
+    ("job", "config"),
+    [
+        ("of_another_location", {"in_process": {}}),
+        ("of_another_location", {"multiprocess": {}}),
+        ("in_one_process", {"retries": {"disabled": {}}}),
+        ("in_several_processes", {"max_concurrent": 1}),
+    ],
+)
+def test_a_run_records_the_process_that_executes_it(
+    instance: dg.DagsterInstance, job: str, config: dict[str, Any]
+) -> None:
+    in_process = job == "in_one_process" or "in_process" in config
+    config = {"execution": {"config": config}, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    with dg.execute_job(dg.reconstructable(globals()[job]), instance, run_config=config) as result:
+        assert result.success
+        run = instance.get_run_by_id(result.run_id)
+        [seen] = [event for event in result.all_events if event.is_asset_observation]
+    assert run is not None
+    record = recorded(run)
+    assert record is not None
+    assert Process(**record.model_dump(exclude={"run_id"})) == Process.of(os.getpid())
+    assert run.tags[PIPELINE_TAG] == "team"
+    pids = {name: value.value for name, value in seen.asset_observation_data.asset_observation.metadata.items()}
+    assert pids["run"] == os.getpid()
+    assert (pids["step"] == os.getpid()) == in_process

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from monitoring_pipeline.keys import NO_PREFIX
 from monitoring_pipeline.orchestration.runs import start_instance
 
 
@@ -18,13 +19,13 @@ def test_without_a_home_the_instance_is_beside_the_configuration(
     if home is None:
         monkeypatch.delenv("DAGSTER_HOME")
     (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
-    with start_instance(tmp_path) as instance:
+    with start_instance(tmp_path, NO_PREFIX) as instance:
         assert Path(instance.root_directory) == tmp_path / "data" / "dagster"
         assert not instance.nux_enabled
     assert os.environ["DAGSTER_HOME"] == str(tmp_path / "data" / "dagster")
 
 
 def test_the_home_of_the_environment_is_used(dagster_home: Path, tmp_path: Path) -> None:
-    with start_instance(tmp_path) as instance:
+    with start_instance(tmp_path, NO_PREFIX) as instance:
         assert Path(instance.root_directory) == dagster_home
     assert not (tmp_path / "data").exists()
