@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.entities import AssessmentSource, Expectation, Feedback, Trace, TraceState
 
 from monitoring_pipeline.cli.doctor import Finding, examine
@@ -193,6 +195,34 @@ def test_a_server_that_cannot_send_traces_is_an_error_that_names_the_call_and_th
         f"the MLflow server at {proxy.uri} has version 3.4.0 and lacks {endpoint}; "
         "upgrade it to MLflow 3.6 or newer, or use another [archive] source"
     )
+
+
+def test_a_trace_whose_spans_are_in_the_servers_artifacts_is_read_with_its_batch(traces: Store, server: str) -> None:
+    client = MlflowClient(traces.uri)
+    experiment_id = client.create_experiment("proxied", artifact_location="mlflow-artifacts:/proxied")
+    store = Store(traces.file, traces.client, experiment_id)
+    number, missing, other = 21, 22, 23
+    store.log(number, [])
+    store.log(missing, [])
+    store.log(other)
+    folder = store.client.get_trace_info(trace_id(number)).tags["mlflow.artifactLocation"].partition(":/")[2]
+    connection = http.client.HTTPConnection(urlsplit(server).netloc)
+    spans = json.dumps({"spans": [span_json(number, name="from the artifacts")]})
+    connection.request("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{folder}/traces.json", spans)
+    assert connection.getresponse().status == 200
+
+    for lacking in ({}, TABLE_OF_3_6):
+        with older(server, lacking) as proxy:
+            source = MlflowSource(TrackingResource(tracking_uri=proxy.uri), {experiment_id: "proxied"})
+            read = [trace for batch in source.read(WINDOW) for trace in batch]
+            assert proxy.asked.count(BATCH_GET) == 1
+        found = {trace.trace_id: trace for trace in read}
+        assert isinstance(found[trace_id(other)], Trace)
+        artifact, unreadable = found[trace_id(number)], found[trace_id(missing)]
+        assert isinstance(artifact, Trace)
+        assert [span.name for span in artifact.data.spans] == ["from the artifacts"]
+        assert isinstance(unreadable, UnreadableTrace)
+        assert unreadable.reason == "its spans are missing or corrupt"
 
 
 def store_finding(uri: str) -> tuple[Finding, float]:
