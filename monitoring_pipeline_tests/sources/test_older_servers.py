@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -31,10 +33,10 @@ from monitoring_pipeline_tests.sources.stores import START, Store, span_json, tr
 AN_HOUR = timedelta(hours=1)
 WINDOW = Window(START, START + 4 * AN_HOUR)
 CORRUPT, UNFINISHED, WITHOUT_SPANS = 8, 9, 10
-NO_PAGE = (404, "text/html", "<!doctype html>\n<title>404 Not Found</title>")
-NO_METHOD = (405, "text/html", "<!doctype html>\n<title>405 Method Not Allowed</title>")
 Answer = tuple[int, str, str]
-TABLE_OF_3_6 = {METRICS: NO_METHOD, BATCH_GET_INFOS: NO_METHOD}
+NO_PAGE: Answer = (404, "text/html", "<!doctype html>\n<title>404 Not Found</title>")
+NO_METHOD: Answer = (405, "text/html", "<!doctype html>\n<title>405 Method Not Allowed</title>")
+LACKING_IN_3_6: dict[str, Answer] = {METRICS: NO_METHOD, BATCH_GET_INFOS: NO_METHOD}
 
 
 def taken_for_an_id(endpoint: str) -> Answer:
@@ -53,7 +55,8 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Store:
     unfinished = START + AN_HOUR
     made.log(UNFINISHED, [span_json(9, 2, 1, unfinished)], state=TraceState.IN_PROGRESS, started=unfinished)
     made.log(WITHOUT_SPANS, [], state=TraceState.IN_PROGRESS, started=unfinished)
-    for number, value in enumerate([True, "no", 0.3, 7, "a text", {"of": "parts"}], 1):
+    values: list[Any] = [True, "no", 0.3, 7, "a text", {"of": "parts"}]
+    for number, value in enumerate(values, 1):
         made.client.log_assessment(trace_id(number), Feedback(name="good", value=value))
     made.client.log_assessment(trace_id(1), Expectation(name="expected", value=0.25))
     [given] = made.client.get_trace(trace_id(2)).info.assessments
@@ -89,7 +92,7 @@ class OlderServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: OlderServer
+    server: OlderServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
@@ -163,7 +166,7 @@ def test_an_error_of_the_endpoint_is_not_taken_for_its_absence(server: str) -> N
 def test_a_server_without_the_newer_calls_gives_the_same_traces(server: str, lacking_get: Answer) -> None:
     expected = read(server)
     assert [number for number, kind in expected.items() if kind is UnreadableTrace] == [trace_id(CORRUPT)]
-    with older(server, TABLE_OF_3_6 | {GET: lacking_get}) as proxy:
+    with older(server, LACKING_IN_3_6 | {GET: lacking_get}) as proxy:
         assert read(proxy.uri) == expected
 
 
@@ -211,7 +214,7 @@ def test_a_trace_whose_spans_are_in_the_servers_artifacts_is_read_with_its_batch
     connection.request("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{folder}/traces.json", spans)
     assert connection.getresponse().status == 200
 
-    for lacking in ({}, TABLE_OF_3_6):
+    for lacking in ({}, LACKING_IN_3_6):
         with older(server, lacking) as proxy:
             source = MlflowSource(TrackingResource(tracking_uri=proxy.uri), {experiment_id: "proxied"})
             read = [trace for batch in source.read(WINDOW) for trace in batch]
@@ -244,7 +247,7 @@ def test_doctor_says_at_once_which_version_is_needed(server: str, monkeypatch: p
 
 
 def test_doctor_accepts_a_server_without_the_newer_calls(server: str) -> None:
-    with older(server, TABLE_OF_3_6 | {GET: taken_for_an_id(GET)}) as proxy:
+    with older(server, LACKING_IN_3_6 | {GET: taken_for_an_id(GET)}) as proxy:
         assert store_finding(proxy.uri)[0].healthy
 
 
@@ -254,5 +257,16 @@ def test_a_server_that_fails_is_reported_at_once(server: str, monkeypatch: pytes
         finding, seconds = store_finding(proxy.uri)
     assert not finding.healthy
     assert finding.detail.startswith(f"cannot use the MLflow store at {proxy.uri}: ")
+    assert "\n" not in finding.detail
+    assert seconds < 5
+
+
+def test_a_server_that_does_not_answer_is_reported_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    monkeypatch.setattr("monitoring_pipeline.resources.servers.ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        finding, seconds = store_finding(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert not finding.healthy
+    assert "timed out" in finding.detail
     assert "\n" not in finding.detail
     assert seconds < 5
