@@ -41,7 +41,7 @@ class ArchiveCounts:
 
     `deleted` traces were left out because they were deleted on request; `moved` traces were archived under another hour
     before; `redactions` is the number of replacements by detector; `lacking` is the number of the source's traces that
-    are still missing, by hour, or None if the source cannot count.
+    are still missing, by hour.
     """
 
     read: int = 0
@@ -50,7 +50,7 @@ class ArchiveCounts:
     deleted: int = 0
     moved: int = 0
     redactions: Counter[str] = field(default_factory=Counter)
-    lacking: dict[datetime, int] | None = field(default=None, compare=False)
+    lacking: dict[datetime, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass

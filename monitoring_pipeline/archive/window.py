@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
@@ -12,12 +11,10 @@ from monitoring_pipeline.archive.merging import ArchiveCounts, archive
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
-from monitoring_pipeline.sources.base import NOTHING, HourCounts, Source, TraceFrames, UncountableError
+from monitoring_pipeline.sources.base import NOTHING, HourCounts, Source, TraceFrames
 from monitoring_pipeline.sources.opening import open_source
 from monitoring_pipeline.traces.redaction import Redactor, redactor
 from monitoring_pipeline.windows import Window
-
-log = logging.getLogger(__name__)
 
 
 def archive_window(
@@ -38,20 +35,12 @@ def archive_window(
     """
     with open_source(settings, tracking, lake.spark) as source:
         counted_at = datetime.now(UTC)
-        counted = _counts(source, window)
+        counted = source.counts(window)
         counts = _merge(source, lake, window, on_progress, redactor(settings.redact))
-        if counted is not None and (whole := window.inner_hours()):
+        if whole := window.inner_hours():
             counts.lacking = _still_lacking(source, lake, whole, counted)
             keep_account(lake, whole, counted, counted_at, leaving_out=counts.lacking)
     return counts
-
-
-def _counts(source: Source, window: Window) -> dict[datetime, HourCounts] | None:
-    try:
-        return source.counts(window)
-    except UncountableError as error:
-        log.warning("archived hours are not recorded: %s", error)
-        return None
 
 
 def _merge(

@@ -127,15 +127,17 @@ def _demo(settings: Settings) -> int:
 
 def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
     """Check the surroundings, run the pipeline and print the summary; returns the exit code."""
-    from monitoring_pipeline.cli.console import show_progress, show_summary
     from monitoring_pipeline.cli.doctor import examine
-    from monitoring_pipeline.orchestration.build import build_definitions
-    from monitoring_pipeline.orchestration.runs import run_chain, start_instance, step_count
-    from monitoring_pipeline.settings import config_folder
 
     problems = [f"{finding.subject}: {finding.detail}" for finding in examine(settings) if not finding.healthy]
     if problems:
         raise MonitoringError("\n".join(problems))
+    # Imports that take seconds; a problem is reported without them.
+    from monitoring_pipeline.cli.console import show_progress, show_summary
+    from monitoring_pipeline.orchestration.build import build_definitions
+    from monitoring_pipeline.orchestration.runs import run_chain, start_instance, step_count
+    from monitoring_pipeline.settings import config_folder
+
     instance = start_instance(config_folder(), settings.dagster.names)
     definitions = build_definitions(settings)
     with show_progress(window, step_count(definitions, settings, window, scorers)) as on_event:

@@ -49,8 +49,14 @@ def _scorers(settings: Settings) -> str:
 
 def _store(settings: Settings) -> str:
     from monitoring_pipeline.resources.build import build_resources
+    from monitoring_pipeline.resources.servers import check_server
+    from monitoring_pipeline.resources.tracking import impatience
 
-    names = build_resources(settings)["tracking"].experiment_names()
+    tracking = build_resources(settings)["tracking"]
+    if settings.archive.source == "mlflow":
+        check_server(tracking)
+    with impatience():
+        names = tracking.experiment_names()
     return f"{without_password(settings.mlflow.tracking_uri)}: experiments {', '.join(sorted(names.values()))}"
 
 

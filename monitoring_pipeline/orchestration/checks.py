@@ -38,21 +38,14 @@ ARCHIVE_COMPLETE = dg.AssetCheckSpec(
 )
 
 
-def archive_complete(lacking: Mapping[datetime, int] | None) -> dg.AssetCheckResult:
-    """The result of the check `archive_complete`.
-
-    `lacking` is the number of missing traces by hour; None if the source cannot count its traces.
-    """
-    hours = [f"{hour:%Y-%m-%d %H:%M}: {number} lacking" for hour, number in sorted((lacking or {}).items())]
+def archive_complete(lacking: Mapping[datetime, int]) -> dg.AssetCheckResult:
+    """The result of the check `archive_complete`; `lacking` is the number of missing traces by hour."""
+    hours = [f"{hour:%Y-%m-%d %H:%M}: {number} lacking" for hour, number in sorted(lacking.items())]
     return dg.AssetCheckResult(
         asset_key="archived_traces",
         check_name=ARCHIVE_COMPLETE.name,
         passed=not hours,
-        metadata={
-            "lacking": sum((lacking or {}).values()),
-            "hours": "\n".join(hours[:10]) or "none",
-            "counted": "no: the source cannot count" if lacking is None else "yes",
-        },
+        metadata={"lacking": sum(lacking.values()), "hours": "\n".join(hours[:10]) or "none"},
     )
 
 

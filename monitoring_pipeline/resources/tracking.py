@@ -17,6 +17,7 @@ from pydantic import Field
 from monitoring_pipeline.compat.mlflow import tracking_uri_within
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.network import why_unreachable
+from monitoring_pipeline.resources.schema import check_not_newer
 from monitoring_pipeline.settings import without_password
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class TrackingResource(dg.ConfigurableResource):
         """MLflow's tracing client for the store.
 
         Raises:
-            TrackingError: the file does not exist, nothing listens at the address, or it is not an MLflow store.
+            TrackingError: the file does not exist, nothing listens at the address, or it is not an MLflow store; or its
+                database is newer than the installed MLflow.
         """
         return _client(self.tracking_uri)
 
@@ -52,7 +54,7 @@ class TrackingResource(dg.ConfigurableResource):
         from mlflow import MlflowClient
 
         _ = self.client
-        with _errors_of(self.tracking_uri):
+        with errors_of(self.tracking_uri):
             # Without a registry_uri, MLflow looks for one in this process's Spark session.
             yield MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
 
@@ -106,16 +108,22 @@ def _all_experiments(client: MlflowClient) -> dict[str, str]:
 def _client(tracking_uri: str) -> TracingClient:
     _check_reachable(tracking_uri)
     without_request_logs()
+    from mlflow.store.db.db_types import DATABASE_ENGINES
     from mlflow.tracing.client import TracingClient
 
-    with _errors_of(tracking_uri):
+    with errors_of(tracking_uri):
+        if urlsplit(tracking_uri).scheme.partition("+")[0] in DATABASE_ENGINES:
+            check_not_newer(tracking_uri, without_password(tracking_uri))
         return TracingClient(tracking_uri)
 
 
 @contextmanager
-def _errors_of(tracking_uri: str) -> Iterator[None]:
+def errors_of(tracking_uri: str) -> Iterator[None]:
+    """Turn any error within the block into a TrackingError of one line, unless it is one already."""
     try:
         yield
+    except TrackingError:
+        raise
     except Exception as error:  # noqa: BLE001 - a server, a database driver or MLflow may raise anything
         raise TrackingError(
             f"cannot use the MLflow store at {without_password(tracking_uri)}: {in_a_line(error)}; "

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -41,10 +40,6 @@ class HourCounts:
 NOTHING = HourCounts()
 
 
-class UncountableError(TrackingError):
-    """The store cannot count its traces: its MLflow is too old or lacks the metrics."""
-
-
 @dataclass(frozen=True)
 class TraceFrames:
     """The traces of a window as engine queries.
@@ -72,7 +67,6 @@ class Source(Protocol):
         rows of one trace. The cost grows with the window, not with the history.
 
         Raises:
-            UncountableError: the MLflow server cannot count.
             TrackingError: the store or table cannot be read.
         """
         ...

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.errors import TrackingError
-from monitoring_pipeline.resources.tracking import TrackingResource
-from monitoring_pipeline.settings import without_password
-from monitoring_pipeline.sources.base import HourCounts, UncountableError
+from monitoring_pipeline.resources.servers import (
+    BATCH_GET,
+    BATCH_GET_INFOS,
+    GET,
+    METRICS,
+    SEARCH,
+    lacks,
+    raise_if_lacking,
+)
+from monitoring_pipeline.resources.tracking import TrackingResource, global_tracking_uri
+from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.sources.mlflow_server import PageInParts, page_token, trace_without_assessments
 from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace
 from monitoring_pipeline.windows import HOUR, Window, floor_hour, from_milliseconds, to_milliseconds
@@ -25,28 +34,47 @@ if TYPE_CHECKING:
 
 PAGE = 500  # the largest page that servers accept
 BATCH = 100
+SPANS_LOCATION, SENT_IN_BATCHES = "mlflow.trace.spansLocation", {"TRACKING_STORE", "ARCHIVE_REPO"}
 METRIC_POINTS = 1000  # MLflow returns at most this many and does not report truncation
 METRIC_SLICE = 240 * HOUR  # 960 points: one per hour and each of four states
-NO_ENDPOINT = {"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MlflowSource:
     """The experiments `experiment_names` (id -> name) of the store or server of `tracking`; a `Source`."""
 
     tracking: TrackingResource
     experiment_names: dict[str, str]
+    _has_metrics: bool = field(default=True, init=False)
 
     def counts(self, window: Window) -> dict[datetime, HourCounts]:
-        """As `Source.counts`, from MLflow's trace metrics; the mark is the mean value of the hour's assessments."""
-        return hour_counts(self.tracking, list(self.experiment_names), window) if self.experiment_names else {}
+        """As `Source.counts`, from MLflow's trace metrics; the mark is the mean value of the hour's assessments.
+
+        Servers without trace metrics list the traces of the window instead.
+        """
+        if not self.experiment_names:
+            return {}
+        from mlflow.exceptions import MlflowException
+
+        experiment_ids = list(self.experiment_names)
+        with self.tracking.calls():  # turns MLflow's errors into TrackingError
+            if self._has_metrics:
+                try:
+                    return hour_counts(self.tracking, experiment_ids, window)
+                except MlflowException as error:
+                    if not lacks(error, METRICS):
+                        raise
+                    log.info("the MLflow server has no trace metrics; counting the traces that it lists")
+                    self._has_metrics = False
+            return listed_counts(self.tracking.client, experiment_ids, window)
 
     def read(self, window: Window) -> Iterator[list[Trace | UnreadableTrace]]:
         """As `Source.read`, oldest first.
 
         Raises:
+            TrackingError: the server lacks a call.
             MlflowException: the source does not answer.
         """
         if self.experiment_names:
@@ -67,6 +95,7 @@ def read_traces(
     """All traces of the experiments that start in `window`, each once, oldest first, including those in progress.
 
     Raises:
+        TrackingError: the server lacks a call.
         MlflowException: the source does not answer.
     """
     for infos in _pages(client, experiment_ids, window):
@@ -88,17 +117,27 @@ def read_moved(client: TracingClient, hours: Mapping[str, datetime]) -> Iterator
 
 
 def _infos(client: TracingClient, trace_ids: list[str]) -> list[TraceInfo]:
-    from mlflow.exceptions import MlflowException
-
     try:
         return client.store.batch_get_trace_infos(trace_ids)
     except Exception as error:  # noqa: BLE001 - a malformed trace fails its batch with any error; halving finds it
+        if lacks(error, BATCH_GET_INFOS):
+            return [info for trace_id in trace_ids for info in _info_alone(client, trace_id)]
         if len(trace_ids) > 1:
             middle = len(trace_ids) // 2
             return _infos(client, trace_ids[:middle]) + _infos(client, trace_ids[middle:])
+        return _info_alone(client, trace_ids[0])
+
+
+def _info_alone(client: TracingClient, trace_id: str) -> list[TraceInfo]:
+    """The info of one trace; nothing if the trace is deleted or malformed."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return [client.store.get_trace_info(trace_id)]
+    except Exception as error:  # noqa: BLE001 - a malformed trace fails with any error
         client.store.search_experiments(max_results=1)  # raises if the source fails, not the trace
         if not (isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"):
-            log.warning("trace %s cannot be read and stays in its hour: %s", trace_ids[0], error)
+            log.warning("trace %s cannot be read and stays in its hour: %s", trace_id, error)
         return []
 
 
@@ -142,6 +181,7 @@ def _page(
     try:
         return client.store.search_traces(**search, max_results=PAGE, page_token=token)
     except MlflowException as error:
+        raise_if_lacking(client, error, SEARCH)
         if isinstance(client.store, SqlAlchemyStore):
             log.warning("MLflow cannot list a page of traces; listing them one by one: %s", error)
             return _page_one_by_one(client, client.store, experiment_ids, since_ms, end_ms, token)
@@ -197,11 +237,13 @@ def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTr
         marked = [info for info in readable if UNREADABLE_VALUE in info.trace_metadata]
         readable = [info for info in readable if UNREADABLE_VALUE not in info.trace_metadata]
         partial = [trace_without_assessments(client.store, info) for info in marked]
-    trace_ids = [info.trace_id for info in readable]
+    # Some servers fail a whole batch for a trace whose spans are elsewhere, such as in an artifact.
+    trace_ids = [info.trace_id for info in readable if info.tags.get(SPANS_LOCATION) in SENT_IN_BATCHES]
     try:
         complete = {trace.info.trace_id: trace for trace in client.store.batch_get_traces(trace_ids)}
     except Exception as error:  # noqa: BLE001 - a malformed trace fails its batch with any error
-        log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(readable), error)
+        raise_if_lacking(client, error, BATCH_GET)
+        log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(trace_ids), error)
         complete = {}
     traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in readable]
     unlisted = [trace for trace in listed if isinstance(trace, UnreadableTrace)]
@@ -214,10 +256,14 @@ def _with_spans_alone(client: TracingClient, info: TraceInfo) -> Trace | Unreada
     from mlflow.exceptions import MlflowException
 
     try:
-        if info.tags.get("mlflow.trace.spansLocation") == "TRACKING_STORE":
-            trace = client.store.get_trace(info.trace_id, allow_partial=True)
+        is_in_store = info.tags.get(SPANS_LOCATION) == "TRACKING_STORE"
+        if is_in_store:
+            trace = _from_the_store(client, info.trace_id)
+        elif info.state == "IN_PROGRESS":  # clients write artifacts when a trace ends
+            trace = None
         else:
-            trace = next(iter(client.batch_get_traces([info.trace_id])), None)
+            with global_tracking_uri(client.tracking_uri):  # MLflow looks there for the server that has the artifacts
+                trace = _from_its_file(client, info.trace_id)
         if trace and trace.data.spans:
             return trace
         if info.state == "IN_PROGRESS":
@@ -233,33 +279,84 @@ def _with_spans_alone(client: TracingClient, info: TraceInfo) -> Trace | Unreada
     return UnreadableTrace.of(info, reason)
 
 
+def _from_the_store(client: TracingClient, trace_id: str) -> Trace | None:
+    """A trace with the spans that have arrived; with all or none from a server that sends no partial ones."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.store.get_trace(trace_id, allow_partial=True)
+    except MlflowException as error:
+        if not lacks(error, GET):
+            raise
+    return next(iter(client.store.batch_get_traces([trace_id])), None)
+
+
+def _from_its_file(client: TracingClient, trace_id: str) -> Trace | None:
+    """A trace whose spans are in an artifact; None if they are missing or corrupt."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return next(iter(client.batch_get_traces([trace_id])), None)
+    except MlflowException as error:
+        if not lacks(error, BATCH_GET_INFOS):
+            raise
+    try:
+        return client.get_trace(trace_id)
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":  # MLflow's code for spans that are missing or corrupt
+            raise
+    return None
+
+
+def listed_counts(client: TracingClient, experiment_ids: list[str], window: Window) -> dict[datetime, HourCounts]:
+    """Hour counts of the traces that the server lists, equal to those from its trace metrics.
+
+    Raises:
+        TrackingError: the server lacks a call.
+        MlflowException: the source does not answer.
+    """
+    from mlflow.store.tracking.utils.trace_analytics import assessment_aggregate
+
+    traces, in_progress, assessments = Counter[datetime](), Counter[datetime](), Counter[datetime]()
+    values = defaultdict[datetime, list[float]](list)
+    for info in (info for page in _pages(client, experiment_ids, window) for info in page):
+        hour = floor_hour(from_milliseconds(info.request_time))
+        traces[hour] += 1
+        if isinstance(info, UnreadableTrace):
+            continue
+        in_progress[hour] += info.state == "IN_PROGRESS"
+        for assessment in info.assessments:
+            if assessment.valid is not False:  # MLflow's metrics exclude overridden ones
+                assessments[hour] += 1
+                value, _ = assessment_aggregate(getattr(assessment, "value", None))
+                values[hour] += [] if value is None else [value]
+    return {
+        hour: HourCounts(number, in_progress[hour], assessments[hour], _mark(values[hour]))
+        for hour, number in traces.items()
+    }
+
+
+def _mark(values: list[float]) -> str:
+    return _mean(sum(values) / len(values)) if values else ""
+
+
+def _mean(value: float) -> str:
+    return f"mean {value:.9g}"  # nine digits, because databases may sum in any order
+
+
 def hour_counts(tracking: TrackingResource, experiment_ids: list[str], window: Window) -> dict[datetime, HourCounts]:
     """Hour counts from MLflow's trace metrics: a database uses its indexes, a server sends no traces.
 
     Raises:
-        UncountableError: the server has no trace metrics.
+        MlflowException: the server has no trace metrics, or does not answer.
         TrackingError: the store cannot be used.
     """
-    from mlflow.exceptions import MlflowException
-
     counts: dict[datetime, HourCounts] = {}
-    uncountable = ""
-    with tracking.calls():  # turns MLflow's errors into TrackingError
-        start = window.start
-        while start < window.end and not uncountable:
-            part = Window(start, min(start + METRIC_SLICE, window.end))
-            try:
-                counts.update(_counts_of_slice(tracking, experiment_ids, part))
-            except MlflowException as error:
-                if error.error_code not in NO_ENDPOINT:
-                    raise
-                uncountable = str(error)
-            start = part.end
-    if uncountable:
-        raise UncountableError(
-            f"the MLflow server at {without_password(tracking.tracking_uri)} cannot count traces by hour; "
-            "install the same version of MLflow there as here, or use another [archive] source"
-        )
+    start = window.start
+    while start < window.end:
+        part = Window(start, min(start + METRIC_SLICE, window.end))
+        counts.update(_counts_of_slice(tracking, experiment_ids, part))
+        start = part.end
     return counts
 
 
@@ -277,9 +374,9 @@ def _counts_of_slice(tracking: TrackingResource, experiment_ids: list[str], part
         _hour_of(point): round(point.values["COUNT"])
         for point in _metric(tracking, experiment_ids, part, view, "assessment_count")
     }
-    # MLflow excludes overridden assessments. Nine digits, because databases may sum in any order.
+    # MLflow excludes overridden assessments.
     marks = {
-        _hour_of(point): f"mean {point.values['AVG']:.9g}"
+        _hour_of(point): _mean(point.values["AVG"])
         for point in _metric(tracking, experiment_ids, part, view, "assessment_value", aggregation=AggregationType.AVG)
     }
     return {

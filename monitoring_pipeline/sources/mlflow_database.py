@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import mlflow
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from mlflow.store.tracking.dbmodels.models import SqlExperiment
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from monitoring_pipeline.errors import TrackingError
+from monitoring_pipeline.resources.schema import head_revision, revision_of
 from monitoring_pipeline.resources.tracking import in_a_line
 from monitoring_pipeline.settings import without_password
 
@@ -103,15 +101,8 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _check_revision(engine: Engine, shown: str) -> None:
-    with engine.begin() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    if found != (expected := _head_revision()):
+    if (found := revision_of(engine, shown)) != (expected := head_revision()):
         raise TrackingError(
             f"the MLflow database at {shown} has schema revision {found}; the installed MLflow {mlflow.__version__} "
             f'needs {expected}: set [archive] source = "mlflow", or use the same version of MLflow on both sides'
         )
-
-
-@functools.cache
-def _head_revision() -> str | None:
-    return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_current_head()

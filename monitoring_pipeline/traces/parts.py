@@ -20,14 +20,20 @@ def part_digests(info: Mapping[str, Any], data_json: str) -> dict[str, str]:
     `info` has the form of MLflow's `TraceInfo.to_dict`. Tags of MLflow itself and feedback that the pipeline wrote are
     left out: they change without a change of the trace.
     """
-    given = [one for one in info.get("assessments") or [] if ASSESSED_AT not in (one.get("metadata") or {})]
+    given = [
+        {key: value for key, value in one.items() if key != "valid"}  # servers do not send it
+        for one in info.get("assessments") or []
+        if ASSESSED_AT not in (one.get("metadata") or {})
+    ]
     parts = {
         "tags": {key: value for key, value in (info.get("tags") or {}).items() if not key.startswith("mlflow.")},
         "feedback": [one for one in given if "feedback" in one],
         "expectations": [one for one in given if "expectation" in one],
     }
     texts = {name: json.dumps(part, sort_keys=True) for name, part in parts.items() if part}
-    return {name: _digest(text) for name, text in {SPANS: f"{info['state']} {data_json}", **texts}.items()}
+    # A server re-encodes the JSON of attributes with non-ASCII characters unescaped, which escapes them once here.
+    spans = data_json.replace("\\\\u", "\\u")
+    return {name: _digest(text) for name, text in {SPANS: f"{info['state']} {spans}", **texts}.items()}
 
 
 def read_digest(reads: Collection[str]) -> Column:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Feedback, SpanStatusCode, Trace, TraceState
+from mlflow.entities import Feedback, SpanStatusCode, Trace, TraceData, TraceState
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
@@ -637,7 +637,7 @@ def test_a_reason_that_is_not_valid_text_is_stored_escaped(lake: LakeResource) -
 
 
 def test_a_trace_that_raises_any_error_while_flattened_is_quarantined(store: Store, lake: LakeResource) -> None:
-    class Raising(Trace):
+    class Raising(TraceData):
         def to_dict(self) -> dict[str, Any]:
             raise ZeroDivisionError("odd")
 
@@ -646,6 +646,6 @@ def test_a_trace_that_raises_any_error_while_flattened_is_quarantined(store: Sto
     [batch] = read_traces(store.client, [store.experiment_id], HOUR)
     first, second = batch
     assert isinstance(first, Trace)
-    archive(lake, HOUR, [[Raising(first.info, first.data), second]], {})
+    archive(lake, HOUR, [[Trace(first.info, Raising(first.data.spans)), second]], {})
     assert rows(lake, QUARANTINED_TRACES)[trace_id(1)]["reason"] == "ZeroDivisionError: odd"
     assert set(rows(lake)) == {trace_id(2)}

@@ -10,6 +10,7 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -56,6 +57,27 @@ def test_a_file_that_is_not_a_database_is_an_error(tmp_path: Path) -> None:
     file.write_text("not a database " * 100, encoding="utf-8")
 
     assert failure(f"sqlite:///{file}").startswith(f"cannot use the MLflow store at sqlite:///{file}: ")
+
+
+def test_a_database_newer_than_the_installed_mlflow_is_an_error_and_stays_as_it_is(store: str) -> None:
+    file = Path(store.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+        database.execute("DROP TABLE review_queues")  # MLflow would create the tables that it misses
+    before = file.read_bytes()
+
+    assert failure(store) == (
+        f"the MLflow database at {store} has schema revision 0123456789ab, which the installed MLflow "
+        f"{mlflow.__version__} does not know: upgrade mlflow here to the version that wrote the database"
+    )
+    assert file.read_bytes() == before
+
+
+def test_a_database_older_than_the_installed_mlflow_is_an_error_that_names_mlflows_command(store: str) -> None:
+    with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '867495a8f9d4'")
+
+    assert "mlflow db upgrade" in failure(store)
 
 
 def test_a_missing_server_is_an_error() -> None:

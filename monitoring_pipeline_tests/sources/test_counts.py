@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 from mlflow.entities import AssessmentSource, Feedback, Trace, TraceState
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INTERNAL_ERROR
 from sqlalchemy import event, pool
 
 from monitoring_pipeline.errors import TrackingError
@@ -21,7 +19,7 @@ from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.sources import mlflow_sql
-from monitoring_pipeline.sources.base import HourCounts, UncountableError
+from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.sources.mlflow_database import opened
 from monitoring_pipeline.sources.opening import open_source
 from monitoring_pipeline.windows import EPOCH, Window, floor_hour, from_milliseconds
@@ -317,24 +315,6 @@ def steps_of(count: Callable[[], Any]) -> int:
     finally:
         event.remove(pool.Pool, "checkout", watch)
     return taken
-
-
-def test_a_server_that_cannot_count_is_distinguished_from_one_that_fails(
-    sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def answers(error: MlflowException) -> None:
-        def query(*_: Any, **__: Any) -> None:
-            raise error
-
-        monkeypatch.setattr(sources.tracking.client.store, "query_trace_metrics", query)
-
-    answers(MlflowException("no such endpoint", ENDPOINT_NOT_FOUND))
-    with pytest.raises(UncountableError, match=r"cannot count traces by hour; install the same version"):
-        sources.counts("mlflow")
-    answers(MlflowException("out of memory", INTERNAL_ERROR))
-    with pytest.raises(TrackingError, match="out of memory") as failed:
-        sources.counts("mlflow")
-    assert not isinstance(failed.value, UncountableError)
 
 
 @pytest.mark.parametrize("name", ["delta", "otel"])

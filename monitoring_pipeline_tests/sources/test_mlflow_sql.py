@@ -547,13 +547,21 @@ def test_a_database_other_than_sqlite_and_postgresql_is_refused(uri: str) -> Non
     assert "[archive] location" in failure(uri)
 
 
-def test_another_version_of_mlflow_is_refused(store: Store) -> None:
+def test_a_database_of_an_older_mlflow_is_refused(store: Store) -> None:
     [current] = sa.create_engine(store.uri).connect().execute(sa.text("SELECT version_num FROM alembic_version")).one()
-    store.sql("UPDATE alembic_version SET version_num = 'f00'")
+    store.sql("UPDATE alembic_version SET version_num = '867495a8f9d4'")
     message = failure(store.uri)
-    assert "f00" in message
+    assert "867495a8f9d4" in message
     assert current in message
     assert 'source = "mlflow"' in message
+
+
+def test_a_database_of_a_newer_mlflow_is_refused(store: Store) -> None:
+    store.sql("UPDATE alembic_version SET version_num = 'f00'")
+    message = failure(store.uri)
+    assert "schema revision f00" in message
+    assert "upgrade mlflow" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("for_good", [True, False])
