@@ -75,7 +75,7 @@ def due_hours(
     differing = {
         hour: counts.get(hour, NOTHING)
         for hour in counts.keys() | account.keys()
-        if counts.get(hour, NOTHING) != (account[hour].counts if hour in account else NOTHING)
+        if counts.get(hour, NOTHING).differ_from(account[hour].counts if hour in account else NOTHING)
     }
     return dict(sorted(differing.items()))
 

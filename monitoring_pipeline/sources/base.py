@@ -7,7 +7,7 @@ and `otel` return a query that the engine runs on its workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -28,13 +28,21 @@ class HourCounts:
     """A source's counts for one hour: traces, traces in progress, assessments; and a `mark`.
 
     The mark is a text that also changes when the three counts may not, such as the time of the latest change of an
-    assessment. It is empty if the source has no cheap one.
+    assessment. It is empty if the source has no cheap one. Its parts are separated by "; ".
     """
 
     traces: int = 0
     in_progress: int = 0
     assessments: int = 0
     mark: str = ""
+
+    def differ_from(self, recorded: HourCounts) -> bool:
+        """Return whether something has changed since `recorded`, whose mark may lack the last parts of this one.
+
+        Earlier versions recorded fewer parts, and their hours must not become due for that.
+        """
+        known = self.mark == recorded.mark or not recorded.mark or self.mark.startswith(f"{recorded.mark}; ")
+        return not known or replace(self, mark="") != replace(recorded, mark="")
 
 
 NOTHING = HourCounts()

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.errors import TrackingError
@@ -38,6 +39,8 @@ SPANS_LOCATION, SENT_IN_BATCHES = "mlflow.trace.spansLocation", {"TRACKING_STORE
 METRIC_POINTS = 1000  # MLflow returns at most this many and does not report truncation
 METRIC_SLICE = 240 * HOUR  # 960 points: one per hour and each of four states
 
+ENDED = ("ERROR", "OK")  # not in progress: then each span would make the hour due
+
 log = logging.getLogger(__name__)
 
 
@@ -50,8 +53,9 @@ class MlflowSource:
     _has_metrics: bool = field(default=True, init=False)
 
     def counts(self, window: Window) -> dict[datetime, HourCounts]:
-        """As `Source.counts`, from MLflow's trace metrics; the mark is the mean value of the hour's assessments.
+        """As `Source.counts`, from MLflow's trace metrics.
 
+        The mark is the mean value of the hour's assessments, and the mean durations of the traces that have ended.
         Servers without trace metrics list the traces of the window instead.
         """
         if not self.experiment_names:
@@ -319,29 +323,41 @@ def listed_counts(client: TracingClient, experiment_ids: list[str], window: Wind
 
     traces, in_progress, assessments = Counter[datetime](), Counter[datetime](), Counter[datetime]()
     values = defaultdict[datetime, list[float]](list)
+    durations = defaultdict[datetime, defaultdict[str, list[float]]](lambda: defaultdict(list))
     for info in (info for page in _pages(client, experiment_ids, window) for info in page):
         hour = floor_hour(from_milliseconds(info.request_time))
         traces[hour] += 1
         if isinstance(info, UnreadableTrace):
             continue
         in_progress[hour] += info.state == "IN_PROGRESS"
+        if info.state in ENDED and info.execution_duration is not None:
+            durations[hour][info.state].append(info.execution_duration)
         for assessment in info.assessments:
             if assessment.valid is not False:  # MLflow's metrics exclude overridden ones
                 assessments[hour] += 1
                 value, _ = assessment_aggregate(getattr(assessment, "value", None))
                 values[hour] += [] if value is None else [value]
     return {
-        hour: HourCounts(number, in_progress[hour], assessments[hour], _mark(values[hour]))
+        hour: HourCounts(
+            number,
+            in_progress[hour],
+            assessments[hour],
+            _mark(
+                fmean(values[hour]) if values[hour] else None,
+                {status: fmean(found) for status, found in durations[hour].items()},
+            ),
+        )
         for hour, number in traces.items()
     }
 
 
-def _mark(values: list[float]) -> str:
-    return _mean(sum(values) / len(values)) if values else ""
+def _mark(mean: float | None, durations: Mapping[str, float]) -> str:
+    """The mark of an hour: the mean value of its assessments, and the mean duration of its traces by state.
 
-
-def _mean(value: float) -> str:
-    return f"mean {value:.9g}"  # nine digits, because databases may sum in any order
+    Nine digits, because databases may sum in any order.
+    """
+    lasting = [f"{status} {durations[status]:.9g} ms" for status in ENDED if durations.get(status) is not None]
+    return "; ".join([*([] if mean is None else [f"mean {mean:.9g}"]), *lasting])
 
 
 def hour_counts(tracking: TrackingResource, experiment_ids: list[str], window: Window) -> dict[datetime, HourCounts]:
@@ -375,12 +391,24 @@ def _counts_of_slice(tracking: TrackingResource, experiment_ids: list[str], part
         for point in _metric(tracking, experiment_ids, part, view, "assessment_count")
     }
     # MLflow excludes overridden assessments.
-    marks = {
-        _hour_of(point): _mean(point.values["AVG"])
+    means = {
+        _hour_of(point): point.values["AVG"]
         for point in _metric(tracking, experiment_ids, part, view, "assessment_value", aggregation=AggregationType.AVG)
     }
+    durations = defaultdict[datetime, dict[str, float]](dict)
+    for status in ENDED:
+        of_status = [f"trace.status = '{status}'"]
+        for point in _metric(
+            tracking, experiment_ids, part, MetricViewType.TRACES, "latency", [], AggregationType.AVG, of_status
+        ):
+            durations[_hour_of(point)][status] = point.values["AVG"]
     return {
-        hour: HourCounts(traces.get(hour, 0), in_progress.get(hour, 0), assessments.get(hour, 0), marks.get(hour, ""))
+        hour: HourCounts(
+            traces.get(hour, 0),
+            in_progress.get(hour, 0),
+            assessments.get(hour, 0),
+            _mark(means.get(hour), durations[hour]),
+        )
         for hour in traces.keys() | assessments.keys()
     }
 
@@ -393,6 +421,7 @@ def _metric(
     metric: str,
     dimensions: list[str] | None = None,
     aggregation: Any = "COUNT",
+    filters: list[str] | None = None,
 ) -> list[MetricDataPoint]:
     from mlflow.entities.trace_metrics import AggregationType, MetricAggregation
 
@@ -402,6 +431,7 @@ def _metric(
         metric_name=metric,
         aggregations=[MetricAggregation(AggregationType(aggregation))],
         dimensions=dimensions,
+        filters=filters,
         time_interval_seconds=3600,
         start_time_ms=to_milliseconds(part.start),
         end_time_ms=to_milliseconds(part.end) - 1,  # MLflow includes the end

@@ -42,7 +42,10 @@ class MlflowSqlSource:
     tracking_uri: str
 
     def counts(self, window: Window) -> dict[datetime, HourCounts]:
-        """As `Source.counts`, using the index on trace times; the mark is the latest change of an assessment."""
+        """As `Source.counts`, using the index on trace times.
+
+        The mark is the latest change of an assessment, and the number of writes of spans to traces that have ended.
+        """
         return hour_counts(self.database, list(self.experiment_names), window)
 
     def read(self, window: Window) -> Iterator[SqlBatch]:
@@ -177,7 +180,7 @@ def _query(connection: Connection, trace_ids: list[str]) -> tuple[dict[str, Stor
 
 
 def hour_counts(engine: Engine, experiment_ids: list[str], window: Window) -> dict[datetime, HourCounts]:
-    """The counts of each hour in `window`, from one snapshot; the mark is the latest change of an assessment.
+    """The counts of each hour in `window`, from one snapshot.
 
     Raises:
         SQLAlchemyError: the database does not answer.
@@ -193,13 +196,13 @@ def hour_counts(engine: Engine, experiment_ids: list[str], window: Window) -> di
             row.traces,
             row.in_progress,
             assessed_hour.assessments if assessed_hour else 0,
-            f"changed {assessed_hour.changed_ms}" if assessed_hour else "",
+            "; ".join([*([f"changed {assessed_hour.changed_ms}"] if assessed_hour else []), f"written {row.writes}"]),
         )
     return counts
 
 
 def _counting_queries(experiment_ids: list[str], window: Window) -> tuple[Any, Any]:
-    """Two queries per hour number since 1970: traces and traces in progress; assessments and their latest change."""
+    """Two queries per hour number since 1970: traces, those in progress, and writes; assessments and latest change."""
     # A literal: with parameters in SELECT and GROUP BY, PostgreSQL treats the two expressions as different.
     hour_ms: ColumnElement[int] = sa.literal_column(str(HOUR // timedelta(milliseconds=1)), sa.BigInteger)
     number = (SqlTraceInfo.timestamp_ms // hour_ms).label("number")
@@ -208,8 +211,13 @@ def _counting_queries(experiment_ids: list[str], window: Window) -> tuple[Any, A
         & (SqlTraceInfo.timestamp_ms >= to_milliseconds(window.start))
         & (SqlTraceInfo.timestamp_ms < to_milliseconds(window.end))
     )
-    in_progress = sa.func.sum(sa.case((SqlTraceInfo.status == "IN_PROGRESS", 1), else_=0))
-    traces = sa.select(number, sa.func.count().label("traces"), in_progress.label("in_progress"))
+    is_in_progress = SqlTraceInfo.status == "IN_PROGRESS"
+    in_progress = sa.func.sum(sa.case((is_in_progress, 1), else_=0))
+    # Not those of traces in progress: each of their spans would make the hour due.
+    writes = sa.func.sum(sa.case((is_in_progress, 0), else_=SqlTraceInfo.db_payload_generation))
+    traces = sa.select(
+        number, sa.func.count().label("traces"), in_progress.label("in_progress"), writes.label("writes")
+    )
     assessments = sa.select(
         number,
         sa.func.count().label("assessments"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.entities import AssessmentSource, Feedback, Trace, TraceState
+from mlflow.entities import AssessmentSource, Feedback, Span, Trace, TraceState
 from sqlalchemy import event, pool
 
 from monitoring_pipeline.errors import TrackingError
@@ -230,6 +230,36 @@ def test_a_late_span_changes_the_counts(sources: Sources) -> None:
     after = sources.counts("otel")
     assert without_marks(after) == without_marks(before)
     assert after != before
+
+
+@pytest.mark.parametrize(("name", "lasts_ms"), [("mlflow-sql", 1), ("mlflow-sql", 50_000), ("mlflow", 50_000)], ids=str)
+def test_a_late_span_in_a_store_changes_the_mark(name: str, lasts_ms: int, sources: Sources) -> None:
+    sources.store.log(1)
+    before = sources.counts(name)
+    late = span_json(1, 2, parent=1)
+    late["end_time_unix_nano"] = late["start_time_unix_nano"] + lasts_ms * 1_000_000
+    sources.store.client.store.log_spans(sources.store.experiment_id, [Span.from_dict(late)])
+    after = sources.counts(name)
+    assert without_marks(after) == without_marks(before)
+    assert after[START].differ_from(before[START])
+    assert sources.counts(name) == after  # until the next change
+
+
+@pytest.mark.parametrize(
+    ("recorded", "differ"),
+    [
+        (HourCounts(2, 0, 1, "mean 1; OK 5 ms"), False),
+        (HourCounts(2, 0, 1, "mean 1"), False),  # of an earlier version, with fewer parts
+        (HourCounts(2, 0, 1), False),
+        (HourCounts(2, 0, 1, "mean 2"), True),
+        (HourCounts(2, 0, 1, "mean 1; OK 6 ms"), True),
+        (HourCounts(2, 0, 1, "mean 1; OK 5"), True),
+        (HourCounts(1, 0, 1, "mean 1; OK 5 ms"), True),
+        (HourCounts(2, 1, 1, "mean 1"), True),
+    ],
+)
+def test_counts_differ_from_recorded_ones(recorded: HourCounts, differ: bool) -> None:
+    assert HourCounts(2, 0, 1, "mean 1; OK 5 ms").differ_from(recorded) is differ
 
 
 @pytest.mark.parametrize("name", ["mlflow", "mlflow-sql"])
