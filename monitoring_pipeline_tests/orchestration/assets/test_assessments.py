@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pytest
+from mlflow.entities import TraceState
 
 from monitoring_pipeline import lifecycle
-from monitoring_pipeline.keys import ASSETS, MONITORING, RANGE_END, RANGE_START, scorer_key
+from monitoring_pipeline.keys import ASSETS, MONITORING, RANGE_END, RANGE_START, partition_key, scorer_key
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import QUIET
-from monitoring_pipeline.tables import SCORER_COVERAGE
+from monitoring_pipeline.tables import AGENT_TRACES, SCORER_COVERAGE
+from monitoring_pipeline.windows import HOUR, Window
 from monitoring_pipeline_tests.made_project import FIRST, IDS, LAST, LATENCY, MadeProject, config_fields
+from monitoring_pipeline_tests.scoring.made import archive_traces, made_trace
+from monitoring_pipeline_tests.sources.stores import START
 
 KEY = scorer_key(LATENCY.name)
 
@@ -115,6 +120,30 @@ def test_a_run_may_have_its_own_rate(latency: MadeProject, instance: dg.DagsterI
     lifecycle.handle(LATENCY.name, latency.settings).update(sample_rate=0.0)
     assert run(latency, instance, config={"sample_rate": 1.0}).success
     assert latency.scored(LATENCY.name) == IDS
+
+
+def test_an_earlier_hour_is_materialized_when_its_silent_trace_is_scored(
+    made: MadeProject, instance: dg.DagsterInstance
+) -> None:
+    project, hour = made.having(LATENCY), Window(START, START + HOUR)
+    archive_traces(project.lake, hour, [made_trace(0, START, state=TraceState.IN_PROGRESS)])
+    assert run(project, instance, tags={RANGE_START: FIRST, RANGE_END: FIRST}).success
+    assert IDS[0] not in project.scored(LATENCY.name)
+    _make_older(project, hour)
+    second = partition_key(START + HOUR)
+    assert run(project, instance, tags={RANGE_START: second, RANGE_END: second}).success
+    assert IDS[0] in project.scored(LATENCY.name)
+    events = instance.fetch_materializations(KEY, limit=10).records
+    assert [event.partition_key for event in events] == [second, FIRST, FIRST]
+
+
+def _make_older(project: MadeProject, hour: Window) -> None:
+    """Make the archive of the hour as old as its traces."""
+    names = [name for name in AGENT_TRACES.schema.names if name != "date"]
+    rows = project.lake.read_columns(AGENT_TRACES, hour, *names)
+    index = rows.column_names.index("created_at")
+    times = pa.array([hour.start] * len(rows), rows.schema.field("created_at").type)
+    project.lake.replace(AGENT_TRACES, hour, rows.set_column(index, rows.schema.field("created_at"), times))
 
 
 @pytest.mark.parametrize("rate", [-0.5, 1.5])
