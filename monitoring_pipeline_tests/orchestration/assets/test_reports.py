@@ -285,15 +285,17 @@ def test_an_earlier_day_that_is_no_longer_kept_is_compared_by_hourly_figures(rec
 
 
 @pytest.fixture
-def logging(recorded: Recorded, tmp_path: Path) -> Recorded:
-    """Reports are also logged to an experiment of the test's own store."""
+def logging(recorded: Recorded, tmp_path: Path) -> Iterator[Recorded]:
+    """Reports are also logged to an experiment of the test's own store; with a Dagster instance of its own."""
     shutil.copy(recorded.settings.mlflow.tracking_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     MlflowClient(store).create_experiment("reports", artifact_location=str(tmp_path / "artifacts"))
-    return recorded.having(
+    having = recorded.having(
         mlflow=MlflowSettings(tracking_uri=store, experiments=["airline"]),
         reports=ReportSettings(location=str(tmp_path / "reports"), log_to_experiment="reports"),
     )
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield replace(having, instance=instance)
 
 
 def test_a_report_is_an_mlflow_run_that_is_updated_when_written_again(logging: Recorded) -> None:
