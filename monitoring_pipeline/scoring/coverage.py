@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.sampling import drawn
-from monitoring_pipeline.scoring.sessions import is_settled, is_unfinished, session_heads
+from monitoring_pipeline.scoring.sessions import session_heads, trace_facts
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SCORER_COVERAGE
 from monitoring_pipeline.traces.filters import matches
-from monitoring_pipeline.traces.parts import read_digest
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 SEEN = "session_traces"
 SPENT = ("input_tokens", "output_tokens", "cost_usd")
+OF_CONTENT = ("active_until_ms", "content_digest", "unfinished")
 
 
 def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> DataFrame:
@@ -41,15 +41,15 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
     """
     from pyspark.sql import functions as F
 
-    traces = lake.read(AGENT_TRACES, window, version).select(
+    archived = lake.read(AGENT_TRACES, window, version)
+    facts = trace_facts(scorer) if scorer.session_idle is None else {}  # of a session, `session_heads` has them
+    traces = archived.select(
         "trace_id",
         "trace_hour",
         "experiment_id",
         matches(scorer.filter).alias("passes"),
         drawn(scorer.name, scorer.sample_rate).alias("drawn"),
-        read_digest(scorer.reads).alias("content_digest"),
-        is_unfinished().alias("unfinished"),
-        is_settled(scorer.unfinished_after).alias("quiet"),
+        *(column.alias(name) for name, column in facts.items()),
     )
     result = F.when(F.col("error_code").isNull(), "scored").otherwise("failed").alias("result")
     of_content = F.col("content_digest")
@@ -72,9 +72,7 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         nothing = F.lit(None).cast("long")
         traces = traces.withColumns({"represents": F.lit(True), "length": nothing, "active_until_ms": nothing})
     else:
-        traces = traces.drop("content_digest", "unfinished", "quiet").join(
-            session_heads(lake, scorer, window, version), "trace_id", "left"
-        )
+        traces = traces.join(session_heads(lake, scorer, window, version), "trace_id", "left")
     state = (
         F.when(F.col("result").isNotNull(), F.col("result"))
         .when(F.col("declined"), "not_applicable")
@@ -82,9 +80,8 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         .when(~F.col("drawn"), "unsampled")
         .otherwise("pending")
     )
-    # Compared with <, not <>: a concurrent run may have seen more traces of the session than this version has.
-    has_gone_on = F.coalesce(F.greatest(SEEN, "seen_declined") < F.col("length"), F.lit(False))
-    has_shrunk = F.coalesce(F.greatest(SEEN, "seen_declined") > F.col("length"), F.lit(False))
+    # Less than zero where a concurrent run has seen more traces of the session than this version has.
+    new_traces = F.coalesce(F.col("length") - F.greatest(SEEN, "seen_declined"), F.lit(0))
     # A result without a digest was made by an earlier version; nothing tells whether its trace has changed.
     is_known = F.coalesce("scored_digest", "declined_digest").isNotNull() & F.col("content_digest").isNotNull()
     has_changed = (
@@ -92,8 +89,7 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         & ~F.col("content_digest").eqNullSafe(F.col("scored_digest"))
         & ~F.col("content_digest").eqNullSafe(F.col("declined_digest"))
     )
-    is_stale = (has_gone_on | (has_changed & ~has_shrunk)) & F.col("passes") & F.col("drawn")
-    facts = ("active_until_ms", "content_digest", *SPENT)
+    is_stale = ((new_traces > 0) | (has_changed & (new_traces == 0))) & F.col("passes") & F.col("drawn")
     return (
         traces.join(results, "trace_id", "left")
         .join(declined, "trace_id", "left")
@@ -101,7 +97,7 @@ def trace_states(lake: LakeResource, scorer: ConfiguredScorer, window: Window, v
         .withColumn("quiet", F.coalesce("quiet", F.lit(False)))
         .withColumn("unfinished", F.coalesce("unfinished", F.lit(False)))
         .withColumn("due", F.col("quiet") & ((F.col("state") == "pending") | is_stale))
-        .select("trace_id", "trace_hour", "experiment_id", "state", "quiet", "due", "unfinished", *facts)
+        .select("trace_id", "trace_hour", "experiment_id", "state", "quiet", "due", *OF_CONTENT, *SPENT)
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.builtins import asks_repeatedly, reads_spans, request_count
-from monitoring_pipeline.scoring.coverage import SPENT, trace_states, waiting_hours
+from monitoring_pipeline.scoring.coverage import OF_CONTENT, SPENT, trace_states, waiting_hours
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent
 from monitoring_pipeline.scoring.sessions import earlier, text_bytes, whole_sessions
@@ -115,8 +115,8 @@ def _due(
         states = trace_states(lake, scorer, part, version)
         again = F.lit(retry_failed) & F.col("quiet") & (F.col("state") == "failed")
         hour_ms = F.unix_millis("trace_hour").alias("hour_ms")  # a timestamp would lose its time zone on collect
-        facts = ("experiment_id", "active_until_ms", "content_digest", "unfinished", *SPENT)
-        return states.where(F.col("due") | again).select("trace_id", hour_ms, *facts)
+        due_or_again = states.where(F.col("due") | again)
+        return due_or_again.select("trace_id", hour_ms, "experiment_id", *OF_CONTENT, *SPENT)
 
     if scorer.session_idle is None:
         for part in parts:

@@ -40,6 +40,15 @@ def is_settled(unfinished_after: timedelta) -> Column:
     return ~is_unfinished() | (F.col("created_at") <= F.lit(datetime.now(UTC) - unfinished_after))
 
 
+def trace_facts(scorer: ConfiguredScorer) -> dict[str, Column]:
+    """What the ledger needs of a trace, from the columns of `agent_traces`: content_digest, unfinished and quiet."""
+    return {
+        "content_digest": read_digest(scorer.reads),
+        "unfinished": is_unfinished(),
+        "quiet": is_settled(scorer.unfinished_after),
+    }
+
+
 def session_heads(lake: LakeResource, scorer: ConfiguredScorer, window: Window, version: int) -> DataFrame:
     """The first trace of each session that begins in `window`, with facts about the session.
 
@@ -51,23 +60,18 @@ def session_heads(lake: LakeResource, scorer: ConfiguredScorer, window: Window, 
 
     idle = scorer.session_idle or timedelta(0)
     quiet_since_ms = (datetime.now(UTC) - idle - EPOCH) // timedelta(milliseconds=1)
-    facts = {
-        "digest": read_digest(scorer.reads),
-        "unfinished": is_unfinished(),
-        "settled": is_settled(scorer.unfinished_after),
-    }
-    in_order = F.sort_array(F.collect_list(F.struct("started_ms", "trace_id", "digest")))
-    digest = F.sha2(F.concat_ws(" ", F.transform(in_order, lambda one: one["digest"])), 256)
+    in_order = F.sort_array(F.collect_list(F.struct("started_ms", "trace_id", "content_digest")))
+    digest = F.sha2(F.concat_ws(" ", F.transform(in_order, lambda one: one["content_digest"])), 256)
     return (
-        _members(lake, Window(window.start - SPAN, window.end + SPAN), version, facts)
+        _members(lake, Window(window.start - SPAN, window.end + SPAN), version, trace_facts(scorer))
         .groupBy(F.col("head").alias("trace_id"))
         .agg(
             F.lit(True).alias("represents"),
             F.count("*").alias("length"),
             F.max("ended_ms").alias("active_until_ms"),
-            ((F.max("ended_ms") <= quiet_since_ms) & F.min("settled")).alias("quiet"),
+            ((F.max("ended_ms") <= quiet_since_ms) & F.min("quiet")).alias("quiet"),
             F.max("unfinished").alias("unfinished"),
-            F.when(F.count("digest") == F.count("*"), digest).alias("content_digest"),
+            F.when(F.count("content_digest") == F.count("*"), digest).alias("content_digest"),
         )
     )
 
