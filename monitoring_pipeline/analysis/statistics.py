@@ -27,8 +27,6 @@ def mean_interval(scores: Sequence[float], population: int) -> tuple[float, floa
     or 1, E. B. Wilson's score interval (JASA 22, 1927), with n (N - 1) / (N - n) for n, which has the variance of
     Cochran's eq. 3.8; t breaks down near 0 and 1.
     """
-    from scipy import stats
-
     count = len(scores)
     if count == 0:
         return None
@@ -41,8 +39,15 @@ def mean_interval(scores: Sequence[float], population: int) -> tuple[float, floa
     if count == 1:
         return None
     error = math.sqrt(variance(scores, mean) / count * (1 - count / population))
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    margin = t_quantile((1 + CONFIDENCE) / 2, count - 1) * error
     return mean - margin, mean + margin
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """The quantile of Student's t distribution."""
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
+
+    return float(stdtrit(freedom, probability))
 
 
 def share_interval(successes: float, trials: float, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from monitoring_pipeline.compat.dagster import keep_connections, make_new_run_id
+from monitoring_pipeline.compat.dagster import make_new_run_id, write_events_together
 from monitoring_pipeline.keys import (
     DAILY_REPORT,
     MONITORING,
@@ -71,7 +71,7 @@ def start_instance(folder: Path, names: Names) -> dg.DagsterInstance:
                 used.write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
         os.environ["DAGSTER_HOME"] = str(home)
     instance = dg.DagsterInstance.get()
-    keep_connections(instance)
+    write_events_together(instance)
     end_lost_runs(instance, names)
     return instance
 

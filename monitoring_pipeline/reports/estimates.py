@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from monitoring_pipeline.analysis.statistics import Estimate, share_interval
+from monitoring_pipeline.analysis.statistics import Estimate, share_interval, t_quantile
 from monitoring_pipeline.analysis.summaries import CONFIDENCE
 
 
@@ -21,11 +21,9 @@ def share(marked: float, count: float) -> Estimate:
 
 def mean_of(count: float, mean: float, variance: float) -> Estimate | None:
     """A mean and its 99 % interval by Student's t; None for fewer than two values or a variance of 0."""
-    from scipy import stats
-
     if count < 2 or not variance > 0:
         return None
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(variance / count)
+    margin = t_quantile((1 + CONFIDENCE) / 2, count - 1) * math.sqrt(variance / count)
     return Estimate(mean, mean - margin, mean + margin)
 
 

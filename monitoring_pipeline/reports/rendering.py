@@ -10,23 +10,18 @@ import json
 import math
 from collections.abc import Callable
 from datetime import date, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline import text
-from monitoring_pipeline.reports import changes, charts, standouts
+from monitoring_pipeline.reports import changes, standouts
 from monitoring_pipeline.reports.findings import shown
-from monitoring_pipeline.reports.report import Report
+from monitoring_pipeline.reports.report import Chart, Report
 from monitoring_pipeline.reports.scorers import KAPPA_EXPLAINED
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
-    from markupsafe import Markup
-    from matplotlib.figure import Figure
 
-HTML_DPI = 200
-MARKDOWN_DPI = 100
 MARKDOWN_IMAGE_BYTES = 280_000
 STATES = {"trouble": "Trouble", "watch": "Needs a look", "good": "All well", "empty": "No traces"}
 WORST = {
@@ -47,7 +42,7 @@ def render_html(report: Report) -> str:
     page = _template("report.html.j2")
     # Markup is only for text from this package; everything else is escaped
     return page.render(
-        **_context(report, image=partial(_data_uri, dpi=HTML_DPI)), style=Markup(style), style_digest=Markup(digest)
+        **_context(report, image=lambda chart: chart.image), style=Markup(style), style_digest=Markup(digest)
     )
 
 
@@ -59,13 +54,12 @@ def render_markdown(report: Report, images: bool) -> str:
     """
     left = MARKDOWN_IMAGE_BYTES if images else 0
 
-    def image(figure: Figure) -> str:
+    def image(chart: Chart) -> str:
         nonlocal left
         if left <= 0:
             return ""
-        uri = _data_uri(figure, MARKDOWN_DPI)
-        left -= len(uri)
-        return uri if left >= 0 else ""
+        left -= len(chart.image)
+        return chart.image if left >= 0 else ""
 
     page = _template("report.md.j2")
     return page.render(**_context(report, image))
@@ -78,12 +72,6 @@ def render_json(report: Report) -> str:
 
 def _as_iso(moment: date | datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
-
-
-def _data_uri(figure: Figure, dpi: int) -> Markup:
-    from markupsafe import Markup
-
-    return Markup("data:image/png;base64," + base64.b64encode(charts.png(figure, dpi)).decode())
 
 
 @functools.cache
@@ -148,8 +136,10 @@ def _amount(change: dict[str, Any]) -> str:
     return f"{amount:+z.2f}" if change["measure"] == "mean_score" else f"{100 * amount:+z.1f} points"
 
 
-def _context(report: Report, image: Callable[[Figure], str]) -> dict[str, Any]:
+def _context(report: Report, image: Callable[[Chart], str]) -> dict[str, Any]:
     """The values for both templates; `image` returns the address of a chart, or "" to leave the chart out."""
+    from markupsafe import Markup
+
     data, figures = report.data, report.figures
     state = STATES[figures["verdict"]["state"]]
     if not figures["total_requests"]:
@@ -158,7 +148,8 @@ def _context(report: Report, image: Callable[[Figure], str]) -> dict[str, Any]:
     sections = [
         {
             "experiment": row["experiment"],
-            "charts": [(chart.title, chart.subject, image(chart.figure)) for chart in of_experiment],
+            # base64 text, which needs no escaping
+            "charts": [(chart.title, chart.subject, Markup(image(chart))) for chart in of_experiment],
         }
         for row, of_experiment in zip(experiments, report.charts, strict=False)  # only the first have charts
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,11 @@ class Chart:
     title: str
     subject: str
     figure: Figure
+
+    @cached_property
+    def image(self) -> str:
+        """The chart as a data: address of a PNG image; drawn on first use and then cached."""
+        return "data:image/png;base64," + base64.b64encode(charts.png(self.figure)).decode()
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy
 
 import monitoring_pipeline
 from monitoring_pipeline.compat import dagster as of_dagster
 from monitoring_pipeline.compat import mlflow as of_mlflow
+from monitoring_pipeline.keys import RANGE_END, RANGE_START
 
 # Each private name: its module, the name, and the parameters that it is called with (None: it is not called).
 USED = {
@@ -167,7 +169,7 @@ def test_a_requested_backfill_is_active_until_it_ends() -> None:
         assert not of_dagster.has_heartbeat(instance, 60)
 
 
-def test_events_written_over_kept_connections_are_those_that_others_read(
+def test_events_written_together_are_those_that_others_read(
     dagster_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a", "b"]))
@@ -179,15 +181,64 @@ def test_events_written_over_kept_connections_are_those_that_others_read(
     connect = sqlite3.connect
     monkeypatch.setattr("sqlite3.dbapi2.connect", lambda file, **named: opened.append(file) or connect(file, **named))
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance, dg.DagsterInstance.get() as other:
-        of_dagster.keep_connections(instance)
+        of_dagster.write_events_together(instance)
         ran = [dg.materialize([counted], instance=instance, partition_key="ab"[n % 2]) for n in range(runs)]
         files = Counter(Path(file).name for file in opened)
         assert [files[f"{run.run_id}.db"] for run in ran] == [1] * runs
-        assert files["index.db"] <= runs + 2  # Dagster looks once a run whether a table is there
+        assert files["index.db"] <= 4
         written, read = ([len(by.all_logs(run.run_id)) for run in ran] for by in (instance, other))
         assert written == read
         assert min(read) > 5
         assert other.get_materialized_partitions(counted.key) == {"a", "b"}
+
+
+def test_the_events_of_all_partitions_of_a_run_are_one_transaction_in_each_file(dagster_home: Path) -> None:
+    hours = [f"{number:02}" for number in range(40)]
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(hours), backfill_policy=dg.BackfillPolicy.single_run())
+    def counted() -> None: ...
+
+    commits: Counter[str] = Counter()
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance, dg.DagsterInstance.get() as other:
+        of_dagster.write_events_together(instance)
+
+        @sqlalchemy.event.listens_for(sqlalchemy.Engine, "commit")
+        def count(connection: sqlalchemy.Connection) -> None:
+            commits[Path(str(connection.engine.url.database)).name] += 1
+
+        ran = dg.materialize([counted], instance=instance, tags={RANGE_START: hours[0], RANGE_END: hours[-1]})
+        sqlalchemy.event.remove(sqlalchemy.Engine, "commit", count)
+        assert other.get_materialized_partitions(counted.key) == set(hours)
+        events = Counter(str(entry.dagster_event_type) for entry in other.all_logs(ran.run_id))
+        assert events["DagsterEventType.ASSET_MATERIALIZATION"] == len(hours)
+        assert commits[f"{ran.run_id}.db"] < len(hours)
+        assert commits["index.db"] < len(hours)
+
+
+def test_a_batch_of_events_is_written_whole_or_one_by_one(
+    dagster_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours = ["00", "01", "02"]
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(hours), backfill_policy=dg.BackfillPolicy.single_run())
+    def counted() -> None: ...
+
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance, dg.DagsterInstance.get() as other:
+        of_dagster.write_events_together(instance)
+        storage = instance.event_log_storage
+        store, calls = storage.store_event, iter(range(1_000))
+
+        def failing_once(event: Any) -> None:
+            store(event)
+            if next(calls) == 1:
+                raise sqlite3.OperationalError("database is locked")
+
+        monkeypatch.setattr(storage, "store_event", failing_once)
+        ran = dg.materialize([counted], instance=instance, tags={RANGE_START: hours[0], RANGE_END: hours[-1]})
+        assert "Falling back" in capsys.readouterr().err
+        events = Counter(str(entry.dagster_event_type) for entry in other.all_logs(ran.run_id))
+        assert events["DagsterEventType.ASSET_MATERIALIZATION"] == len(hours)
+        assert events["DagsterEventType.ASSET_MATERIALIZATION_PLANNED"] == len(hours)
 
 
 def test_prices_come_from_the_bundled_list() -> None:

@@ -54,7 +54,7 @@ def test_the_axis_has_all_hours_and_drawing_raises_no_warning(chart) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = chart(HOURS, DAY, [DAY[7]])
-        charts.png(figure, dpi=50)
+        charts.png(figure)
     assert figure.axes[0].get_xlim() == (-0.5, 23.5)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()][:3] == ["00", "03", "06"]
 
@@ -72,8 +72,8 @@ def test_a_week_has_a_point_for_each_day(chart) -> None:
 
 @pytest.mark.parametrize("chart", CHARTS)
 def test_same_rows_yield_the_same_bytes(chart) -> None:
-    assert charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50) == charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50)
-    assert charts.png(chart(HOURS, DAY, [DAY[7]]), dpi=50) != charts.png(chart(HOURS, DAY, [DAY[5]]), dpi=50)
+    assert charts.png(chart(HOURS, DAY, [DAY[7]])) == charts.png(chart(HOURS, DAY, [DAY[7]]))
+    assert charts.png(chart(HOURS, DAY, [DAY[7]])) != charts.png(chart(HOURS, DAY, [DAY[5]]))
 
 
 def test_volume_stacks_errors_on_the_rest() -> None:

@@ -386,12 +386,12 @@ def test_the_same_data_yields_the_same_bytes(render: Render) -> None:
 
 def test_embedded_images_stay_small() -> None:
     many = frame(
-        HOURLY_QUALITY, [quality_row(hour, "1", f"scorer {n}", 50, 0.9) for n in range(40) for hour in range(24)]
+        HOURLY_QUALITY, [quality_row(hour, "1", f"scorer {n}", 50, 0.9) for n in range(60) for hour in range(24)]
     )
     markdown = render_markdown(Report(replace(incident_day(), quality_trend=many)), images=True)
     embedded = markdown.count("data:image/png")
-    assert 10 < embedded < 48
+    assert 20 < embedded < 68
     assert len(markdown) < 310_000
-    assert f"{48 - embedded} charts are only in report.html." in markdown
+    assert f"{68 - embedded} charts are only in report.html." in markdown
     assert "report.html" not in render_markdown(Report(incident_day()), images=True)
     assert "14 charts are only in report.html." in render_markdown(Report(incident_day()), images=False)

@@ -6,12 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 from monitoring_pipeline.reports import charts, figures, findings, report
-from monitoring_pipeline.reports.charts import png
 from monitoring_pipeline.reports.files import write_report
-from monitoring_pipeline.reports.rendering import HTML_DPI, MARKDOWN_DPI, render_json, render_markdown
+from monitoring_pipeline.reports.rendering import render_json, render_markdown
 from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline_tests.reports.frames import incident_day
 
@@ -36,7 +34,8 @@ def test_all_formats_of_a_report_share_figures_and_charts(tmp_path: Path, monkey
     count(report, "figures")
     for name in CHARTS:
         count(charts, name)
-    monkeypatch.setattr(charts, "png", lambda figure, dpi: b"")
+    monkeypatch.setattr(charts, "png", lambda figure: b"")
+    count(charts, "png")
 
     shared = Report(incident_day())
     write_report(shared, tmp_path)
@@ -47,12 +46,4 @@ def test_all_formats_of_a_report_share_figures_and_charts(tmp_path: Path, monkey
     assert {name: calls[name] for name in computed} == dict.fromkeys(computed, 1)
     # two experiments, each with three scorers
     assert {name: calls[name] for name in CHARTS} == dict.fromkeys(CHARTS, 2) | {"quality_chart": 6}
-
-
-def test_a_chart_drawn_earlier_does_not_change_the_image() -> None:
-    def last_chart() -> Figure:
-        return Report(incident_day()).charts[0][-1].figure
-
-    fresh, used = last_chart(), last_chart()
-    png(used, HTML_DPI)
-    assert png(used, MARKDOWN_DPI) == png(fresh, MARKDOWN_DPI)
+    assert calls["png"] == 4 * 2 + 6
