@@ -66,6 +66,9 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
 PRIORITY = "dagster/priority"
 PROCESS_TAG = "monitoring/process"  # the host, process id and start of the process that executes the run
 WHOLE_CHAIN_TAG = "monitoring/whole_chain"  # on every run of the job `monitoring`, which selects no single scorer
+INPUTS_TAG = (
+    "monitoring/inputs"  # on runs of all assets of their hours: a hash of what decides the results, see unchanged.py
+)
 # On runs that the sensor new_traces requests: its name, the source's counts of each hour, and the attempt.
 REQUESTED_BY_TAG = "monitoring/asked_by"
 COUNTS_TAG = "monitoring/source_counts"

@@ -78,7 +78,7 @@ def run(
     scorer: Annotated[list[str] | None, typer.Option(help="Run only this scorer; repeatable.")] = None,
     config: Config = None,
 ) -> None:
-    """Archive, measure, score and report on a range of hours; a second run only adds what is missing."""
+    """Archive, measure, score and report on a range of hours; hours that would not change are left out."""
     settings = settings_of(config)
     window = window_of(settings, start, end)
     check_scorer_names(settings, scorer)
@@ -136,14 +136,19 @@ def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
     if problems:
         raise MonitoringError("\n".join(problems))
     # Imports that take seconds; a problem is reported without them.
-    from monitoring_pipeline.cli.console import show_progress, show_summary
+    from monitoring_pipeline.cli.console import show_progress, show_summary, show_work
     from monitoring_pipeline.orchestration.build import build_definitions
-    from monitoring_pipeline.orchestration.runs import run_chain, start_instance, step_count
+    from monitoring_pipeline.orchestration.runs import ChainResult, run_chain, start_instance, step_count
+    from monitoring_pipeline.orchestration.unchanged import Work, work_left
     from monitoring_pipeline.settings import config_folder
 
     instance = start_instance(config_folder(), settings.dagster.names)
-    definitions = build_definitions(settings)
-    with show_progress(window, step_count(definitions, settings, window, scorers)) as on_event:
-        result = run_chain(definitions, settings, window, scorers, instance, on_event)
+    work = Work([window], window.days()) if scorers else work_left(settings, window, instance)
+    show_work(window, work)
+    result = ChainResult({}, [])
+    if work.hours or work.days:
+        definitions = build_definitions(settings)
+        with show_progress(window, step_count(definitions, settings, work, scorers)) as on_event:
+            result = run_chain(definitions, settings, work, scorers, instance, on_event)
     show_summary(settings, window, result)
     return 0 if result.succeeded else 1

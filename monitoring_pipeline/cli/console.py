@@ -16,6 +16,7 @@ from monitoring_pipeline.alerts.checking import Checked
 from monitoring_pipeline.cli.summary import Summary, summarize
 from monitoring_pipeline.datasets.files import MANIFEST
 from monitoring_pipeline.orchestration.runs import ChainResult, StepEvent
+from monitoring_pipeline.orchestration.unchanged import Work
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.scoring.forecast import Forecast
 from monitoring_pipeline.scoring.on_demand import Assessed
@@ -29,6 +30,13 @@ from monitoring_pipeline.windows import Window
 console = Console()
 if not console.is_terminal:
     console = Console(width=120)  # a log file has no width, and rich would cut tables at 80
+
+
+def show_work(window: Window, work: Work) -> None:
+    """How many hours of the window are left out because nothing would change."""
+    hours = len(list(window.hours()))
+    if work.hour_count < hours:
+        console.print(f"{hours - work.hour_count} of {hours} hours have not changed since they were computed")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,11 @@ from monitoring_pipeline.keys import (
     COUNTS_TAG,
     MONITORING,
     NEW_TRACES,
-    PARTITION,
-    RANGE_END,
-    RANGE_START,
     REQUESTED_BY_TAG,
     Names,
     partition_key,
 )
-from monitoring_pipeline.windows import HOUR, Window
+from monitoring_pipeline.orchestration.partitions import hours_of
 
 if TYPE_CHECKING:
     from dagster import RunRecord
@@ -80,7 +76,7 @@ def hours_in_progress(instance: dg.DagsterInstance, names: Names, now: datetime)
     hours: set[datetime] = set()
     for record in instance.get_run_records(filters=RunsFilter(statuses=list(NOT_FINISHED))):
         if _archives(record.dagster_run, names) and not _is_silent(instance, record, now):
-            hours.update(_hours(record.dagster_run))
+            hours.update(hours_of(record.dagster_run))
     return hours
 
 
@@ -115,7 +111,7 @@ def _requested(instance: dg.DagsterInstance, record: RunRecord, now: datetime) -
     return RequestedRun(
         run_id=run.run_id,
         created_at=record.create_timestamp,
-        counts=dict(zip(_hours(run), run.tags[COUNTS_TAG].split(), strict=True)),
+        counts=dict(zip(hours_of(run), run.tags[COUNTS_TAG].split(), strict=True)),
         attempt=run.tags[ATTEMPT_TAG],
         has_ended=run.is_finished or is_lost,
         has_failed=run.status in FAILED or is_lost,
@@ -126,17 +122,6 @@ def _archives(run: dg.DagsterRun, names: Names) -> bool:
     if run.asset_selection is not None:
         return names.key(ARCHIVE_KEY) in run.asset_selection
     return run.job_name in (names.definition(ARCHIVE), names.definition(MONITORING), ASSETS)
-
-
-def _hours(run: dg.DagsterRun) -> Iterator[datetime]:
-    first = run.tags.get(PARTITION) or run.tags.get(RANGE_START)
-    last = run.tags.get(PARTITION) or run.tags.get(RANGE_END)
-    if first and last:
-        yield from Window(_start(first), _start(last) + HOUR).hours()
-
-
-def _start(key: str) -> datetime:
-    return datetime.strptime(key, "%Y-%m-%d-%H:%M").replace(tzinfo=UTC)
 
 
 def _is_silent(instance: dg.DagsterInstance, record: RunRecord, now: datetime) -> bool:

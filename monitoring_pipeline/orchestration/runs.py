@@ -20,6 +20,7 @@ from monitoring_pipeline.keys import (
     partition_key,
     scorer_key,
 )
+from monitoring_pipeline.orchestration.unchanged import Work
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.upkeep.lost_runs import end_lost_runs, process_tags
 from monitoring_pipeline.windows import HOUR, Window, parts
@@ -79,37 +80,47 @@ def start_instance(folder: Path, names: Names) -> dg.DagsterInstance:
 def run_chain(
     definitions: dg.Definitions,
     settings: Settings,
-    window: Window,
+    work: Work,
     scorers: list[str] | None,
     instance: dg.DagsterInstance,
     on_event: Callable[[StepEvent], None],
 ) -> ChainResult:
-    """Materialise the chain for the whole hours of `window`, then the reports of its days; only `scorers`, if given.
+    """Materialise the chain for the hours of `work`, then the reports of its days; only `scorers`, if given.
 
     A long window is split into runs of `[backfill] max_partitions_per_run` hours, in order, until one fails.
     """
     names = settings.dagster.names
     selection = _selection(definitions, settings, scorers)
     failed_checks: list[dg.AssetCheckEvaluation] = []
-    for part in parts(window, settings.backfill.max_partitions_per_run):
+    for part in _runs(settings, work):
         keys = (partition_key(part.start), partition_key(part.end - HOUR))
-        result = execute(definitions, names, names.definition(MONITORING), selection, keys, instance, on_event)
+        result = execute(
+            definitions, names, names.definition(MONITORING), selection, keys, instance, on_event, tags=work.tags
+        )
         failed_checks += [check for check in result.get_asset_check_evaluations() if not check.passed]
         if not result.success:
             return ChainResult(failures(result), failed_checks)
-    days = window.days()
-    keys = (f"{days[0]}", f"{days[-1]}")
-    reports = execute(definitions, names, names.definition(DAILY_REPORT), None, keys, instance, on_event)
+    if not work.days:
+        return ChainResult({}, failed_checks)
+    keys = (f"{work.days[0]}", f"{work.days[-1]}")
+    reports = execute(
+        definitions, names, names.definition(DAILY_REPORT), None, keys, instance, on_event, tags=work.tags
+    )
     return ChainResult(failures(reports), failed_checks)
 
 
-def step_count(definitions: dg.Definitions, settings: Settings, window: Window, scorers: list[str] | None) -> int:
-    """The number of steps of `run_chain`, over all parts of the window and its days."""
-    runs = len(parts(window, settings.backfill.max_partitions_per_run))
+def step_count(definitions: dg.Definitions, settings: Settings, work: Work, scorers: list[str] | None) -> int:
+    """The number of steps of `run_chain`, over all its runs."""
     by_day = definitions.resolve_job_def(
         settings.dagster.names.definition(DAILY_REPORT)
     ).asset_layer.selected_asset_keys
-    return runs * len(_selection(definitions, settings, scorers)) + len(by_day)
+    hourly = len(_runs(settings, work)) * len(_selection(definitions, settings, scorers))
+    return hourly + (len(by_day) if work.days else 0)
+
+
+def _runs(settings: Settings, work: Work) -> list[Window]:
+    """The window of each run of the hourly chain."""
+    return [part for window in work.hours for part in parts(window, settings.backfill.max_partitions_per_run)]
 
 
 def _selection(definitions: dg.Definitions, settings: Settings, scorers: list[str] | None) -> list[dg.AssetKey]:
@@ -130,10 +141,11 @@ def execute(
     instance: dg.DagsterInstance,
     on_event: Callable[[StepEvent], None],
     ops: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """Run a job in this process over the partitions from the first to the second of `keys`; only `selection`, if given.
 
-    `ops` is the run configuration of its steps.
+    `ops` is the run configuration of its steps; `tags` are tags of the run.
 
     Raises:
         KeyboardInterrupt: the run was interrupted, for example by Ctrl-C. Dagster only ends the run; this stops the
@@ -151,7 +163,7 @@ def execute(
         run_id=run_id,
         instance=instance,
         asset_selection=selection,
-        tags={RANGE_START: keys[0], RANGE_END: keys[1], **process_tags(names, run_id)},
+        tags={RANGE_START: keys[0], RANGE_END: keys[1], **process_tags(names, run_id), **(tags or {})},
         run_config={**QUIET, "ops": dict(ops or {})},
         raise_on_error=False,
     )

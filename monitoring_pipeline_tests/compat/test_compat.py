@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import sqlalchemy
+from sqlalchemy.event import listens_for, remove
 
 import monitoring_pipeline
 from monitoring_pipeline.compat import dagster as of_dagster
@@ -202,12 +203,12 @@ def test_the_events_of_all_partitions_of_a_run_are_one_transaction_in_each_file(
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance, dg.DagsterInstance.get() as other:
         of_dagster.write_events_together(instance)
 
-        @sqlalchemy.event.listens_for(sqlalchemy.Engine, "commit")
+        @listens_for(sqlalchemy.Engine, "commit")
         def count(connection: sqlalchemy.Connection) -> None:
             commits[Path(str(connection.engine.url.database)).name] += 1
 
         ran = dg.materialize([counted], instance=instance, tags={RANGE_START: hours[0], RANGE_END: hours[-1]})
-        sqlalchemy.event.remove(sqlalchemy.Engine, "commit", count)
+        remove(sqlalchemy.Engine, "commit", count)
         assert other.get_materialized_partitions(counted.key) == set(hours)
         events = Counter(str(entry.dagster_event_type) for entry in other.all_logs(ran.run_id))
         assert events["DagsterEventType.ASSET_MATERIALIZATION"] == len(hours)

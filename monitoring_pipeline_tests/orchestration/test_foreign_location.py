@@ -23,6 +23,7 @@ from monitoring_pipeline.orchestration.backfills import ScorerOptions, launch_ba
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.requested_runs import hours_in_progress
 from monitoring_pipeline.orchestration.runs import QUIET, run_chain
+from monitoring_pipeline.orchestration.unchanged import Work
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.settings import (
     AlertSettings,
@@ -209,7 +210,9 @@ def test_our_chain_runs_over_made_traces(
     made: MadeProject, settings: Settings, merged: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     steps: set[str] = set()
-    result = run_chain(merged, settings, WINDOW, None, instance, lambda event: steps.add(event.step))
+    result = run_chain(
+        merged, settings, Work([WINDOW], WINDOW.days()), None, instance, lambda event: steps.add(event.step)
+    )
     assert result.succeeded, result
     assert result.failed_steps == {}
     assert {"team/agents/archived_traces", "team/agents/daily_report"} <= steps

@@ -13,6 +13,7 @@ from mlflow.entities import AssessmentSource, Feedback
 from monitoring_pipeline.archive.window import archive_window
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import run_chain
+from monitoring_pipeline.orchestration.unchanged import Work
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.settings import LakeSettings, MlflowSettings, ReportSettings, Settings
 from monitoring_pipeline_tests.conftest import MakeOnce
@@ -48,7 +49,8 @@ def make_run(folder: Path) -> None:
     project = project_in(folder)
     instance = dg.DagsterInstance.ephemeral()
     definitions = build_definitions(project.settings)
-    assert run_chain(definitions, project.settings, WINDOW, None, instance, lambda event: None).failed_steps == {}
+    work = Work([WINDOW], WINDOW.days())
+    assert run_chain(definitions, project.settings, work, None, instance, lambda event: None).failed_steps == {}
     # Archive it again after a change, so that older files contain the text too.
     store.client.set_trace_tag("tr-00000000000000000000000000000001", "later", MARK)
     resources = build_resources(project.settings)
