@@ -39,6 +39,7 @@ from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
 BUDGET_SECONDS = 25.0  # no further day is compared after this time; Dagster ends a tick after 60 seconds
+SWEEP_SECONDS = 1.0  # a year of days takes minutes, and the sensor at most some percent of a core
 HOURS_PER_RUN = 24
 RUNS_PER_TICK = 10  # the next tick requests more
 
@@ -126,35 +127,46 @@ def look(
     now: datetime,
     cursor: str | None,
 ) -> Found:
-    """Compare the look-back, day by day from the latest, then one older day: the one in `cursor`, else the latest.
+    """Compare the look-back, day by day from the latest, then older days from the one in `cursor`, else the latest.
+
+    Older days are compared for `SWEEP_SECONDS`, at least one, until each has been compared once or one differs.
 
     Raises:
         TrackingError, LakeError: source or lake cannot be read.
     """
+    from monitoring_pipeline.sources.opening import open_source
+
     deadline = time.monotonic() + BUDGET_SECONDS
     found = Found(cursor=cursor)
     end = floor_hour(now) + HOUR
     start = max(source.start, lake.kept_since or source.start)
     if end <= start:
         return found
-    look_back = Window(max(start, end - settings.look_back_hours * HOUR), end)
-    days = [(part, cursor) for part in reversed(list(look_back.by_day()))]
-    if start < look_back.start:
-        older = Window(start, look_back.start)
-        day, following = swept_day(cursor, older.days())
-        days.append((next(part for part in older.by_day() if part.start.date() == day), following.isoformat()))
-    for part, cursor_after in days:
-        if time.monotonic() > deadline:
-            found.is_complete = False
-            break
-        from monitoring_pipeline.sources.opening import open_source
 
+    def compare(part: Window) -> dict[datetime, HourCounts]:
         account = accounted(lake, part)
         with open_source(source, tracking, lake.spark) as traces:
-            counts = traces.counts(part)
-        found.due.update(due_hours(counts, account))
+            due = due_hours(traces.counts(part), account)
+        found.due.update(due)
         found.account.update(account)
-        found.cursor = cursor_after
+        return due
+
+    look_back = Window(max(start, end - settings.look_back_hours * HOUR), end)
+    for part in reversed([*look_back.by_day()]):
+        if time.monotonic() > deadline:
+            found.is_complete = False
+            return found
+        compare(part)
+    older = (
+        {part.start.date(): part for part in Window(start, look_back.start).by_day()} if start < look_back.start else {}
+    )
+    sweep_end = min(deadline, time.monotonic() + SWEEP_SECONDS)
+    for _ in older:
+        day, following = swept_day(found.cursor, [*older])
+        differs = compare(older[day])
+        found.cursor = following.isoformat()
+        if differs or time.monotonic() >= sweep_end:
+            break
     return found
 
 

@@ -375,7 +375,7 @@ class SensorSettings(Section):
         default=48,
         ge=1,
         le=744,
-        description="latest hours in each comparison; earlier days take turns, one per comparison",
+        description="latest hours in each comparison; earlier days take turns, as many as fit into a second",
     )
     current_hour_refresh_minutes: int = Field(
         default=5, ge=1, le=60, description="highest age of the current hour's archive while traces arrive"

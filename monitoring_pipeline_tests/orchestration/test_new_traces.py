@@ -459,7 +459,10 @@ def test_the_current_hour_is_refreshed_every_few_minutes(follower: Follower) -> 
     assert len(follower.archived()) == 3
 
 
-def test_the_sweep_over_older_days_finds_a_changed_one_and_starts_over(follower: Follower) -> None:
+def test_the_sweep_over_older_days_finds_a_changed_one_and_starts_over(
+    follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_traces, "SWEEP_SECONDS", 0.0)  # one day in each tick
     follower.having({"start": (CURRENT - 10 * DAY).isoformat()}, look_back_hours=24)
     old = CURRENT - 8 * DAY
     follower.log(1, old)
@@ -472,6 +475,19 @@ def test_the_sweep_over_older_days_finds_a_changed_one_and_starts_over(follower:
     assert cursors[: len(set(cursors))] == cursors[len(set(cursors)) : 2 * len(set(cursors))]
     follower.log(2, old)
     assert [ranges for _ in range(11) if (ranges := follower.follow())] == [[(key(old), key(old))]]
+
+
+def test_a_tick_sweeps_older_days_until_one_differs(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_traces, "SWEEP_SECONDS", 60.0)
+    follower.having({"start": (CURRENT - 10 * DAY).isoformat()}, look_back_hours=24)
+    old = CURRENT - 8 * DAY
+    follower.log(1, old)
+    follower.log(2, old - DAY)
+    assert follower.follow() == [(key(old), key(old))]
+    assert follower.cursor == f"{old - DAY:%Y-%m-%d}"
+    assert follower.follow() == [(key(old - DAY), key(old - DAY))]
+    follower.log(3, old)
+    assert follower.follow() == [(key(old), key(old))]  # it has gone round
 
 
 def test_hours_that_the_archive_no_longer_keeps_are_not_requested(follower: Follower) -> None:

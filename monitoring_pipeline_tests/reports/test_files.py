@@ -20,7 +20,7 @@ NAMES = ["report.html", "report.json", "report.md"]
 @pytest.fixture(autouse=True)
 def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces charts by empty images: files are handled in the same way, and drawing takes most of the time."""
-    monkeypatch.setattr(charts, "png", lambda figure, dpi: b"")
+    monkeypatch.setattr(charts, "png", lambda figure: b"")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
