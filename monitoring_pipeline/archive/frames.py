@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from monitoring_pipeline.archive.merging import ArchiveCounts, WindowMerge, redactions
 from monitoring_pipeline.archive.moving import PLACE, places_of
-from monitoring_pipeline.archive.tombstones import trace_digest
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tombstones import trace_digest
 from monitoring_pipeline.sources.base import Batch, TraceFrames
 from monitoring_pipeline.sources.tables import ARCHIVED, FLATTENED, WORKER_ROWS
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import pyarrow as pa
 
 from monitoring_pipeline.archive.moving import follow_moved, places_of
-from monitoring_pipeline.archive.tombstones import deleted_digests, trace_digest
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.resources.tombstones import deleted_digests, trace_digest
 from monitoring_pipeline.sources.base import AnyTrace, Batch
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace, encodable, flatten

@@ -14,8 +14,8 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from monitoring_pipeline.archive.tombstones import MOVED_AT_MOST
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.tombstones import MOVED_AT_MOST
 from monitoring_pipeline.tables import AGENT_TRACES, TABLES, TIME
 from monitoring_pipeline.windows import HOUR, Window
 

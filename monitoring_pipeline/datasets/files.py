@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import uuid4
 
-from monitoring_pipeline.archive.tombstones import trace_digest
 from monitoring_pipeline.datasets.records import Dataset, Origin, Record, canonical, digest_of
 from monitoring_pipeline.errors import LakeError, MonitoringError, first_line
+from monitoring_pipeline.resources.tombstones import trace_digest
 from monitoring_pipeline.settings.datasets import Format
 
 if TYPE_CHECKING:

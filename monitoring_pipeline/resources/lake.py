@@ -2,13 +2,14 @@
 
 All writes go through this module. Each write has exactly the table's schema and is one atomic commit. If another
 process commits to the same days first, the write is retried, so that overlapping runs neither lose nor duplicate rows.
+No write brings back a trace that was deleted on request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import date, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import dagster as dg
 import pyarrow as pa
@@ -16,10 +17,12 @@ from pydantic import Field
 
 from monitoring_pipeline.resources.catalog_tables import CatalogTables
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
+from monitoring_pipeline.resources.rows import hours_of
 from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.resources.tombstones import deleted_digests, reopened, trace_digest, without_deleted
 from monitoring_pipeline.settings import in_catalog
 from monitoring_pipeline.settings.upkeep import oldest_kept
-from monitoring_pipeline.tables import Table
+from monitoring_pipeline.tables import DELETED_TRACES, Table
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -83,7 +86,7 @@ class LakeResource(dg.ConfigurableResource):
 
     def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
         """Replace the table's rows in `window` with `rows`; returns the number of `rows`."""
-        return self._tables.replace(table, window, rows)
+        return self._write(table, rows, window, lambda rows: self._tables.replace(table, window, rows))
 
     def insert(self, table: Table, rows: DataFrame | pa.Table, window: Window | None = None) -> int:
         """Add the rows whose key is not in the table; returns how many were added.
@@ -91,7 +94,7 @@ class LakeResource(dg.ConfigurableResource):
         If rows of an Arrow table share a key, the last one counts. Rows of a DataFrame must have distinct keys and
         require `window`, which must contain them.
         """
-        return self._tables.merge(table, rows, window, update=False)
+        return self._write(table, rows, window, lambda rows: self._tables.merge(table, rows, window, update=False))
 
     def upsert(self, table: Table, rows: DataFrame | pa.Table, window: Window | None = None) -> int:
         """Add the rows whose key is not in the table, and update rows whose content differs.
@@ -99,7 +102,7 @@ class LakeResource(dg.ConfigurableResource):
         Returns how many were added or updated; an Arrow table that changes nothing creates no commit. Never removes
         rows. Keys and `window` are as for `insert`.
         """
-        return self._tables.merge(table, rows, window, update=True)
+        return self._write(table, rows, window, lambda rows: self._tables.merge(table, rows, window, update=True))
 
     def maintain(self, table: Table, retention_hours: int = 168) -> dict[str, int]:
         """Compact small files, and delete files that no version younger than `retention_hours` needs.
@@ -125,3 +128,31 @@ class LakeResource(dg.ConfigurableResource):
         Readers of older versions and concurrent writers fail, so nothing else may use the table meanwhile.
         """
         self._tables.purge(table)
+
+    def _write(
+        self,
+        table: Table,
+        rows: DataFrame | pa.Table,
+        window: Window | None,
+        write: Callable[[DataFrame | pa.Table], int],
+    ) -> int:
+        """The result of `write` for the rows, without traces that were deleted on request before or meanwhile.
+
+        If a trace is deleted while its rows are written, they are removed again and the deletion becomes incomplete, so
+        that the next one also deletes the files that held them.
+        """
+        if "trace_id" not in table.schema.names:
+            return write(rows)
+        if window is None:
+            arrow = cast("pa.Table", rows)  # only a DataFrame requires a window
+            if arrow.num_rows == 0:
+                return write(rows)
+            window = hours_of(table, arrow)
+        before = deleted_digests(self, window)
+        written = write(without_deleted(rows, before))
+        since = deleted_digests(self, window) - before
+        if since:
+            ids = self.read_columns(table, window, "trace_id")["trace_id"].to_pylist()
+            self.remove(table, window, "trace_id", {trace_id for trace_id in ids if trace_digest(trace_id) in since})
+            self.upsert(DELETED_TRACES, reopened(self, window, since))
+        return written

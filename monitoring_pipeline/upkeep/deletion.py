@@ -17,11 +17,11 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from monitoring_pipeline.archive.tombstones import trace_digest
 from monitoring_pipeline.errors import LakeError, MonitoringError
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.resources.tombstones import trace_digest
 from monitoring_pipeline.scoring.sessions import SPAN
 from monitoring_pipeline.tables import (
     AGENT_TRACES,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from monitoring_pipeline.archive.merging import ArchiveCounts
-from monitoring_pipeline.archive.tombstones import trace_digest
 from monitoring_pipeline.archive.window import archive_window
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.resources.tombstones import trace_digest
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings, RedactSettings
 from monitoring_pipeline.sources import mlflow as mlflow_source

@@ -149,4 +149,4 @@ def test_a_report_is_left_until_a_run_has_written_it(place: Place, monkeypatch: 
 
 
 def test_runs_of_another_pipeline_do_not_count(place: Place) -> None:
-    assert place.having(dagster=DagsterSettings(key_prefix="other")).left() == ALL
+    assert place.having(dagster=DagsterSettings(key_prefix=["other"])).left() == ALL

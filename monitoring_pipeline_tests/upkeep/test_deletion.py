@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from monitoring_pipeline.archive.merging import archive
-from monitoring_pipeline.archive.tombstones import trace_digest
 from monitoring_pipeline.archive.window import archive_window
 from monitoring_pipeline.errors import LakeError, MonitoringError
 from monitoring_pipeline.orchestration.build import build_definitions
@@ -27,17 +27,22 @@ from monitoring_pipeline.reports.report import Report
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.rows import from_dicts
+from monitoring_pipeline.resources.tombstones import trace_digest
+from monitoring_pipeline.scoring import pool
 from monitoring_pipeline.scoring.coverage import ledger_problems
 from monitoring_pipeline.scoring.registry import load_scorers
+from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
     DELETED_TRACES,
     HOURLY_PERFORMANCE,
     HOURLY_QUALITY,
+    NOT_APPLICABLE,
     QUARANTINED_TRACES,
     SCORER_COVERAGE,
     TABLES,
+    Table,
 )
 from monitoring_pipeline.traces.flatten import UnreadableTrace
 from monitoring_pipeline.upkeep import deletion, others
@@ -145,6 +150,58 @@ def test_archiving_does_not_bring_deleted_traces_back(run: MadeProject) -> None:
 
     assert (counts.deleted, counts.written) == (1, 0)
     assert trace_id(1) not in {row["trace_id"] for row in run.rows(AGENT_TRACES)}
+
+
+def test_results_of_traces_that_were_deleted_while_they_were_scored_do_not_come_back(
+    run: MadeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scorer,) = (scorer for scorer in load_scorers(run.settings.scorers) if scorer.name == "echo")
+    assess_one = pool.assess
+
+    def assess_and_delete(*arguments: Any) -> Any:
+        found = assess_one(*arguments)
+        if ANN in run.lake.read(AGENT_TRACES).toPandas()["user_id"].tolist():
+            delete(run, user=ANN)
+        return found
+
+    monkeypatch.setattr(pool, "assess", assess_and_delete)
+    for table in (ASSESSMENTS, NOT_APPLICABLE):
+        ids = set(run.lake.read(table).toPandas()["assessment_id"])
+        run.lake.remove(table, WINDOW, "assessment_id", ids)
+    score_window(run.lake, scorer, WINDOW, "a run")
+
+    assert {row["trace_id"] for row in run.rows(ASSESSMENTS)} == {trace_id(number) for number in (0, 2, 4)}
+    assert ledger_problems(run.lake, [scorer], WINDOW) == []
+    assert holding(run.folder / "lake", MARK, ANN) == []
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_rows_written_during_a_deletion_are_removed_again(
+    is_complete: bool, run: MadeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = run.lake.read(ASSESSMENTS).drop("date").toArrow()
+    rows = from_dicts(ASSESSMENTS, rows.to_pylist())
+    merge = DeltaFolders.merge
+
+    def merge_late(self: DeltaFolders, table: Table, *arguments: Any, **named: Any) -> int:
+        if table is ASSESSMENTS:
+            monkeypatch.undo()
+            if is_complete:
+                delete(run, user=ANN)
+            else:
+                places = deletion.find(run.lake, [], [ANN])
+                deletion.request(run.lake, places, "ticket 8")
+        return merge(self, table, *arguments, **named)
+
+    monkeypatch.setattr(DeltaFolders, "merge", merge_late)
+    run.lake.upsert(ASSESSMENTS, rows)
+
+    assert {row["trace_id"] for row in run.rows(ASSESSMENTS)}.isdisjoint(ANNS)
+    assert deletion.has_unfinished(run.lake)
+    recount = Recount.of(run.settings, run.lake, build_resources(run.settings)["tracking"])
+    deletion.carry_out(run.lake, recount)
+    assert not deletion.has_unfinished(run.lake)
+    assert holding(run.folder / "lake", MARK, ANN) == []
 
 
 def test_the_record_of_a_request_contains_nothing_about_the_user(without_ann: WithoutAnn) -> None:
