@@ -6,6 +6,7 @@ import binascii
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 SORTED = json.JSONEncoder(sort_keys=True)
 # Span attributes that have a column, so that they are left out of the span's metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
-
+LIKELY_JSON = re.compile(r'"[^"\\\x00-\x1f]*"|\{(".*)?\}|\[(["{\[].*)?\]', re.DOTALL)
 
 # The mark of an assessment whose value JSON cannot carry: a key of its metadata with the value, and feedback's error.
 # In the metadata of a trace the key says what else of it cannot be read.
@@ -90,6 +91,8 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
     # Protocol buffers order a map differently in every process; the same trace must result in the same text.
     info_json = SORTED.encode(info)
     info = json.loads(info_json)
+    if any([_in_json(span.get("attributes") or {}) for span in spans]):
+        data_json = json.dumps({"spans": spans})
     trace_json = f'{{"info": {info_json}, "data": {data_json}}}'
     tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
     started = datetime.fromisoformat(info["request_time"]).astimezone(UTC)
@@ -124,6 +127,30 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
         "part_digests": part_digests(info, data_json),
         "implausible": claims.implausible,
     }
+
+
+def _in_json(attributes: dict[str, Any]) -> bool:
+    """Write the attributes that are not JSON texts as such, as MLflow's server sends them; returns whether any was.
+
+    OpenTelemetry's SDK, and some of MLflow's own translations, store plain texts and numbers.
+    """
+    plain = [key for key, value in attributes.items() if not _is_json(value)]
+    for key in plain:
+        # MLflow's server sends nothing for an empty one.
+        attributes[key] = json.dumps(attributes[key] or None, ensure_ascii=False)
+    return bool(plain)
+
+
+def _is_json(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    if LIKELY_JSON.fullmatch(value):  # nearly all values; parsing takes longer
+        return True
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _info_json(info: TraceInfo) -> dict[str, Any]:
