@@ -109,7 +109,7 @@ COMMENTS: dict[str, str] = {
     "ci_high": "upper bound of the 95 % interval of the mean",
     # results in MLflow
     "written_at": "when the result was sent to MLflow",
-    "outcome": "written, or the reason why not",
+    "outcome": "written, withdrawn, or the reason why not written",
     # privacy
     "trace_digest": "SHA-256 of the id of a deleted trace, in hexadecimal",
     "requested_at": "when its deletion was requested",

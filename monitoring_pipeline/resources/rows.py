@@ -46,7 +46,7 @@ def check_columns(table: Table, columns: list[str]) -> None:
 
 def from_dicts(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
     """Return `rows` with the table's types, without the column `date`, which `conform` adds."""
-    return pa.Table.from_pylist(rows, schema=table.schema.remove(table.schema.get_field_index("date")))
+    return pa.Table.from_pylist(rows, schema=table.columns)
 
 
 def identity_columns(table: Table) -> list[str]:

@@ -91,7 +91,8 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
     # Protocol buffers order a map differently in every process; the same trace must result in the same text.
     info_json = SORTED.encode(info)
     info = json.loads(info_json)
-    if any([_in_json(span.get("attributes") or {}) for span in spans]):
+    respelled = [_in_json(span.get("attributes") or {}) for span in spans]
+    if any(respelled):
         data_json = json.dumps({"spans": spans})
     trace_json = f'{{"info": {info_json}, "data": {data_json}}}'
     tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
