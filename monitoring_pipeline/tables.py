@@ -421,8 +421,8 @@ HOURLY_QUALITY = Table(
 
 WRITTEN_BACK = Table(
     "written_back",
-    "Results sent to MLflow as feedback; assessed_at is the time of the result that was sent. The outcome withdrawn: the "
-    "feedback was removed, because the trace has changed and has no value now.",
+    "Results sent to MLflow as feedback; assessed_at is the time of the result that was sent. The outcome withdrawn: "
+    "the feedback was removed, because the trace has changed and has no value now.",
     _schema(
         ("assessment_id", pa.string()),
         ("trace_id", pa.string()),
