@@ -7,10 +7,10 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from monitoring_pipeline.text import json_or_text, plain
 from monitoring_pipeline.traces.claims import LATEST, Claims
@@ -21,6 +21,7 @@ from monitoring_pipeline.windows import floor_hour, from_milliseconds, to_millis
 if TYPE_CHECKING:
     from mlflow.entities import Assessment, Trace, TraceInfo
 
+S = TypeVar("S")
 SORTED = json.JSONEncoder(sort_keys=True)
 # Span attributes that have a column, so that they are left out of the span's metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
@@ -82,6 +83,19 @@ def flatten_parts(info: dict[str, Any], spans: list[dict[str, Any]]) -> dict[str
     return _row(info, spans, json.dumps({"spans": spans}))
 
 
+def topmost(spans: Iterable[S], place: Callable[[S], tuple[str | None, str | None, Any]]) -> S | None:
+    """The first span without a parent, else the earliest whose parent the trace does not have: it may never arrive.
+
+    `place` returns a span's id, its parent's id and its start.
+    """
+    placed = [(span, *place(span)) for span in spans]
+    known = {span_id for _, span_id, _, _ in placed}
+    roots = (span for span, _, parent_id, _ in placed if parent_id is None)
+    orphans = (one for one in placed if one[2] not in known)
+    earliest = min(orphans, key=lambda one: one[3], default=(None,))
+    return next(roots, earliest[0])
+
+
 def encodable(text: str) -> str:
     """Return the text with characters that UTF-8 cannot encode, such as lone surrogates, escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -103,7 +117,7 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
     flat_spans = [_span(span, claims) for span in spans]
     attributes = (span.get("attributes") or {} for span in spans)
     calls = model_calls(zip(flat_spans, attributes, strict=True), claims)
-    top = _topmost(flat_spans)
+    top = topmost(flat_spans, lambda span: (span["span_id"], span["parent_id"], span["start_time"] or LATEST)) or {}
     return {
         "trace_id": info["trace_id"],
         "experiment_id": info["trace_location"].get("mlflow_experiment", {}).get("experiment_id"),
@@ -193,14 +207,6 @@ def _encodable(assessment: Assessment) -> Assessment:
     else:
         changed.expectation = ExpectationValue(value)
     return changed
-
-
-def _topmost(spans: list[dict[str, Any]]) -> dict[str, Any]:
-    """The span without a parent, else the first whose parent the trace does not have: it may never arrive."""
-    known = {span["span_id"] for span in spans}
-    roots = (span for span in spans if span["parent_id"] is None)
-    orphans = (span for span in spans if span["parent_id"] not in known)
-    return next(roots, None) or min(orphans, key=lambda span: span["start_time"] or LATEST, default={})
 
 
 def _span(span: dict[str, Any], claims: Claims) -> dict[str, Any]:

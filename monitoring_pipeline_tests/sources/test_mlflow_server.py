@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from mlflow.entities import Feedback, Trace
@@ -13,8 +12,9 @@ from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.sources import mlflow_server
 from monitoring_pipeline.sources.mlflow import MlflowSource
 from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, flatten
-from monitoring_pipeline_tests.servers import running
 from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json, trace_id
+
+pytestmark = pytest.mark.usefixtures("few_retries")
 
 COUNT = 9
 UNSENDABLE = {3, 8}
@@ -41,18 +41,6 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Store:
     }
     made.store_spans(PLAIN, json.dumps(span, ensure_ascii=False))
     return made
-
-
-@pytest.fixture(scope="module")
-def server(traces: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` over the traces."""
-    with running(traces.uri, tmp_path_factory.mktemp("server")) as server:
-        yield server.uri
-
-
-@pytest.fixture(autouse=True)
-def _few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
 def test_the_others_are_read_and_these_without_their_assessments(traces: Store, server: str) -> None:
