@@ -28,7 +28,7 @@ from monitoring_pipeline.resources.tracking import TrackingResource, impatience,
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, WRITTEN_BACK
 from monitoring_pipeline.traces.parts import ASSESSED_AT
-from monitoring_pipeline.windows import Window
+from monitoring_pipeline.windows import Window, to_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.tracing.client import TracingClient
@@ -141,7 +141,7 @@ def as_feedback(row: dict[str, Any], model: str | None) -> Feedback:
         SAMPLE_RATE: row["sample_rate"],
         UNFINISHED: "true" if row["unfinished"] else None,
     }
-    assessed_ms = round(row["assessed_at"].timestamp() * 1000)
+    assessed_ms = to_milliseconds(row["assessed_at"])
     feedback = Feedback(
         name=row["scorer"],
         value=json.loads(row["value"]),
