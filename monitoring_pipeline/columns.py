@@ -19,7 +19,7 @@ COMMENTS: dict[str, str] = {
     "session_id": "session, from the metadata mlflow.trace.session",
     "request": "inputs of the root span, else the preview of the request",
     "response": "outputs of the root span, else the preview of the response",
-    "duration_ms": "duration, in milliseconds",
+    "duration_ms": "duration, in milliseconds; in trace_performance only of a trace that has ended",
     "input_tokens": "input tokens",
     "output_tokens": "output tokens",
     "total_tokens": "all tokens",

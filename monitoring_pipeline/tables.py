@@ -226,8 +226,8 @@ TRACE_ERRORS = Table(
 
 HOURLY_PERFORMANCE = Table(
     "hourly_performance",
-    "Counts, error rate, exact latency percentiles, tokens and cost per hour, experiment and trace name "
-    "(trace_name null: all names; empty: traces without a name).",
+    "Counts, error rate, exact latency percentiles of ended traces, tokens and cost per hour, experiment and trace "
+    "name (trace_name null: all names; empty: traces without a name).",
     _schema(
         ("hour", TIME),
         ("experiment_id", pa.string()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.analysis.percentiles import PERCENTILES, percentiles
+from monitoring_pipeline.analysis.performance import ended_ms
 from monitoring_pipeline.analysis.statistics import share_interval
 from monitoring_pipeline.text import json_or_text
 
@@ -25,7 +26,7 @@ def overview(traces: DataFrame) -> dict[str, Any]:
     from pyspark.sql import functions as F
 
     status = F.col("trace_info.status")
-    figures = traces.agg(
+    figures = traces.withColumn("duration_ms", ended_ms()).agg(
         F.count("*").alias("total"),
         F.sum((status == "OK").cast("long")).alias("succeeded"),
         F.sum((status == "ERROR").cast("long")).alias("failed"),
