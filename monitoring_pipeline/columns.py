@@ -19,7 +19,7 @@ COMMENTS: dict[str, str] = {
     "session_id": "session, from the metadata mlflow.trace.session",
     "request": "inputs of the root span, else the preview of the request",
     "response": "outputs of the root span, else the preview of the response",
-    "duration_ms": "duration, in milliseconds",
+    "duration_ms": "duration, in milliseconds; in trace_performance only of a trace that has ended",
     "input_tokens": "input tokens",
     "output_tokens": "output tokens",
     "total_tokens": "all tokens",
@@ -109,7 +109,7 @@ COMMENTS: dict[str, str] = {
     "ci_high": "upper bound of the 95 % interval of the mean",
     # results in MLflow
     "written_at": "when the result was sent to MLflow",
-    "outcome": "written, or the reason why not",
+    "outcome": "written, withdrawn, or the reason why not written",
     # privacy
     "trace_digest": "SHA-256 of the id of a deleted trace, in hexadecimal",
     "requested_at": "when its deletion was requested",

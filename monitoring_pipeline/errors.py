@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+REASON_CHARACTERS = 300  # of another program's error that a message of ours quotes
+
 
 class MonitoringError(Exception):
     """A problem outside the code: in the configuration, a server, a folder."""
@@ -27,6 +29,11 @@ class EngineError(MonitoringError):
 
 class LakeError(MonitoringError):
     """The lake cannot be opened or written."""
+
+
+def one_line(error: object) -> str:
+    """Return the text of the error on one line, with single spaces."""
+    return " ".join(str(error).split())
 
 
 def first_line(error: Exception) -> str:

@@ -104,6 +104,11 @@ class Table:
     properties: dict[str, str] = field(default_factory=dict)
     kept_with: Literal["archive", "results"] | None = "results"
 
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns without `date`, which follows from `hour`."""
+        return self.schema.remove(self.schema.get_field_index("date"))
+
 
 def _schema(*fields: pa.Field | tuple[str, pa.DataType], required: tuple[str, ...] = ()) -> pa.Schema:
     columns = pa.schema([*fields, ("date", pa.date32())])
@@ -221,8 +226,8 @@ TRACE_ERRORS = Table(
 
 HOURLY_PERFORMANCE = Table(
     "hourly_performance",
-    "Counts, error rate, exact latency percentiles, tokens and cost per hour, experiment and trace name "
-    "(trace_name null: all names; empty: traces without a name).",
+    "Counts, error rate, exact latency percentiles of ended traces, tokens and cost per hour, experiment and trace "
+    "name (trace_name null: all names; empty: traces without a name).",
     _schema(
         ("hour", TIME),
         ("experiment_id", pa.string()),
@@ -416,7 +421,8 @@ HOURLY_QUALITY = Table(
 
 WRITTEN_BACK = Table(
     "written_back",
-    "Results sent to MLflow as feedback; assessed_at is the time of the result that was sent.",
+    "Results sent to MLflow as feedback; assessed_at is the time of the result that was sent. The outcome withdrawn: "
+    "the feedback was removed, because the trace has changed and has no value now.",
     _schema(
         ("assessment_id", pa.string()),
         ("trace_id", pa.string()),

@@ -18,14 +18,21 @@ _AUTOLINK = re.compile(r"(?<=www)(?=\.)|(?<=:)(?=//)|(?<=@)", re.IGNORECASE)
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
-def json_or_text(text: str | None) -> Any:
-    """`text` parsed as JSON, or `text` itself if it is not JSON; None for None."""
+def json_or_text(text: str | None, allow_nan: bool = True) -> Any:
+    """`text` parsed as JSON, or `text` itself if it is not JSON; None for None.
+
+    `allow_nan`: NaN and Infinity, which Python's JSON has beyond the standard, are numbers.
+    """
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=None if allow_nan else _refuse)
     except (ValueError, RecursionError):  # RecursionError: nested too deeply
         return text
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def plain(text: str, limit: int = 300) -> str:

@@ -175,7 +175,7 @@ def test_odd_claims_and_late_changes_leave_every_number_right(
 
 def check_figures(world: World) -> None:
     """The hour's figures are those of numpy over the sound values."""
-    columns = [name for name in HOURLY_PERFORMANCE.schema.names if name != "date"]
+    columns = HOURLY_PERFORMANCE.columns.names
     rows = world.lake.read_columns(HOURLY_PERFORMANCE, HOUR, *columns).to_pylist()
     total = [row for row in rows if row["trace_name"] is None]
     if not world.latest:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from monitoring_pipeline.alerts.checks import Check, Evaluation, scope_text, scopes
 from monitoring_pipeline.alerts.delivery import Delivered, deliver
 from monitoring_pipeline.alerts.episodes import OPEN, RESOLVED, Episode, advance, load, save
-from monitoring_pipeline.alerts.evaluation import Check, Evaluation, evaluate, scope_text, scopes
+from monitoring_pipeline.alerts.evaluation import evaluate
 from monitoring_pipeline.alerts.figures import Figures
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import AlertSettings, Settings

@@ -11,15 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from monitoring_pipeline.alerts.evaluation import Evaluation
+from monitoring_pipeline.alerts.checks import Evaluation
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.settings import AlertSettings
 from monitoring_pipeline.tables import ALERTS
-from monitoring_pipeline.windows import EPOCH, HOUR, Window, floor_hour
+from monitoring_pipeline.windows import HOUR, Window, floor_hour
 
 OPEN, RESOLVED = "open", "resolved"  # states of an episode, and events of its messages
 PASSED = "passed"  # event of a message that reports both, because the alert was not sent before it was resolved
+MEMORY = timedelta(weeks=14)  # longer than any baseline, which leaves out the hours of earlier alerts
 PENDING, SENT, GIVEN_UP = "pending", "sent", "given up"
 
 
@@ -80,8 +81,12 @@ class Episode:
 
 
 def load(lake: LakeResource, now: datetime) -> list[Episode]:
-    """All episodes up to `now`, the oldest first."""
-    rows = lake.read_columns(ALERTS, Window(EPOCH, floor_hour(now) + HOUR), *_COLUMNS).to_pylist()
+    """The episodes that are open or were resolved within `MEMORY` before `now`, the oldest first.
+
+    Reads only files written since then, which have them all: `advance` writes an open episode at least that often.
+    """
+    written = lake.read_written_since(ALERTS, now - MEMORY, *_COLUMNS).to_pylist()
+    rows = [row for row in written if row["state"] == OPEN or row["resolved_at"] >= now - MEMORY]
     episodes = [Episode(**{**row, "deliveries": tuple(Delivery(**sent) for sent in row["deliveries"])}) for row in rows]
     return sorted(episodes, key=lambda episode: (episode.opened_at, episode.key))
 
@@ -98,7 +103,8 @@ def advance(evaluations: Sequence[Evaluation], episodes: Sequence[Episode], now:
     """The episodes that the evaluations open, keep open or resolve, without unchanged ones.
 
     An episode is resolved once its rule has not held for the length of its window, or at once if its rule or scope is
-    no longer configured. An unknown evaluation changes nothing.
+    no longer configured. An unknown evaluation changes nothing; if it stays unknown for long, the episode is written
+    again.
     """
     still_open = {episode.key: episode for episode in episodes if episode.state == OPEN}
     known = {episode.identity for episode in episodes}
@@ -117,6 +123,8 @@ def advance(evaluations: Sequence[Evaluation], episodes: Sequence[Episode], now:
             and now - episode.last_held_at >= _recovery(evaluation.rule)
         ):
             changed.append(_resolved(episode, now))
+        elif episode is not None and now - episode.last_held_at >= MEMORY / 2:
+            changed.append(episode)
     return changed + [_resolved(episode, now) for episode in still_open.values()]
 
 

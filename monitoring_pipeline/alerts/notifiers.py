@@ -146,16 +146,14 @@ def _mail(notifier: NotifierSettings, message: Message) -> int:
             if notifier.user and password:
                 server.login(notifier.user, password)
             return len(server.send_message(written))
-    except smtplib.SMTPAuthenticationError:
-        raise NotifierError("the mail server refused the user or password") from None
     except smtplib.SMTPNotSupportedError:
         raise NotifierError(f"the mail server does not offer what security = {notifier.security!r} needs") from None
-    except smtplib.SMTPRecipientsRefused:
-        raise NotifierError("the mail server refused all addresses in `to`") from None
+    except smtplib.SMTPRecipientsRefused as error:
+        raise _smtp_error({code for code, _ in error.recipients.values()}, "all addresses in `to`", dead=True) from None
+    except smtplib.SMTPAuthenticationError as error:
+        raise _smtp_error({error.smtp_code}, "the user or password", dead=True) from None
     except smtplib.SMTPResponseException as error:
-        busy = 400 <= error.smtp_code < 500
-        reason = f"the mail server answered {error.smtp_code}"
-        raise NotifierError(reason, dead=busy, retry_after_s=1.0 if busy else None) from None
+        raise _smtp_error({error.smtp_code}, "the message", dead=False) from None
     except ssl.SSLError:
         raise NotifierError("the mail server's certificate is not trusted, or it does not support TLS") from None
     except socket.gaierror:
@@ -164,3 +162,11 @@ def _mail(notifier: NotifierSettings, message: Message) -> int:
         raise NotifierError(f"no answer from the mail server within {TIMEOUT_S:g} s", retry_after_s=1.0) from None
     except (OSError, smtplib.SMTPException):
         raise NotifierError("no connection to the mail server", retry_after_s=1.0) from None
+
+
+def _smtp_error(codes: set[int], what: str, dead: bool) -> NotifierError:
+    """The mail server's refusal of `what`; with a 4xx code it is passing, and another attempt may help."""
+    passing = [code for code in codes if 400 <= code < 500]
+    if passing:
+        return NotifierError(f"the mail server answered {min(passing)}", dead=False, retry_after_s=1.0)
+    return NotifierError(f"the mail server refused {what}, with {min(codes)}", dead=dead)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from monitoring_pipeline.windows import EPOCH
+from monitoring_pipeline.windows import to_microseconds
 
 
 class PathPart(NamedTuple):
@@ -56,7 +55,7 @@ class _Tree:
 
 
 def _tree(spans: Sequence[Mapping[str, Any]]) -> _Tree:
-    starts = [_microseconds(span["start_time"]) for span in spans]
+    starts = [to_microseconds(span["start_time"]) for span in spans]
     by_start = sorted(range(len(spans)), key=lambda number: starts[number])
     root = next((number for number, span in enumerate(spans) if not span["parent_id"]), by_start[0])
     parents = _parents(spans, root)
@@ -75,7 +74,7 @@ def _tree(spans: Sequence[Mapping[str, Any]]) -> _Tree:
     ends = [*starts]
     for number in reversed(top_down):
         end = spans[number]["end_time"]
-        last = max((ends[child] for child in children[number]), default=0) if end is None else _microseconds(end)
+        last = max((ends[child] for child in children[number]), default=0) if end is None else to_microseconds(end)
         ends[number] = max(starts[number], last)
     for number, below in children.items():
         below.sort(key=lambda child: (-min(ends[child], ends[number]), starts[child], child))
@@ -126,10 +125,6 @@ def _walk_back(tree: _Tree) -> Iterator[tuple[int, int, int]]:
             yield walk.span, end, walk.at
         walk.at = start
         walks.append(_Walk(child, start, end, iter(tree.children.get(child, ()))))
-
-
-def _microseconds(moment: datetime) -> int:
-    return (moment - EPOCH) // timedelta(microseconds=1)
 
 
 def _part(span: Mapping[str, Any], lasted_us: int) -> PathPart:

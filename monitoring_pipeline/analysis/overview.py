@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.analysis.percentiles import PERCENTILES, percentiles
+from monitoring_pipeline.analysis.performance import ended_ms
 from monitoring_pipeline.analysis.statistics import share_interval
+from monitoring_pipeline.text import json_or_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -25,7 +26,7 @@ def overview(traces: DataFrame) -> dict[str, Any]:
     from pyspark.sql import functions as F
 
     status = F.col("trace_info.status")
-    figures = traces.agg(
+    figures = traces.withColumn("duration_ms", ended_ms()).agg(
         F.count("*").alias("total"),
         F.sum((status == "OK").cast("long")).alias("succeeded"),
         F.sum((status == "ERROR").cast("long")).alias("failed"),
@@ -47,13 +48,5 @@ def overview(traces: DataFrame) -> dict[str, Any]:
         "p50_latency_ms": p50,
         "p95_latency_ms": p95,
         "p99_latency_ms": p99,
-        "sample_errors": [_request(error["request"]) for error in latest.select("request").toArrow().to_pylist()],
+        "sample_errors": [json_or_text(error["request"]) for error in latest.select("request").toArrow().to_pylist()],
     }
-
-
-def _request(text: str | None) -> Any:
-    """The request as MLflow shows it: parsed if it is JSON, else the text."""
-    try:
-        return json.loads(text) if text is not None else None
-    except (ValueError, RecursionError):
-        return text

@@ -1,5 +1,6 @@
 """Performance of traces and spans, computed from rows of `agent_traces`. Durations are in milliseconds.
 
+A trace in progress has no duration, whatever its source claims.
 A span without an end has no duration; a span that ends before it starts, after a clock was set back, has duration 0.
 """
 
@@ -29,7 +30,7 @@ def trace_performance(traces: DataFrame, *more: Column) -> DataFrame:
         F.col("trace_info.status").alias("status"),
         F.size("spans").cast("long").alias("span_count"),
         F.size(_error_spans()).cast("long").alias("error_span_count"),
-        "duration_ms",
+        ended_ms().alias("duration_ms"),
         total_ms.alias("total_span_duration_ms"),
         F.when(F.size(durations) > 0, total_ms / F.size(durations)).alias("avg_span_duration_ms"),
         "input_tokens",
@@ -38,6 +39,13 @@ def trace_performance(traces: DataFrame, *more: Column) -> DataFrame:
         "cost_usd",
         *more,
     )
+
+
+def ended_ms() -> Column:
+    """The duration of a trace of `agent_traces` that has ended; null for one in progress, whose duration is a claim."""
+    from pyspark.sql import functions as F
+
+    return F.when(~F.col("trace_info.status").eqNullSafe("IN_PROGRESS"), F.col("duration_ms"))
 
 
 def trace_errors(traces: DataFrame) -> DataFrame:
@@ -70,7 +78,7 @@ def trace_errors(traces: DataFrame) -> DataFrame:
 def hourly_performance(performance: DataFrame) -> DataFrame:
     """`trace_performance` aggregated by hour, experiment and trace name, and by hour and experiment (name null).
 
-    Percentiles are exact, with linear interpolation (numpy's default), and leave out traces without a duration.
+    Percentiles are exact, with linear interpolation (numpy's default), and are over traces that have ended.
     """
     named = performance.fillna({"trace_name": ""})
     by_name = performance_figures(named, "trace_hour", "experiment_id", "trace_name")

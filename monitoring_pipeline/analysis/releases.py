@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.analysis.breakdown import trace_property
 from monitoring_pipeline.analysis.errors import error_groups, new_groups
-from monitoring_pipeline.analysis.performance import span_ms, trace_errors
+from monitoring_pipeline.analysis.performance import ended_ms, span_ms, trace_errors
 from monitoring_pipeline.analysis.statistics import quantile_difference, share_difference
 from monitoring_pipeline.errors import MonitoringError
 
@@ -86,7 +86,7 @@ def _trace_figures(traces: DataFrame) -> dict[str, dict[str, Any]]:
     figures = traces.groupBy("release").agg(
         F.count("*").alias("trace_count"),
         F.sum((F.col("trace_info.status") == "ERROR").cast("long")).alias("error_count"),
-        F.collect_list("duration_ms").alias("durations_ms"),
+        F.collect_list(ended_ms()).alias("durations_ms"),
     )
     return {row["release"]: row | {"durations_ms": _array(row["durations_ms"])} for row in _rows(figures)}
 

@@ -24,7 +24,7 @@ from monitoring_pipeline.windows import Window
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-QUARANTINE_COLUMNS = [column.name for column in QUARANTINED_TRACES.schema if column.name != "date"]
+QUARANTINE_COLUMNS = QUARANTINED_TRACES.columns.names
 
 
 def archive_frames(

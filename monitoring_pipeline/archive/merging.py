@@ -254,8 +254,7 @@ def _update_quarantine(
 
     A trace that was archived before it became unreadable stays in the archive as it was, and is in quarantine too.
     """
-    columns = [name for name in QUARANTINED_TRACES.schema.names if name != "date"]
-    before = lake.read_columns(QUARANTINED_TRACES, window, *columns).to_pylist()
+    before = lake.read_columns(QUARANTINED_TRACES, window, *QUARANTINED_TRACES.columns.names).to_pylist()
     if not before and not found:
         return 0
     known = {row["trace_id"]: row for row in before}

@@ -71,7 +71,7 @@ def _carry(lake: LakeResource, hour: datetime, hours: Hours) -> None:
     """Move the results of the traces from `hour` to their new `hours` (by id), and delete their old rows."""
     old = Window(hour, hour + HOUR)
     for table in CARRIED:
-        rows = lake.read_columns(table, old, *(name for name in table.schema.names if name != "date"))
+        rows = lake.read_columns(table, old, *table.columns.names)
         rows = rows.filter(pc.is_in(rows["trace_id"], pa.array(hours, pa.string())))
         if rows.num_rows:
             now = pa.array([hours[trace_id] for trace_id in rows["trace_id"].to_pylist()], rows["trace_hour"].type)

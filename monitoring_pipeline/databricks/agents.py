@@ -8,25 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tenacity import (
-    Retrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from tenacity import stop_after_delay
 
 from monitoring_pipeline.compat.mlflow import same_registry
 from monitoring_pipeline.databricks.workspace import RETRY_SECONDS, connect, refusal
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.resources.tracking import without_request_logs
-from monitoring_pipeline.settings import without_password
+from monitoring_pipeline.resources.tracking import in_a_line, without_request_logs
+from monitoring_pipeline.retries import retried
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
 
 DATABRICKS = "databricks"  # MLflow's tracking URI of the workspace that the environment names
 MANAGED_EVALS = "/api/2.0/managed-evals"
-REASON_CHARACTERS = 300
 T = TypeVar("T")
 
 
@@ -53,7 +47,7 @@ def at_databricks() -> Iterator[None]:
     except MonitoringError:
         raise
     except Exception as error:  # noqa: BLE001 - the clients, the SDK and MLflow have no common base error
-        raise MonitoringError(f"Databricks request failed: {without_secrets(error)}") from None
+        raise MonitoringError(f"Databricks request failed: {in_a_line(error)}") from None
 
 
 def require_agents() -> None:
@@ -71,12 +65,6 @@ def require_agents() -> None:
         ) from None
 
 
-def without_secrets(error: BaseException) -> str:
-    """Return the error on one line. If the SDK cannot parse a response, its error quotes the request with its token."""
-    text = " ".join(str(error).partition("Request log:")[0].split())
-    return f"{type(error).__name__}: {without_password(text)[:REASON_CHARACTERS]}"
-
-
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status of an error of the Databricks client, which wraps some errors in others; or None."""
     for raised in (error, error.__cause__):
@@ -88,13 +76,7 @@ def status_of(error: BaseException) -> int | None:
 
 def patiently(call: Callable[[], T]) -> T:
     """Return the result of `call`, retried for some minutes on "too many requests", a 5xx response or no response."""
-    retrying = Retrying(
-        retry=retry_if_exception(is_worth_repeating),
-        wait=wait_random_exponential(multiplier=0.5, max=30),
-        stop=stop_after_delay(RETRY_SECONDS),
-        reraise=True,
-    )
-    return retrying(call)
+    return retried(call, is_worth_repeating, stop_after_delay(RETRY_SECONDS))
 
 
 def is_worth_repeating(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from tenacity import (
 from monitoring_pipeline.databricks.managed import check_managed
 from monitoring_pipeline.databricks.managed_results import take_results, update_managed_ledger
 from monitoring_pipeline.databricks.workspace import connect, refusal
-from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.errors import MonitoringError, one_line
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.metering import shared_file
@@ -178,7 +178,7 @@ def _wait(client: WorkspaceClient, experiment_id: str, job_id: str, log: Callabl
             if last.value in ("TERMINATED", "SKIPPED", "INTERNAL_ERROR"):
                 if state.result_state and state.result_state.value == "SUCCESS":
                     return
-                reason = " ".join((state.state_message or "no reason given").split())
+                reason = one_line(state.state_message or "no reason given")
                 raise MonitoringError(
                     f"the backfill of Databricks job {job_id} failed: {reason}; see {run.run_page_url}"
                 )

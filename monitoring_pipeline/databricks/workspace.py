@@ -6,16 +6,16 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import stop_after_delay
 
-from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.errors import REASON_CHARACTERS, MonitoringError, one_line
+from monitoring_pipeline.retries import retried
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
 
 CREDENTIALS = "DATABRICKS_HOST and DATABRICKS_TOKEN, or DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
 RETRY_SECONDS = 300
-REASON_CHARACTERS = 300
 
 
 def connect() -> WorkspaceClient:
@@ -50,7 +50,7 @@ def refusal(host: str, error: Exception) -> MonitoringError:
     """Return the error as one line with a fix."""
     from databricks.sdk.errors import PermissionDenied, Unauthenticated
 
-    reason = " ".join(str(error).split())[:REASON_CHARACTERS] or type(error).__name__
+    reason = one_line(error)[:REASON_CHARACTERS] or type(error).__name__
     if isinstance(error, PermissionDenied | Unauthenticated):
         return MonitoringError(f"Databricks at {host} denies access: {reason}; check {CREDENTIALS}, and permissions")
     return MonitoringError(f"Databricks request to {host} failed: {type(error).__name__}: {reason}")
@@ -60,13 +60,6 @@ def _patient(do: Callable[..., Any]) -> Callable[..., Any]:
     """`do`, retried on transient errors; a stream to send is rewound before each attempt."""
     from databricks.sdk.errors.base import DatabricksError
 
-    retrying = Retrying(
-        retry=retry_if_exception(is_passing),
-        wait=wait_random_exponential(multiplier=0.5, max=30),
-        stop=stop_after_delay(RETRY_SECONDS),
-        reraise=True,
-    )
-
     @functools.wraps(do)
     def patient(*arguments: Any, data: Any = None, **named: Any) -> Any:
         def attempt() -> Any:
@@ -75,7 +68,7 @@ def _patient(do: Callable[..., Any]) -> Callable[..., Any]:
             return do(*arguments, data=data, **named)
 
         try:
-            return retrying(attempt)
+            return retried(attempt, is_passing, stop_after_delay(RETRY_SECONDS))
         except DatabricksError as error:
             # If the SDK cannot parse a response, its error quotes the request, including the header with the token.
             error.args = (str(error).partition("Request log:")[0].strip(),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from monitoring_pipeline.datasets.query import Query
 from monitoring_pipeline.datasets.records import Dataset, Origin, Record
 from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS
+from monitoring_pipeline.text import json_or_text
 from monitoring_pipeline.traces.filters import matches
 
 if TYPE_CHECKING:
@@ -132,12 +132,12 @@ def _drawn(rows: DataFrame, query: Query, embed: Embed | None) -> list[str]:
 
 def _record(row: dict[str, Any], query: Query) -> Record | None:
     """The row as a record; None if its inputs are unknown."""
-    inputs = _value(row["request"])
+    inputs = json_or_text(row["request"], allow_nan=False)
     if inputs is None:
         return None
     record: Record = {"inputs": inputs if isinstance(inputs, dict) else {BARE_INPUT: inputs}}
     if query.with_outputs:
-        record["outputs"] = _value(row["response"])
+        record["outputs"] = json_or_text(row["response"], allow_nan=False)
     if expectations := _expectations(row["assessments"]):
         record["expectations"] = expectations
     record["metadata"] = {key: value for key, value in _lineage(row, query).items() if value is not None}
@@ -168,18 +168,4 @@ def _expectations(assessments: list[dict[str, Any]]) -> dict[str, Any]:
     """The expectations logged on a trace, by name; the latest of each name counts."""
     logged = [entry for entry in assessments if entry["kind"] == "expectation" and entry["value"] not in (None, "null")]
     logged.sort(key=lambda entry: (entry["last_update_time"], entry["create_time"], entry["assessment_id"]))
-    return {entry["name"]: _value(entry["value"]) for entry in logged}
-
-
-def _value(text: str | None) -> Any:
-    """The value of JSON text; other text unchanged."""
-    if text is None:
-        return None
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
+    return {entry["name"]: json_or_text(entry["value"], allow_nan=False) for entry in logged}

@@ -47,7 +47,9 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
             not a table, or a Databricks request failed.
     """
     if set(name) & set("'\"\\"):
-        raise MonitoringError(f"dataset name {name!r}: a name must not contain quotation marks; choose another")
+        raise MonitoringError(
+            f"dataset name {name!r}: a name must not contain quotation marks or a backslash; choose another"
+        )
     is_databricks = is_databricks_uri(tracking.tracking_uri)
     if is_databricks and not (in_catalog(name) and name.count(".") == 2):
         raise MonitoringError(

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from monitoring_pipeline.demo.agent import HelpIndex, Message, Order, Reply, Shop, SupportAgent, load_help
-from monitoring_pipeline.windows import HOUR, Window, floor_hour
+from monitoring_pipeline.windows import HOUR, Window, floor_hour, to_microseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Assessment
@@ -74,7 +74,7 @@ class SimulatedTracer:
 
     def __init__(self, start: datetime, rng: random.Random, slowdown: Mapping[str, float]) -> None:
         self.spans: list[SpanRecord] = []
-        self._now_ns = int(start.timestamp() * 1_000_000) * 1_000
+        self._now_ns = to_microseconds(start) * 1_000
         self._rng = rng
         self._slowdown = slowdown
         self._open: list[int] = []

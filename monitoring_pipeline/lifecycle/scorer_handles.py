@@ -11,7 +11,7 @@ from datetime import datetime
 
 from monitoring_pipeline.databricks import managed
 from monitoring_pipeline.databricks.agents import DATABRICKS
-from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.errors import REASON_CHARACTERS, MonitoringError, one_line
 from monitoring_pipeline.resources.tracking import global_tracking_uri
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.states import (
@@ -26,7 +26,6 @@ from monitoring_pipeline.scoring.states import (
 from monitoring_pipeline.settings import Settings, load_settings, without_password
 from monitoring_pipeline.traces.filters import parse_filter
 
-REASON_CHARACTERS = 300
 STARTABLE = (ScorerState.REGISTERED, ScorerState.STOPPED)
 REGISTERED = (*STARTABLE, ScorerState.ACTIVE)
 CALLS = {
@@ -300,6 +299,6 @@ def _register_in_mlflow(code: ConfiguredScorer, tracking_uri: str, experiment_id
         with global_tracking_uri(tracking_uri):
             registered = code.scorer.register(name=code.name, experiment_id=experiment_id)
     except Exception as error:  # noqa: BLE001 - the scorer still runs here; if the store is down, the log write fails
-        reason = " ".join(str(error).split("\n\n")[0].split())[:REASON_CHARACTERS]
+        reason = one_line(str(error).split("\n\n")[0])[:REASON_CHARACTERS]
         return None, without_password(f"{type(error).__name__}: {reason}")
     return registered._scorer_version, None  # no public attribute holds it

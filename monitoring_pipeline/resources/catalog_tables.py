@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import stop_after_attempt
 
 from monitoring_pipeline.columns import COMMENTS
 from monitoring_pipeline.errors import LakeError, first_line
@@ -31,6 +31,7 @@ from monitoring_pipeline.resources.rows import (
     within,
 )
 from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.retries import retried
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
 
@@ -228,14 +229,8 @@ class CatalogTables:
         """The result of `write`, retried if another commit comes first."""
         from pyspark.errors import PySparkException
 
-        retrying = Retrying(
-            retry=retry_if_exception(_is_conflict),
-            stop=stop_after_attempt(COMMIT_ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.5, max=30),
-            reraise=True,
-        )
         try:
-            return retrying(write)
+            return retried(write, _is_conflict, stop_after_attempt(COMMIT_ATTEMPTS))
         except PySparkException as error:
             raise LakeError(f"cannot write {self.path(table)}: {first_line(error)}") from error
 

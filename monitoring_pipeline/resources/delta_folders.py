@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import stop_after_attempt
 
 from monitoring_pipeline.errors import LakeError, first_line
 from monitoring_pipeline.resources.rows import (
@@ -34,6 +34,7 @@ from monitoring_pipeline.resources.rows import (
     within,
 )
 from monitoring_pipeline.resources.spark import SparkResource
+from monitoring_pipeline.retries import retried
 from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window, to_milliseconds
 
@@ -213,14 +214,14 @@ class DeltaFolders:
         """The result of `attempt` on the table's latest version, retried if another commit comes first."""
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        retrying = Retrying(
-            retry=retry_if_exception_type(CommitFailedError),
-            stop=stop_after_attempt(COMMIT_ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.02, max=2),
-            reraise=True,
-        )
         try:
-            return retrying(lambda: attempt(self._open(table)))
+            return retried(
+                lambda: attempt(self._open(table)),
+                lambda error: isinstance(error, CommitFailedError),
+                stop_after_attempt(COMMIT_ATTEMPTS),
+                first_wait_s=0.02,
+                longest_wait_s=2,
+            )
         except (DeltaError, OSError) as error:
             raise LakeError(f"cannot write {self.path(table)}: {first_line(error)}") from error
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from monitoring_pipeline.errors import LakeError
 from monitoring_pipeline.tables import Table
-from monitoring_pipeline.windows import EPOCH, Window
+from monitoring_pipeline.windows import Window, to_microseconds
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -46,7 +46,7 @@ def check_columns(table: Table, columns: list[str]) -> None:
 
 def from_dicts(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
     """Return `rows` with the table's types, without the column `date`, which `conform` adds."""
-    return pa.Table.from_pylist(rows, schema=table.schema.remove(table.schema.get_field_index("date")))
+    return pa.Table.from_pylist(rows, schema=table.columns)
 
 
 def identity_columns(table: Table) -> list[str]:
@@ -96,7 +96,7 @@ def timestamp(moment: datetime) -> Column:
     # F.lit(moment) would request the server's preferred timestamp type each time.
     from pyspark.sql import functions as F
 
-    return F.timestamp_micros(F.lit((moment - EPOCH) // timedelta(microseconds=1)))
+    return F.timestamp_micros(F.lit(to_microseconds(moment)))
 
 
 def having_keys_of(table: Table, rows: pa.Table) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import logging
 import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -81,6 +82,10 @@ def _new_session(remote: str | None) -> SparkSession:
         # Otherwise pyspark cleans up the engine at exit, and waits ten minutes for it if Ctrl-C has ended it.
         atexit.register(session.client.close)
     session.conf.set("spark.sql.session.timeZone", "UTC")
+    if "SPARK_CONNECT_LOG_LEVEL" not in os.environ:
+        # pyspark then disables its log, and whatever configures Python's logging, such as MLflow, enables it again: it
+        # would print a stack trace of each error, also of those that we expect.
+        logging.getLogger("pyspark.sql.connect.logging").setLevel(logging.CRITICAL)
     return session
 
 

@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import Field
 
 from monitoring_pipeline.compat.mlflow import tracking_uri_within
-from monitoring_pipeline.errors import TrackingError
+from monitoring_pipeline.errors import REASON_CHARACTERS, TrackingError, one_line
 from monitoring_pipeline.resources.network import why_unreachable
 from monitoring_pipeline.resources.schema import check_not_newer
 from monitoring_pipeline.settings import without_password
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.tracing.client import TracingClient
 
-REASON_CHARACTERS = 300
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -144,9 +143,11 @@ def _cut_request_log(record: logging.LogRecord) -> bool:
     return True
 
 
-def in_a_line(error: Exception) -> str:
-    """Return the error on one line, without a password."""
-    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:REASON_CHARACTERS]}"
+def in_a_line(error: BaseException) -> str:
+    """Return the error with its type on one line, without a password."""
+    # If Databricks' SDK cannot parse a response, its error quotes the request, including the header with the token.
+    text = one_line(str(error).partition("Request log:")[0])
+    return f"{type(error).__name__}: {without_password(text)[:REASON_CHARACTERS]}"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from mlflow.genai.scorers import Scorer, builtin_scorers
 from mlflow.genai.utils.trace_utils import extract_outputs_from_trace, extract_retrieval_context_from_trace
 from pydantic import ValidationError
 
+from monitoring_pipeline.errors import one_line
 from monitoring_pipeline.settings import ScorerSettings
 
 MAKE_JUDGE = "make_judge"
@@ -76,7 +77,7 @@ def build(entry: ScorerSettings) -> Scorer:
         problems = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
         raise ValueError(f"invalid params for {entry.builtin}: {problems}") from error
     except (MlflowException, TypeError) as error:
-        raise ValueError(f"invalid params for {entry.builtin}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"invalid params for {entry.builtin}: {one_line(error)}") from error
 
 
 def model_of(scorer: Scorer) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.budgets import ceiling
@@ -62,12 +63,16 @@ def forecast(
         failed=counts.get("failed", 0),
         to_score=work.traces,
         at_most=ceiling(run_as, work.prompt_bytes, work.requests),
-        expected=Spent(
-            round(mean["input_tokens"] * work.traces),
-            round(mean["output_tokens"] * work.traces),
-            None if mean["cost_usd"] is None else mean["cost_usd"] * work.traces,
-        )
-        if mean["input_tokens"] is not None
-        else None,
+        expected=None if mean["input_tokens"] is None else _times(mean, work.traces),
         minutes=work.requests / per_minute if per_minute else None,
     )
+
+
+def _times(mean: dict[str, Any], count: int) -> Spent:
+    """The usage of `count` assessments at the mean usage of one; what no earlier result reports is None."""
+    input_tokens, output_tokens, cost_usd = (None if mean[name] is None else mean[name] * count for name in SPENT)
+    return Spent(_whole(input_tokens), _whole(output_tokens), cost_usd)
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else round(number)

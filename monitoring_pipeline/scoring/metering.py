@@ -27,6 +27,7 @@ from pyrate_limiter import Limiter, Rate, SQLiteBucket
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from monitoring_pipeline.compat.mlflow import JudgeRequests, replace_judge_requests
+from monitoring_pipeline.errors import one_line
 from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.settings import without_password
 
@@ -211,4 +212,4 @@ def _safe(message: str, headers: dict[str, str]) -> str:
         secret = value.removeprefix("Bearer ").strip()
         if len(secret) >= 8:
             message = message.replace(secret, "***")
-    return without_password(" ".join(message.split()))[:MESSAGE_CHARACTERS]
+    return without_password(one_line(message))[:MESSAGE_CHARACTERS]

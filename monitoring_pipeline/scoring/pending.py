@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -17,7 +17,7 @@ from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent
 from monitoring_pipeline.scoring.sessions import earlier, text_bytes, whole_sessions
 from monitoring_pipeline.tables import AGENT_TRACES
-from monitoring_pipeline.windows import EPOCH, HOUR, Window, from_milliseconds
+from monitoring_pipeline.windows import HOUR, Window, from_milliseconds, to_milliseconds
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -128,7 +128,7 @@ def _due(
     for part in parts:
         yield from _sessions_at_a_time(lake, due(part))
     # Also sessions that began earlier and were not yet quiet when the previous hour was scored.
-    since_ms = (window.start - scorer.session_idle - HOUR - EPOCH) // timedelta(milliseconds=1)
+    since_ms = to_milliseconds(window.start - scorer.session_idle - HOUR)
     yield from _sessions_at_a_time(lake, due(earlier(window)).where(F.col("active_until_ms") >= since_ms))
 
 

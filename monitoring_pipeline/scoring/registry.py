@@ -16,7 +16,7 @@ from mlflow.genai.scorers import Scorer
 from mlflow.genai.scorers import scorer as as_scorer
 from mlflow.genai.scorers.base import ScorerKind
 
-from monitoring_pipeline.errors import SettingsError
+from monitoring_pipeline.errors import SettingsError, one_line
 from monitoring_pipeline.scoring.builtins import build, default_rate, model_of, takes_expectations
 from monitoring_pipeline.scoring.limits import Budget, Limits, Price, listed_price
 from monitoring_pipeline.scoring.metering import is_metered
@@ -177,7 +177,7 @@ def _import(reference: str) -> Scorer:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a script may call sys.exit on import
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise _Problem(f"importing {module_name} failed: {type(error).__name__}: {reason}") from error
     scorer = getattr(module, attribute, None)
     if scorer is None:

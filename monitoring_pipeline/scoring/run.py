@@ -138,8 +138,9 @@ def _keep_superseded(lake: LakeResource, new: list[dict[str, Any]]) -> set[str]:
         if row["assessment_id"] in digests and row["content_digest"] != digests[row["assessment_id"]]
     }
     if changed:
-        names = [name for name in ASSESSMENTS.schema.names if name != "date"]
-        rows = lake.read_columns(ASSESSMENTS, window, *names).filter(pc.field("assessment_id").isin([*changed]))
+        rows = lake.read_columns(ASSESSMENTS, window, *ASSESSMENTS.columns.names).filter(
+            pc.field("assessment_id").isin([*changed])
+        )
         kept = [{**row, "superseded_at": datetime.now(UTC)} for row in rows.to_pylist()]
         lake.insert(SUPERSEDED_ASSESSMENTS, from_dicts(SUPERSEDED_ASSESSMENTS, kept))
     return changed

@@ -6,14 +6,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from traceback import format_exception_only
 from typing import Any
 
 from dagster import DagsterExecutionInterruptedError
-from mlflow.entities import AssessmentError, AssessmentSourceType, Feedback, Span, Trace
+from mlflow.entities import AssessmentError, AssessmentSourceType, Feedback, Trace
 from mlflow.genai.judges.base import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +21,7 @@ from monitoring_pipeline.analysis.verdicts import as_score
 from monitoring_pipeline.scoring.builtins import applies
 from monitoring_pipeline.scoring.metering import Call, Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.traces.flatten import topmost
 
 MESSAGE_CHARACTERS = 2000
 SCORER_ERROR = "SCORER_ERROR"
@@ -159,17 +159,9 @@ def _result(scorer: ConfiguredScorer, pending: PendingTrace) -> Any:
     if scorer.session_idle is not None:
         session = [Trace.from_json(text) for text in pending.traces]
         return scorer.scorer.run(session=session, expectations=expectations)
-    top = topmost_span(trace.data.spans)
+    top = topmost(trace.data.spans, lambda span: (span.span_id, span.parent_id, span.start_time_ns))
     inputs, outputs = (top.inputs, top.outputs) if top else (None, None)
     return scorer.scorer.run(inputs=inputs, outputs=outputs, expectations=expectations, trace=trace)
-
-
-def topmost_span(spans: Sequence[Span]) -> Span | None:
-    """The root span, else the earliest span whose parent the trace does not have: the root may never arrive."""
-    known = {span.span_id for span in spans}
-    roots = (span for span in spans if span.parent_id is None)
-    orphans = (span for span in spans if span.parent_id not in known)
-    return next(roots, None) or min(orphans, key=lambda span: span.start_time_ns, default=None)
 
 
 class _RefusedError(Exception):

@@ -14,7 +14,7 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.traces.parts import read_digest
-from monitoring_pipeline.windows import EPOCH, Window
+from monitoring_pipeline.windows import Window, to_milliseconds
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -59,7 +59,7 @@ def session_heads(lake: LakeResource, scorer: ConfiguredScorer, window: Window, 
     from pyspark.sql import functions as F
 
     idle = scorer.session_idle or timedelta(0)
-    quiet_since_ms = (datetime.now(UTC) - idle - EPOCH) // timedelta(milliseconds=1)
+    quiet_since_ms = to_milliseconds(datetime.now(UTC) - idle)
     in_order = F.sort_array(F.collect_list(F.struct("started_ms", "trace_id", "content_digest")))
     digest = F.sha2(F.concat_ws(" ", F.transform(in_order, lambda one: one["content_digest"])), 256)
     return (

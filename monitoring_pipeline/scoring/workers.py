@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 TASK_TRACES = 1000
 WORKER_ROWS = 100  # traces that a worker holds as Python objects at a time
-RESULTS = pa.schema(
-    [*(column.with_nullable(True) for column in ASSESSMENTS.schema if column.name != "date"), ("applies", pa.bool_())]
-)
+RESULTS = pa.schema([*(column.with_nullable(True) for column in ASSESSMENTS.columns), ("applies", pa.bool_())])
 TIMES = ("trace_hour", "assessed_at")
 
 

@@ -1,4 +1,7 @@
-"""Writes results to MLflow as feedback on their traces, each exactly once even if a run is interrupted or repeated."""
+"""Writes results to MLflow as feedback on their traces, each exactly once even if a run is interrupted or repeated.
+
+Feedback is removed again when the trace has changed and its scorer returns no value for the new content.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,21 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.resources.tracking import TrackingResource, impatience, in_a_line
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.tables import ASSESSMENTS, WRITTEN_BACK
+from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, WRITTEN_BACK
 from monitoring_pipeline.traces.parts import ASSESSED_AT
-from monitoring_pipeline.windows import Window
+from monitoring_pipeline.windows import Window, to_milliseconds
 
 if TYPE_CHECKING:
     from mlflow.tracing.client import TracingClient
 
-IDENTITY = ["assessment_id", "assessed_at"]
+ID = ["assessment_id"]
+IDENTITY = [*ID, "assessed_at"]
+OF_RESULT = [*IDENTITY, "trace_hour", "scorer", "scorer_digest"]
 COMMIT_RESULTS = 500
 THREADS = 8  # requests to a server at a time; a database gets one
 FAILURES = 20  # consecutive failures after which a server that answers reads is assumed to reject writes
 
-WRITTEN, GONE, REFUSED = "written", "gone", "refused"
+WRITTEN, GONE, REFUSED, WITHDRAWN = "written", "gone", "refused", "withdrawn"
 ALREADY_THERE, PENDING = "already_there", "pending"
 
 DAGSTER_RUN_ID = "monitoring_pipeline.dagster_run_id"
@@ -50,13 +55,15 @@ class WriteBackCounts:
     """Outcomes of the results that were not recorded as written back.
 
     `written`: sent. `already_there`: sent earlier by a run that could not record it. `gone`: the server no longer has
-    the trace. `refused`: rejected by the server. `pending`: left for the next run, because of `reason` (None if zero).
+    the trace. `refused`: rejected by the server. `withdrawn`: removed, because the changed trace has no value now.
+    `pending`: left for the next run, because of `reason` (None if zero).
     """
 
     written: int = 0
     already_there: int = 0
     gone: int = 0
     refused: int = 0
+    withdrawn: int = 0
     pending: int = 0
     reason: str | None = None
 
@@ -70,8 +77,9 @@ def write_back(
 ) -> WriteBackCounts:
     """Log the results of the scorers' current digests in `window` as feedback, and record them in `written_back`.
 
-    A result is sent once, and updated in place after its trace is assessed again; errors are not sent. If the store
-    fails, the rest stays pending and no exception is raised. `on_progress` is called after each commit.
+    A result is sent once, and updated in place after its trace is assessed again, or removed if that gave no value.
+    Errors are not sent. If the store fails, the rest stays pending and no exception is raised. `on_progress` is called
+    after each commit.
     """
     try:
         sender = _Sender(tracking.client, {scorer.name: scorer.model for scorer in scorers})
@@ -91,17 +99,26 @@ def write_back(
 
 
 def unsent(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> pa.Table:
-    """Rows of `assessments` in `window` not yet sent to MLflow: those of the current digests without an error."""
-    results = lake.read_columns(ASSESSMENTS, window, *IDENTITY, "trace_hour", "scorer", "scorer_digest", "error_code")
-    digests = pa.array([f"{scorer.name}:{scorer.digest}" for scorer in scorers], pa.string())
-    is_current = pc.is_in(pc.binary_join_element_wise(results["scorer"], results["scorer_digest"], ":"), digests)
-    wanted = results.filter(pc.and_(is_current, pc.is_null(results["error_code"]))).join(
-        lake.read_columns(WRITTEN_BACK, window, *IDENTITY), IDENTITY, join_type="left anti"
-    )
-    if not wanted.num_rows:  # the common case; skips reading the texts
-        return wanted
-    rows = lake.read_columns(ASSESSMENTS, window, *(name for name in ASSESSMENTS.schema.names if name != "date"))
-    rows = rows.filter(pc.is_in(rows["assessment_id"], wanted["assessment_id"].combine_chunks()))
+    """What MLflow lacks of the results of the scorers' current digests in `window`, as rows of `assessments`.
+
+    These are results not yet sent, without errors, and, with no value, feedback to be withdrawn: that was sent before
+    a newer result for its trace became an error or not applicable.
+    """
+    results = _current(lake.read_columns(ASSESSMENTS, window, *OF_RESULT, "error_code"), scorers)
+    valid = results.filter(pc.is_null(results["error_code"]))
+    recorded = _current(lake.read_columns(WRITTEN_BACK, window, *OF_RESULT, "trace_id", "outcome"), scorers)
+    wanted = valid.join(recorded.select(IDENTITY), IDENTITY, join_type="left anti")
+    sent = recorded.filter(pc.equal(recorded["outcome"], WRITTEN))
+    surplus = sent.join(valid.select(ID), ID, join_type="left anti")
+    rows = ASSESSMENTS.columns.empty_table()
+    if wanted.num_rows:  # reads the texts, which is rarely needed
+        rows = lake.read_columns(ASSESSMENTS, window, *ASSESSMENTS.columns.names)
+        rows = rows.filter(pc.is_in(rows["assessment_id"], wanted["assessment_id"].combine_chunks()))
+    if surplus.num_rows:
+        declined = lake.read_columns(NOT_APPLICABLE, window, *ID)
+        without_value = pa.concat_tables([results.select(ID), declined])  # not results that were deleted
+        surplus = surplus.join(without_value.group_by(ID).aggregate([]), ID, join_type="left semi")
+        rows = pa.concat_tables([rows, from_dicts(ASSESSMENTS, surplus.drop_columns("outcome").to_pylist())])
     return rows.sort_by([("trace_id", "ascending"), ("assessment_id", "ascending")])
 
 
@@ -119,12 +136,12 @@ def as_feedback(row: dict[str, Any], model: str | None) -> Feedback:
         AssessmentMetadataKey.JUDGE_INPUT_TOKENS: row["input_tokens"],
         AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS: row["output_tokens"],
         TraceMetadataKey.TRACE_SESSION: row["session_id"],
-        ASSESSED_AT: row["assessed_at"].isoformat(timespec="microseconds"),
+        ASSESSED_AT: _time(row),
         DAGSTER_RUN_ID: row["dagster_run_id"],
         SAMPLE_RATE: row["sample_rate"],
         UNFINISHED: "true" if row["unfinished"] else None,
     }
-    assessed_ms = round(row["assessed_at"].timestamp() * 1000)
+    assessed_ms = to_milliseconds(row["assessed_at"])
     feedback = Feedback(
         name=row["scorer"],
         value=json.loads(row["value"]),
@@ -139,6 +156,12 @@ def as_feedback(row: dict[str, Any], model: str | None) -> Feedback:
     feedback.assessment_id = row["assessment_id"]
     feedback.to_proto()  # a database would accept values that no server can return
     return feedback
+
+
+def _current(rows: pa.Table, scorers: list[ConfiguredScorer]) -> pa.Table:
+    """The rows of the scorers' current digests."""
+    digests = pa.array([f"{scorer.name}:{scorer.digest}" for scorer in scorers], pa.string())
+    return rows.filter(pc.is_in(pc.binary_join_element_wise(rows["scorer"], rows["scorer_digest"], ":"), digests))
 
 
 def _chunks(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> Iterator[pa.Table]:
@@ -168,6 +191,7 @@ def _record(lake: LakeResource, chunk: list[dict[str, Any]], outcomes: list[str]
     counts.already_there += seen[ALREADY_THERE]
     counts.gone += seen[GONE]
     counts.refused += seen[REFUSED]
+    counts.withdrawn += seen[WITHDRAWN]
     counts.pending -= len(recorded)
 
 
@@ -202,27 +226,34 @@ class _Sender:
         if self.has_stopped:
             return PENDING
         try:
-            feedback = as_feedback(row, self.models[row["scorer"]])
+            feedback = None if row["value"] is None else as_feedback(row, self.models[row["scorer"]])
         except Exception as error:  # noqa: BLE001 - protocol buffers raise many kinds
             return _refused(row, error)
         try:
             stored = self._stored(row) if known is None else known.get(row["assessment_id"])
-            outcome = self._put(feedback, stored)
+            outcome = self._put(row, feedback, stored) if feedback else self._withdraw(row, stored)
         except Exception as error:  # noqa: BLE001 - a server, a proxy or a database driver may raise anything
-            return self._failed(row, feedback, error)
+            return self._failed(row, error)
         self.failures = 0
         return outcome
 
-    def _put(self, feedback: Feedback, stored: Assessment | None) -> str:
+    def _put(self, row: dict[str, Any], feedback: Feedback, stored: Assessment | None) -> str:
         if stored is None:
-            self.client.log_assessment(str(feedback.trace_id), feedback)
-        elif _is_current(stored, feedback):
+            self.client.log_assessment(row["trace_id"], feedback)
+        elif _time_of(stored) >= _time(row):
             return ALREADY_THERE
         else:
-            self.client.update_assessment(str(feedback.trace_id), str(feedback.assessment_id), feedback)
+            self.client.update_assessment(row["trace_id"], row["assessment_id"], feedback)
         return WRITTEN
 
-    def _failed(self, row: dict[str, Any], feedback: Feedback, error: Exception) -> str:
+    def _withdraw(self, row: dict[str, Any], stored: Assessment | None) -> str:
+        if stored is not None:
+            if _time_of(stored) > _time(row):  # another run has a value for still newer content
+                return ALREADY_THERE
+            self.client.delete_assessment(row["trace_id"], row["assessment_id"])
+        return WITHDRAWN
+
+    def _failed(self, row: dict[str, Any], error: Exception) -> str:
         """The outcome of a failed attempt: the store's verdict on the result, or pending."""
         match self._answer(error):
             case "RESOURCE_DOES_NOT_EXIST":
@@ -230,7 +261,8 @@ class _Sender:
             case "INVALID_PARAMETER_VALUE" | "BAD_REQUEST":
                 return _refused(row, error)
         stored = self._stop_unless_answering(row)
-        if stored and _is_current(stored, feedback):  # another run was faster, or only the reply was lost
+        # Another run was faster, or only the reply was lost.
+        if stored and row["value"] is not None and _time_of(stored) >= _time(row):
             return ALREADY_THERE
         self.failures += 1
         self.reason = in_a_line(error)
@@ -259,9 +291,13 @@ class _Sender:
         return error.error_code if isinstance(error, RestException if self.is_remote else MlflowException) else None
 
 
-def _is_current(stored: Assessment, feedback: Feedback) -> bool:
-    mine = (feedback.metadata or {})[ASSESSED_AT]
-    return (stored.metadata or {}).get(ASSESSED_AT, "") >= mine
+def _time(row: dict[str, Any]) -> str:
+    return row["assessed_at"].isoformat(timespec="microseconds")
+
+
+def _time_of(stored: Assessment) -> str:
+    """The time of a stored result, as `_time` spells it; empty for feedback of others."""
+    return (stored.metadata or {}).get(ASSESSED_AT, "")
 
 
 def _refused(row: dict[str, Any], error: Exception) -> str:

@@ -29,7 +29,7 @@ WORKER_ROWS = 50  # traces that a worker holds as Python objects at a time
 HOUR_US = to_microseconds(EPOCH + HOUR)
 
 # A flattened trace goes into the archive or, if `reason` is set, into quarantine.
-ARCHIVED = pa.schema([column for column in AGENT_TRACES.schema if column.name != "date"])
+ARCHIVED = AGENT_TRACES.columns
 QUARANTINE = [QUARANTINED_TRACES.schema.field(name) for name in ("reason", "raw")]
 FLATTENED = pa.schema([*ARCHIVED, *QUARANTINE])
 

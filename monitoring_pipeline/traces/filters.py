@@ -32,6 +32,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from monitoring_pipeline.errors import one_line
+
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
@@ -99,7 +101,7 @@ def parse_filter(filter_string: str) -> list[Condition]:
             _check(condition)
         _span_start_ms(conditions)
     except Exception as error:  # MLflow's parser may raise any error on malformed text
-        raise ValueError(f"trace filter {filter_string!r}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"trace filter {filter_string!r}: {one_line(error)}") from error
     return conditions
 
 

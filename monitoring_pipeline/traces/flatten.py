@@ -6,10 +6,11 @@ import binascii
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from monitoring_pipeline.text import json_or_text, plain
 from monitoring_pipeline.traces.claims import LATEST, Claims
@@ -20,10 +21,11 @@ from monitoring_pipeline.windows import floor_hour, from_milliseconds, to_millis
 if TYPE_CHECKING:
     from mlflow.entities import Assessment, Trace, TraceInfo
 
+S = TypeVar("S")
 SORTED = json.JSONEncoder(sort_keys=True)
 # Span attributes that have a column, so that they are left out of the span's metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
-
+LIKELY_JSON = re.compile(r'"[^"\\\x00-\x1f]*"|\{(".*)?\}|\[(["{\[].*)?\]', re.DOTALL)
 
 # The mark of an assessment whose value JSON cannot carry: a key of its metadata with the value, and feedback's error.
 # In the metadata of a trace the key says what else of it cannot be read.
@@ -81,6 +83,19 @@ def flatten_parts(info: dict[str, Any], spans: list[dict[str, Any]]) -> dict[str
     return _row(info, spans, json.dumps({"spans": spans}))
 
 
+def topmost(spans: Iterable[S], place: Callable[[S], tuple[str | None, str | None, Any]]) -> S | None:
+    """The first span without a parent, else the earliest whose parent the trace does not have: it may never arrive.
+
+    `place` returns a span's id, its parent's id and its start.
+    """
+    placed = [(span, *place(span)) for span in spans]
+    known = {span_id for _, span_id, _, _ in placed}
+    roots = (span for span, _, parent_id, _ in placed if parent_id is None)
+    orphans = (one for one in placed if one[2] not in known)
+    earliest = min(orphans, key=lambda one: one[3], default=(None,))
+    return next(roots, earliest[0])
+
+
 def encodable(text: str) -> str:
     """Return the text with characters that UTF-8 cannot encode, such as lone surrogates, escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -90,6 +105,9 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
     # Protocol buffers order a map differently in every process; the same trace must result in the same text.
     info_json = SORTED.encode(info)
     info = json.loads(info_json)
+    respelled = [_in_json(span.get("attributes") or {}) for span in spans]
+    if any(respelled):
+        data_json = json.dumps({"spans": spans})
     trace_json = f'{{"info": {info_json}, "data": {data_json}}}'
     tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
     started = datetime.fromisoformat(info["request_time"]).astimezone(UTC)
@@ -99,7 +117,7 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
     flat_spans = [_span(span, claims) for span in spans]
     attributes = (span.get("attributes") or {} for span in spans)
     calls = model_calls(zip(flat_spans, attributes, strict=True), claims)
-    top = _topmost(flat_spans)
+    top = topmost(flat_spans, lambda span: (span["span_id"], span["parent_id"], span["start_time"] or LATEST)) or {}
     return {
         "trace_id": info["trace_id"],
         "experiment_id": info["trace_location"].get("mlflow_experiment", {}).get("experiment_id"),
@@ -124,6 +142,30 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
         "part_digests": part_digests(info, data_json),
         "implausible": claims.implausible,
     }
+
+
+def _in_json(attributes: dict[str, Any]) -> bool:
+    """Write the attributes that are not JSON texts as such, as MLflow's server sends them; returns whether any was.
+
+    OpenTelemetry's SDK, and some of MLflow's own translations, store plain texts and numbers.
+    """
+    plain = [key for key, value in attributes.items() if not _is_json(value)]
+    for key in plain:
+        # MLflow's server sends nothing for an empty one.
+        attributes[key] = json.dumps(attributes[key] or None, ensure_ascii=False)
+    return bool(plain)
+
+
+def _is_json(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    if LIKELY_JSON.fullmatch(value):  # nearly all values; parsing takes longer
+        return True
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _info_json(info: TraceInfo) -> dict[str, Any]:
@@ -165,14 +207,6 @@ def _encodable(assessment: Assessment) -> Assessment:
     else:
         changed.expectation = ExpectationValue(value)
     return changed
-
-
-def _topmost(spans: list[dict[str, Any]]) -> dict[str, Any]:
-    """The span without a parent, else the first whose parent the trace does not have: it may never arrive."""
-    known = {span["span_id"] for span in spans}
-    roots = (span for span in spans if span["parent_id"] is None)
-    orphans = (span for span in spans if span["parent_id"] not in known)
-    return next(roots, None) or min(orphans, key=lambda span: span["start_time"] or LATEST, default={})
 
 
 def _span(span: dict[str, Any], claims: Claims) -> dict[str, Any]:

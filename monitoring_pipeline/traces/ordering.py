@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from monitoring_pipeline.errors import one_line
 from monitoring_pipeline.traces.filters import NUMERIC_METADATA
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def ordering(order_by: Sequence[str]) -> list[Column]:
         try:
             kind, key, ascending = _parsed(clause)
         except Exception as error:  # MLflow's parser may raise any error on malformed text
-            raise ValueError(f"order_by {clause!r}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"order_by {clause!r}: {one_line(error)}") from error
         if (kind, key) in keys:
             raise ValueError(f"order_by {clause!r}: the key occurs twice")
         keys[kind, key] = ascending

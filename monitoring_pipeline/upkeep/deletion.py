@@ -242,8 +242,7 @@ def _check_gone(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> N
 
 def _complete(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:
     now = datetime.now(UTC)
-    names = [name for name in DELETED_TRACES.schema.names if name != "date"]
     for hour, digests in wanted.items():
-        rows = lake.read_columns(DELETED_TRACES, hour_window(hour), *names).to_pylist()
+        rows = lake.read_columns(DELETED_TRACES, hour_window(hour), *DELETED_TRACES.columns.names).to_pylist()
         done = [{**row, "completed_at": now} for row in rows if row["trace_digest"] in digests]
         lake.upsert(DELETED_TRACES, from_dicts(DELETED_TRACES, done))

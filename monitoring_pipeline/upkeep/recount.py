@@ -121,8 +121,7 @@ class Recount:
         recorded = {(line["scorer"], line["scorer_digest"]) for line in lines}
         current = [scorer for scorer in self.scorers if (scorer.name, scorer.digest) in recorded]
         derive_coverage(lake, window, current, self.changes)
-        names = [name for name in SCORER_COVERAGE.schema.names if name != "date"]
-        lines = lake.read_columns(SCORER_COVERAGE, window, *names).to_pylist()
+        lines = lake.read_columns(SCORER_COVERAGE, window, *SCORER_COVERAGE.columns.names).to_pylist()
         kept = [settled for line in lines if (settled := self._settled(line, window))["archived"]]
         if kept != lines:
             lake.replace(SCORER_COVERAGE, window, from_dicts(SCORER_COVERAGE, kept))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from monitoring_pipeline.alerts.checking import Checked, check_alerts
-from monitoring_pipeline.alerts.episodes import load
+from monitoring_pipeline.alerts.episodes import MEMORY, load
 from monitoring_pipeline.keys import ALERTS_JOB
 from monitoring_pipeline.orchestration.build import build_definitions
 from monitoring_pipeline.orchestration.runs import QUIET
@@ -138,6 +138,27 @@ def test_the_alert_of_a_removed_rule_is_resolved(lake: LakeResource, endpoint: H
     check(lake, ERRORS)
     check(lake, rule(name="other", threshold=0.9), now=NOW + 5 * MINUTE)
     assert events(endpoint) == ["open", "resolved"]
+
+
+def test_a_check_opens_no_file_of_alerts_that_are_long_over(lake: LakeResource, endpoint: Hook) -> None:
+    now = datetime.now(UTC)
+    fill(lake, performance(floor_hour(now), 100, 20))
+    check(lake, ERRORS, now=now)
+    check(lake, rule(name="other", threshold=0.9), now=now + MINUTE)
+    assert [episode.state for episode in load(lake, now)] == ["resolved"]
+    for file in Path(lake.location, "alerts").glob("date=*/*"):
+        file.unlink()  # reading one would fail
+    assert load(lake, now + MEMORY + 2 * HOUR) == []
+
+
+def test_an_alert_that_stays_unknown_is_remembered(lake: LakeResource, endpoint: Hook) -> None:
+    fill(lake, performance(THIS_HOUR, 100, 20))
+    check(lake, ERRORS)
+    [opened] = load(lake, NOW)
+    assert check(lake, ERRORS, now=NOW + 5 * HOUR).open
+    assert load(lake, NOW) == [opened]  # nothing was written
+    assert check(lake, ERRORS, now=NOW + MEMORY / 2).open
+    assert [episode.revision for episode in load(lake, NOW)] == [opened.revision + 1]
 
 
 def test_a_process_killed_while_sending_repeats_the_message_and_loses_none(

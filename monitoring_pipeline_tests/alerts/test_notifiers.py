@@ -163,21 +163,29 @@ def test_a_mail_reaches_all_addresses_and_a_name_adds_no_header(mails: MailServe
 
 
 @pytest.mark.parametrize(
-    ("values", "refuses", "reason"),
+    ("values", "refuses", "reason", "dead"),
     [
-        ({"security": "starttls"}, {}, "the mail server does not offer what security = 'starttls' needs"),
-        ({}, {"RCPT": "550 no such user"}, "the mail server refused all addresses in `to`"),
-        ({}, {"MAIL": "550 not you"}, "the mail server answered 550"),
-        ({}, {"DATA": "451 later"}, "the mail server answered 451"),
-        ({"security": "tls"}, {}, "the mail server's certificate is not trusted, or it does not support TLS"),
+        ({"security": "starttls"}, {}, "the mail server does not offer what security = 'starttls' needs", True),
+        ({}, {"RCPT": "550 no such user"}, "the mail server refused all addresses in `to`, with 550", True),
+        ({}, {"RCPT": "450 greylisted"}, "the mail server answered 450", False),
+        ({}, {"MAIL": "550 not you"}, "the mail server refused the message, with 550", False),
+        ({}, {"DATA": "451 later"}, "the mail server answered 451", False),
+        ({"security": "tls"}, {}, "the mail server's certificate is not trusted, or it does not support TLS", True),
     ],
 )
 def test_a_refusal_of_the_mail_server_is_reported(
-    mails: MailServer, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], refuses: dict[str, str], reason: str
+    mails: MailServer,
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    refuses: dict[str, str],
+    reason: str,
+    dead: bool,
 ) -> None:
     monkeypatch.setattr(notifiers, "LONGEST_WAIT_S", 0.01)
     mails.refuses = refuses
-    assert str(failure(mailer(mails.port, **values))) == reason
+    error = failure(mailer(mails.port, **values))
+    assert (str(error), error.dead) == (reason, dead)
+    assert (error.retry_after_s is not None) == reason.startswith("the mail server answered 4")
     assert mails.mails == []
 
 

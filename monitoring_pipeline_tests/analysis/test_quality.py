@@ -62,7 +62,7 @@ def summed_up(
     def stored(table: Table, rows: list[dict[str, Any]]) -> DataFrame:
         if not rows:
             return lake.read(table)
-        schema = pa.schema([column for column in table.schema if column.name != "date"])
+        schema = table.columns
         arrow = conform(table, pa.Table.from_pylist(rows, schema=schema))
         return lake.spark.session.createDataFrame(arrow)
 

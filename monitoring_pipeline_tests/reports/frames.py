@@ -45,7 +45,7 @@ STAGE_COLUMNS = [
     *("period", "experiment_id", "span_type", "span_name", "span_count", "error_count", "total_ms", "self_time_ms"),
     "max_ms",
 ]
-WORST_COLUMNS = [*(name for name in TRACE_PERFORMANCE.schema.names if name != "date"), "kind", "scores"]
+WORST_COLUMNS = [*TRACE_PERFORMANCE.columns.names, "kind", "scores"]
 INCIDENT_HOUR = 14
 QUIET_HOURS = {("1", 3), ("1", 4)}
 

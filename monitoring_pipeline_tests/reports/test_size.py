@@ -38,7 +38,7 @@ SECONDS = 60  # a few seconds on an idle machine with two cores
 
 def fill(lake: LakeResource, table: Table, columns: dict[str, object]) -> None:
     """Replace the day's rows of the table with these columns; others are null."""
-    names = [name for name in table.schema.names if name != "date"]
+    names = table.columns.names
     rows = {
         name: pa.array(columns[name], table.schema.field(name).type)
         if name in columns

@@ -37,7 +37,7 @@ def traces(*rows: tuple[str, int, str]) -> pa.Table:
             }
             for trace_id, hour, content in rows
         ],
-        schema=pa.schema([column for column in AGENT_TRACES.schema if column.name != "date"]),
+        schema=AGENT_TRACES.columns,
     )
 
 

@@ -86,7 +86,7 @@ def archive_late(lake: LakeResource, trace: Trace) -> datetime:
 
 
 def stored(lake: LakeResource, table: Table) -> list[dict[str, Any]]:
-    columns = [name for name in table.schema.names if name != "date"]
+    columns = table.columns.names
     return lake.read_columns(table, WINDOW, *columns).to_pylist()
 
 
@@ -95,7 +95,7 @@ def total(lake: LakeResource, column: str) -> int:
 
 
 def as_table(table: Table, rows: Iterable[dict[str, Any]]) -> pa.Table:
-    schema = table.schema.remove(table.schema.get_field_index("date"))
+    schema = table.columns
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 

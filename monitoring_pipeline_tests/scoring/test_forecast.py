@@ -12,6 +12,7 @@ import pytest
 from monitoring_pipeline import lifecycle
 from monitoring_pipeline.orchestration.backfills import ScorerOptions, forecasts
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.forecast import Forecast, forecast
 from monitoring_pipeline.scoring.run import score_window
 from monitoring_pipeline.scoring.runner import Spent
@@ -143,6 +144,15 @@ def test_the_expected_usage_is_the_mean_of_earlier_results(made: MadeProject, mo
     assert found.expected.output_tokens == round(30 * sum(row["output_tokens"] for row in rows) / 10)
     assert found.expected.cost_usd == pytest.approx(3 * sum(row["cost_usd"] for row in rows))
     assert found.minutes == pytest.approx(30 / 600)
+
+
+def test_usage_that_no_result_reports_is_not_expected(made: MadeProject, model: ModelDouble) -> None:
+    project = made.having(JUDGE)
+    score(project, HOUR)
+    rows = project.lake.read_columns(ASSESSMENTS, HOUR, *ASSESSMENTS.columns.names).to_pylist()
+    without = [{**row, "input_tokens": 10, "output_tokens": None, "cost_usd": None} for row in rows]
+    project.lake.replace(ASSESSMENTS, HOUR, from_dicts(ASSESSMENTS, without))
+    assert forecast_of(project).expected == Spent(300, None, None)
 
 
 def test_retries_of_failed_traces_are_forecast_too(made: MadeProject, model: ModelDouble) -> None:

@@ -48,7 +48,7 @@ def outcome(function: Callable[..., Any], pending: PendingTrace) -> dict[str, An
     """The row of a scorer that applies, as the table stores it."""
     row, applies = assess(configured(as_scorer(function)), pending, "run-1", METER)
     assert applies
-    schema = ASSESSMENTS.schema.remove(ASSESSMENTS.schema.get_field_index("date"))
+    schema = ASSESSMENTS.columns
     (stored,) = conform(ASSESSMENTS, pa.Table.from_pylist([row], schema=schema)).to_pylist()
     assert row.keys() == set(schema.names)
     return stored
@@ -167,7 +167,7 @@ def test_feedback_with_an_error_is_an_error(error: Any, code: str, message: str,
 @pytest.mark.parametrize("result", [None, Feedback(value=None)])
 def test_a_result_of_none_is_not_applicable(result: Any, pending: PendingTrace) -> None:
     row, applies = assess(configured(as_scorer(returning(result))), pending, "run-1", METER)
-    schema = NOT_APPLICABLE.schema.remove(NOT_APPLICABLE.schema.get_field_index("date"))
+    schema = NOT_APPLICABLE.columns
     assert not applies
     assert conform(NOT_APPLICABLE, pa.Table.from_pylist([row], schema=schema)).num_rows == 1
     assert row.keys() == set(schema.names)

@@ -71,7 +71,7 @@ def hour_of(offset: timedelta) -> Window:
 
 
 def rows(lake: LakeResource, table: Table = ASSESSMENTS) -> list[dict[str, Any]]:
-    columns = [name for name in table.schema.names if name != "date"]
+    columns = table.columns.names
     found = lake.read_columns(table, Window(START - 30 * DAY, datetime.now(UTC) + DAY), *columns).to_pylist()
     return sorted(found, key=lambda row: str([row[name] for name in table.key]))
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mlflow.entities import Assessment, AssessmentSource, Feedback
+from mlflow.entities import Assessment, AssessmentSource, Feedback, Span, Trace
 from mlflow.genai.scorers import scorer as as_scorer
 from mlflow.tracing.client import TracingClient
 
@@ -34,7 +34,7 @@ from monitoring_pipeline.scoring.write_back import WriteBackCounts, unsent, writ
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, WRITTEN_BACK
 from monitoring_pipeline.windows import Window
 from monitoring_pipeline_tests.servers import MlflowServer, running
-from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, traces_of
+from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json, traces_of
 
 NUMBERS = itertools.count()  # of trace numbers, so that tests can share a store
 JUDGED = datetime(2026, 1, 1, 6, 30, 0, 123456, tzinfo=UTC)
@@ -168,6 +168,98 @@ def test_a_new_result_replaces_the_previous_one(
     assert found.metadata is not None
     assert found.metadata["monitoring_pipeline.dagster_run_id"] == "run-2"
     assert write() == WriteBackCounts()
+
+
+class Changing:
+    """Two traces, archived, scored and written back after each change of the first."""
+
+    def __init__(self, store: Store, tracking: TrackingResource, lake: LakeResource):
+        self.store, self.tracking, self.lake = store, tracking, lake
+        self.changing, self.same = log_traces(store, 2)
+        self.verdicts: dict[str, Any] = {self.changing: 1.0, self.same: 1.0}
+        self.spans = itertools.count(2)
+
+        @as_scorer(timeout=0)
+        def given(trace: Trace) -> Any:
+            verdict = self.verdicts.get(trace.info.trace_id)
+            if isinstance(verdict, Exception):
+                raise verdict
+            return verdict
+
+        self.scorer = ConfiguredScorer("given", given, "f" * 16, 1.0, None)
+        self.run()
+
+    def change(self, verdict: Any) -> None:
+        """A further span arrives, and the scorer returns or raises the verdict for the trace."""
+        self.verdicts[self.changing] = verdict
+        span = span_json(int(self.changing.removeprefix("tr-"), 16), next(self.spans), parent=1)
+        self.store.client.log_spans(self.store.experiment_id, [Span.from_dict(span)])
+
+    def run(self) -> WriteBackCounts:
+        archive(self.lake, HOUR, [traces_of(self.tracking, HOUR)], {})
+        score_window(self.lake, self.scorer, HOUR, "run")
+        return write_back(self.lake, self.tracking, [self.scorer], HOUR)
+
+    def in_mlflow(self, trace_id: str) -> list[Any]:
+        found = feedback_on(self.store, trace_id)
+        return [one.feedback.value for one in found if one.name == "given" and one.feedback]
+
+
+@pytest.mark.parametrize("verdict", [None, ValueError("too long")], ids=["no value", "an error"])
+def test_feedback_is_withdrawn_while_the_changed_trace_has_no_value(
+    store: Store, tracking: TrackingResource, lake: LakeResource, verdict: Any
+) -> None:
+    made = Changing(store, tracking, lake)
+    human = Feedback(name="given", value="a person's", source=AssessmentSource("HUMAN", "ann"))
+    store.client.log_assessment(made.changing, human)
+    made.change(verdict)
+    assert made.run() == WriteBackCounts(withdrawn=1)
+    assert (made.in_mlflow(made.changing), made.in_mlflow(made.same)) == (["a person's"], [1.0])
+    assert recorded(lake) == {made.changing: "withdrawn", made.same: "written"}
+    assert made.run() == WriteBackCounts()
+    made.change(0.5)
+    assert made.run() == WriteBackCounts(written=1)
+    assert made.in_mlflow(made.changing) == ["a person's", 0.5]
+    made.change(verdict)
+    assert made.run() == WriteBackCounts(withdrawn=1)
+
+
+def test_feedback_that_someone_removed_is_recorded_as_withdrawn(
+    store: Store, tracking: TrackingResource, lake: LakeResource
+) -> None:
+    made = Changing(store, tracking, lake)
+    store.client.delete_assessment(made.changing, assessment_id(made.changing, made.scorer))
+    made.change(None)
+    assert made.run() == WriteBackCounts(withdrawn=1)
+
+
+def test_a_withdrawal_that_fails_stays_pending(
+    store: Store, tracking: TrackingResource, lake: LakeResource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Changing(store, tracking, lake)
+    made.change(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(TracingClient, "delete_assessment", _raise_oserror)
+        counts = made.run()
+    assert (counts.pending, counts.withdrawn, counts.reason) == (1, 0, "OSError: out of order")
+    assert unsent(lake, [made.scorer], HOUR)["value"].to_pylist() == [None]
+    assert made.run() == WriteBackCounts(withdrawn=1)
+
+
+def _raise_oserror(*arguments: object) -> None:
+    raise OSError("out of order")
+
+
+def test_feedback_of_a_newer_result_is_not_withdrawn(
+    store: Store, tracking: TrackingResource, lake: LakeResource
+) -> None:
+    made = Changing(store, tracking, lake)
+    later = result(made.changing, made.scorer, assessed_at=datetime.now(UTC) + timedelta(minutes=1), value="0.25")
+    [newer] = from_dicts(ASSESSMENTS, [later]).to_pylist()
+    store.client.update_assessment(made.changing, newer["assessment_id"], module.as_feedback(newer, None))
+    made.change(None)
+    assert made.run() == WriteBackCounts(already_there=1)
+    assert made.in_mlflow(made.changing) == [0.25]
 
 
 def test_only_results_of_current_digests_without_an_error_are_sent(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 
 import pytest
 from mlflow.entities import Feedback, Trace
@@ -12,34 +12,35 @@ from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.sources import mlflow_server
 from monitoring_pipeline.sources.mlflow import MlflowSource
 from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, flatten
-from monitoring_pipeline_tests.servers import running
-from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, trace_id
+from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json, trace_id
+
+pytestmark = pytest.mark.usefixtures("few_retries")
 
 COUNT = 9
 UNSENDABLE = {3, 8}
+PLAIN = 5
 
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Nine traces; the server cannot send two of them, because they have NaN feedback."""
+    """Nine traces. The server cannot send two of them, because they have NaN feedback.
+
+    One has attributes that are not JSON texts, as OpenTelemetry's SDK and MLflow's translations store them.
+    """
     made = Store.create(tmp_path_factory.mktemp("traces"))
     for number in range(COUNT):
         made.log(number)
         value = float("nan") if number in UNSENDABLE else 1.0
         made.client.log_assessment(trace_id(number), Feedback(name="similarity", value=value))
+    span = span_json(PLAIN)
+    span["attributes"] |= {
+        "mlflow.message.format": "vercel_ai",
+        "mlflow.spanInputs": "Où est-il ?",
+        **{"a representation": "{'a': [1]}", "a list of names": "['a']", "nothing": "", "a quotation": '"a" and b'},
+        **{"a number": 5, "true": True, "a list": ["é"], "a text of a number": "0.5"},
+    }
+    made.store_spans(PLAIN, json.dumps(span, ensure_ascii=False))
     return made
-
-
-@pytest.fixture(scope="module")
-def server(traces: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` over the traces."""
-    with running(traces.uri, tmp_path_factory.mktemp("server")) as server:
-        yield server.uri
-
-
-@pytest.fixture(autouse=True)
-def _few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
 def test_the_others_are_read_and_these_without_their_assessments(traces: Store, server: str) -> None:
@@ -56,12 +57,31 @@ def test_the_others_are_read_and_these_without_their_assessments(traces: Store, 
     for number in range(COUNT):
         row, other = rows[trace_id(number)], others[trace_id(number)]
         assert (row["spans"], row["duration_ms"], row["tags"]) == (other["spans"], other["duration_ms"], other["tags"])
+        assert row["part_digests"]["spans"] == other["part_digests"]["spans"]
         if number in UNSENDABLE:
             assert row["assessments"] == []
             assert row["implausible"] == ["trace assessments not sent by the server"]
             assert row["metadata"].keys() - other["metadata"].keys() == {UNREADABLE_VALUE}
         else:
             assert row["trace_json"] == other["trace_json"]
+
+
+def test_attributes_that_are_not_json_are_written_as_json(traces: Store) -> None:
+    source = MlflowSource(TrackingResource(tracking_uri=traces.uri), {traces.experiment_id: "made"})
+    found = [trace for batch in source.read(HOUR) for trace in batch if isinstance(trace, Trace)]
+    [row] = [flatten(trace, START) for trace in found if trace.info.trace_id == trace_id(PLAIN)]
+    assert row["request"] == '"Où est-il ?"'
+    assert row["spans"][0]["metadata"]["mlflow.message.format"] == '"vercel_ai"'
+    assert row["spans"][0]["tags"] == {
+        "a representation": "\"{'a': [1]}\"",
+        "a list of names": "\"['a']\"",
+        "nothing": "null",
+        "a quotation": '"\\"a\\" and b"',
+        "a number": "5",
+        "true": "true",
+        "a list": '["é"]',
+        "a text of a number": "0.5",
+    }
 
 
 def test_a_server_that_fails_on_many_traces_is_an_error(

@@ -27,8 +27,9 @@ from monitoring_pipeline.sources import mlflow as mlflow_source
 from monitoring_pipeline.sources.mlflow import MlflowSource
 from monitoring_pipeline.traces.flatten import UnreadableTrace
 from monitoring_pipeline.windows import Window
-from monitoring_pipeline_tests.servers import running
 from monitoring_pipeline_tests.sources.stores import START, Store, span_json, trace_id
+
+pytestmark = pytest.mark.usefixtures("few_retries")
 
 AN_HOUR = timedelta(hours=1)
 WINDOW = Window(START, START + 4 * AN_HOUR)
@@ -65,18 +66,6 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
     made.store_spans(CORRUPT, "{oops")
     return made
-
-
-@pytest.fixture(scope="module")
-def server(traces: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` over the traces."""
-    with running(traces.uri, tmp_path_factory.mktemp("server")) as server:
-        yield server.uri
-
-
-@pytest.fixture(autouse=True)
-def _few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
 class OlderServer(ThreadingHTTPServer):

@@ -7,6 +7,7 @@ MLflow server builds from the same spans received by OTLP.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -338,6 +339,17 @@ def test_a_missing_table_is_named(store: Store, lake: LakeResource, prefix: str)
         TrackingError, match=rf"^cannot read the table {prefix}_otel_spans: .*check \[archive\] location$"
     ):
         archive(lake, store, prefix)
+
+
+def test_a_missing_optional_table_is_not_logged(
+    store: Store, lake: LakeResource, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_spans(prefix, spans_of(logged(store, 1)))
+    assert lake.spark.session
+    log = logging.getLogger("pyspark.sql.connect.logging")
+    log.disabled = False  # as after a call of logging.config; pyspark disables it when it is imported
+    assert archive(lake, store, prefix) == ArchiveCounts(read=1, written=1)
+    assert [record.name for record in caplog.records if record.name == log.name] == []
 
 
 @pytest.mark.parametrize("column", ["trace_id", "start_time_unix_nano", "attributes"])

@@ -105,7 +105,7 @@ def as_stored(span: dict[str, Any]) -> Trace:
 
 def flat(trace: Trace) -> dict[str, Any]:
     """The row, through Arrow and back, so that it fits the table."""
-    schema = pa.schema([field for field in AGENT_TRACES.schema if field.name != "date"])
+    schema = AGENT_TRACES.columns
     return pa.Table.from_pylist([flatten(trace, ARCHIVED_AT)], schema=schema).to_pylist(maps_as_pydicts="strict")[0]
 
 

@@ -11,7 +11,16 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.sessions import earlier
-from monitoring_pipeline.scoring.write_back import GONE, PENDING, REFUSED, WRITTEN, WriteBackCounts, unsent, write_back
+from monitoring_pipeline.scoring.write_back import (
+    GONE,
+    PENDING,
+    REFUSED,
+    WITHDRAWN,
+    WRITTEN,
+    WriteBackCounts,
+    unsent,
+    write_back,
+)
 from monitoring_pipeline.tables import WRITTEN_BACK
 from monitoring_pipeline.windows import Window
 
@@ -36,8 +45,9 @@ def write_back_assets(
         checks=[RESULTS_SENT],
         kinds={"mlflow", "deltalake"},
         reads="mlflow",
-        description="Every result as feedback on its trace in MLflow, once; recorded in `written_back`. A run also "
-        "sends results of sessions that began earlier, and what a failing server left pending.",
+        description="Every result as feedback on its trace in MLflow, once; recorded in `written_back`. Feedback "
+        "whose trace has changed and has no value now is removed. A run also sends results of sessions that began "
+        "earlier, and what a failing server left pending.",
     )
     def results_in_mlflow(
         context: dg.AssetExecutionContext, tracking: TrackingResource, lake: LakeResource
@@ -53,7 +63,7 @@ def write_back_assets(
         record_hours(context, window, _figures(lake, scorers, window))
         context.log.info(
             f"{window}: {counts.written} written, {counts.already_there} already there, {counts.gone} of deleted "
-            f"traces, {counts.refused} refused, {counts.pending} pending"
+            f"traces, {counts.refused} refused, {counts.withdrawn} withdrawn, {counts.pending} pending"
         )
         checks = table_checks(context.asset_key, WRITTEN_BACK, lake.read(WRITTEN_BACK, window))
         yield from checked(context, [*checks, _results_sent(counts)])
@@ -72,10 +82,10 @@ def _results_sent(counts: WriteBackCounts) -> dg.AssetCheckResult:
 
 
 def _figures(lake: LakeResource, scorers: list[ConfiguredScorer], window: Window) -> pd.DataFrame:
-    """How many results of each hour are written, gone, refused (of any digest) and pending."""
+    """How many results of each hour are written, gone, refused, withdrawn (of any digest) and pending."""
     recorded = lake.read_columns(WRITTEN_BACK, window, "trace_hour", "outcome").to_pandas()
     pending = unsent(lake, scorers, window).select(["trace_hour"]).to_pandas().assign(outcome=PENDING)
     both = pd.concat([recorded, pending])
     counts = both.groupby(["trace_hour", "outcome"]).size().unstack(fill_value=0)
-    figures = counts.reindex(columns=[WRITTEN, GONE, REFUSED, PENDING], fill_value=0)
+    figures = counts.reindex(columns=[WRITTEN, GONE, REFUSED, WITHDRAWN, PENDING], fill_value=0)
     return figures.assign(rows=figures.sum(axis=1) - figures[PENDING])

@@ -139,7 +139,7 @@ def test_an_earlier_hour_is_materialized_when_its_silent_trace_is_scored(
 
 def _make_older(project: MadeProject, hour: Window) -> None:
     """Make the archive of the hour as old as its traces."""
-    names = [name for name in AGENT_TRACES.schema.names if name != "date"]
+    names = AGENT_TRACES.columns.names
     rows = project.lake.read_columns(AGENT_TRACES, hour, *names)
     index = rows.column_names.index("created_at")
     times = pa.array([hour.start] * len(rows), rows.schema.field("created_at").type)
