@@ -8,6 +8,8 @@ import math
 import re
 from typing import Any
 
+from pydantic_core import from_json
+
 MISSING = "\N{EN DASH}"
 
 # control characters, line and paragraph separators, bidirectional overrides and isolates, lone surrogates
@@ -18,12 +20,25 @@ _AUTOLINK = re.compile(r"(?<=www)(?=\.)|(?<=:)(?=//)|(?<=@)", re.IGNORECASE)
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
+def parse_json(text: str) -> Any:
+    """`json.loads(text)`, more than twice as fast.
+
+    Raises:
+        ValueError: the text is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return from_json(text, cache_strings="keys")
+    except ValueError:  # not JSON, or something that Python alone accepts: a lone surrogate, nesting deeper than 200
+        return json.loads(text)
+
+
 def json_or_text(text: str | None) -> Any:
     """`text` parsed as JSON, or `text` itself if it is not JSON; None for None."""
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError):  # RecursionError: nested too deeply
         return text
 
