@@ -29,7 +29,7 @@ def parse_json(text: str) -> Any:
     """
     try:
         return from_json(text, cache_strings="keys")
-    except ValueError:  # not JSON, or something that Python alone accepts: a lone surrogate, nesting deeper than 200
+    except (TypeError, ValueError):  # not JSON, or what Python alone accepts: a lone surrogate, nesting deeper than 200
         return json.loads(text)
 
 

@@ -20,8 +20,8 @@ READABLE = ("sqlite", "postgresql")  # databases that `mlflow-sql` reads
 class ReadDirectly:
     """The source `mlflow` on a database; a `Source`.
 
-    MLflow's client counts, so that the marks of archived hours keep their meaning. `mlflow-sql` reads, several times as
-    fast as the client and with the same result.
+    MLflow's client counts, so that the marks of archived hours keep their meaning, and looks up the few moved traces.
+    `mlflow-sql` reads, several times as fast as the client and with the same result.
     """
 
     counted: Source
@@ -42,7 +42,7 @@ class ReadDirectly:
 
     def moved(self, hours: Mapping[str, datetime]) -> Iterator[Batch]:
         """As `Source.moved`."""
-        return self.stored.moved(hours)
+        return self.counted.moved(hours)
 
 
 @contextmanager
