@@ -8,6 +8,8 @@ import math
 import re
 from typing import Any
 
+from pydantic_core import from_json
+
 MISSING = "\N{EN DASH}"
 
 # control characters, line and paragraph separators, bidirectional overrides and isolates, lone surrogates
@@ -18,6 +20,19 @@ _AUTOLINK = re.compile(r"(?<=www)(?=\.)|(?<=:)(?=//)|(?<=@)", re.IGNORECASE)
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
+def parse_json(text: str) -> Any:
+    """`json.loads(text)`, more than twice as fast.
+
+    Raises:
+        ValueError: the text is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return from_json(text, cache_strings="keys")
+    except (TypeError, ValueError):  # not JSON, or what Python alone accepts: a lone surrogate, nesting deeper than 200
+        return json.loads(text)
+
+
 def json_or_text(text: str | None, allow_nan: bool = True) -> Any:
     """`text` parsed as JSON, or `text` itself if it is not JSON; None for None.
 
@@ -26,7 +41,7 @@ def json_or_text(text: str | None, allow_nan: bool = True) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text, parse_constant=None if allow_nan else _refuse)
+        return parse_json(text) if allow_nan else json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):  # RecursionError: nested too deeply
         return text
 

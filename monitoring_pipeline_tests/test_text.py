@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -19,6 +22,32 @@ HOSTILE = st.text(
 # the patterns of GitHub-flavoured Markdown's autolink extension, in the text that a reader sees
 AUTOLINK = re.compile(r"(https?|ftp)://|www\.\w|[\w.+-]+@[\w-]+\.", re.IGNORECASE)
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+
+
+def outcome_of(parse: Callable[[str], Any], given: str) -> tuple[str, list[str]]:
+    """The value with its types, the sign of zero and the order of keys, or the type of the error."""
+    try:
+        return repr(parse(given)), []
+    except (ValueError, RecursionError) as error:
+        return "", [type(error).__name__]
+
+
+@given(
+    st.one_of(
+        st.text(alphabet='{}[]",:0123456789-+.eE\\/utrfalsNaInity \n\x01\ud800'),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | HOSTILE,
+            lambda inner: st.lists(inner) | st.dictionaries(HOSTILE, inner),
+        ).map(json.dumps),
+    )
+)
+@example('{"a": 1, "b": 2, "a": 3}')
+@example('"\\ud83d\\ude00 \\ud83d"')
+@example("[-0, -0.0, 1e400, NaN, -Infinity, 1E5, 1.50, 123456789012345678901234567890]")
+@example("[" * 300 + "]" * 300)
+@example("[" * 100_000)
+def test_json_is_parsed_as_by_python(given: str) -> None:
+    assert outcome_of(text.parse_json, given) == outcome_of(json.loads, given)
 
 
 def seen_in_table_cell(cell: str) -> str:

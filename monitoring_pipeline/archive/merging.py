@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Limits the size of a commit, so that memory does not grow with the number or size of traces.
 COMMIT_CHARACTERS = 48 * 2**20  # of trace_json; the rows take about 1.75 bytes per character
+PIECE = 100  # traces that become rows of Arrow at a time, so that few exist as Python objects
 COLLECTION_OBJECTS = 200_000
 T = TypeVar("T")
 
@@ -98,8 +99,8 @@ class WindowMerge:
         While one commit is written, a thread reads and flattens the next.
         """
         flat = (_flat(trace, self._now, self.experiment_names, self.redactor) for trace in self._kept(batches))
-        with _rare_collections(), closing(_ahead(_pieces(flat, self.lake.commit_rows))) as pieces:
-            yield from pieces
+        with _rare_collections(), closing(_ahead(_commits(flat, self.lake.commit_rows))) as commits:
+            yield from commits
 
     def _archive_moved(self, batches: Iterable[Batch]) -> dict[str, datetime]:
         """Archive the traces under their hours in the source; returns these hours by id."""
@@ -176,32 +177,38 @@ def _ahead(items: Iterator[T]) -> Generator[T]:
             yield cast(T, item)
 
 
-def _pieces(
+def _commits(
     traces: Iterable[FlatTrace | UnreadableTrace], commit_rows: int
 ) -> Iterator[tuple[pa.Table, list[UnreadableTrace]]]:
     """The rows of `agent_traces` of each commit, and its unreadable traces."""
-    for flat, unreadable in _bounded(traces, commit_rows):
-        rows, refused = _table(flat)
-        yield rows, unreadable + refused
-
-
-def _bounded(
-    found: Iterable[FlatTrace | UnreadableTrace], commit_rows: int
-) -> Iterator[tuple[list[FlatTrace], list[UnreadableTrace]]]:
-    traces: list[FlatTrace] = []
+    piece: list[FlatTrace] = []
+    rows: list[pa.Table] = []
     unreadable: list[UnreadableTrace] = []
-    characters = 0
-    for trace in found:
+    read = characters = 0
+    for trace in traces:
+        read += 1
         if isinstance(trace, FlatTrace):
-            traces.append(trace)
+            piece.append(trace)
             characters += len(trace.row["trace_json"])
         else:
             unreadable.append(trace)
-        if len(traces) + len(unreadable) >= commit_rows or characters >= COMMIT_CHARACTERS:
-            yield traces, unreadable
-            traces, unreadable, characters = [], [], 0
-    if traces or unreadable:
-        yield traces, unreadable
+        is_full = read >= commit_rows or characters >= COMMIT_CHARACTERS
+        if is_full or len(piece) >= PIECE:
+            _move(piece, rows, unreadable)
+        if is_full:
+            yield pa.concat_tables(rows), unreadable
+            rows, unreadable, read, characters = [], [], 0, 0
+    if read:
+        _move(piece, rows, unreadable)
+        yield pa.concat_tables(rows), unreadable
+
+
+def _move(piece: list[FlatTrace], rows: list[pa.Table], unreadable: list[UnreadableTrace]) -> None:
+    """Move the traces of `piece` to `rows`, and those that Arrow rejects to `unreadable`."""
+    table, refused = _table(piece)
+    rows.append(table)
+    unreadable += refused
+    piece.clear()
 
 
 def _flat(

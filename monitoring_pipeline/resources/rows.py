@@ -139,6 +139,8 @@ def _quoted(values: Iterable[object]) -> str:
 
 
 def _only(rows: pa.Table, indices: list[int]) -> pa.Table:
+    if len(indices) == rows.num_rows:
+        return rows
     wanted = np.zeros(rows.num_rows, bool)
     wanted[indices] = True
     return rows.filter(pa.array(wanted))

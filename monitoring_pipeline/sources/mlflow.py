@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.servers import (
@@ -30,11 +31,13 @@ from monitoring_pipeline.windows import HOUR, Window, floor_hour, from_milliseco
 if TYPE_CHECKING:
     from mlflow.entities import Trace, TraceInfo
     from mlflow.entities.trace_metrics import MetricDataPoint
+    from mlflow.store.tracking.rest_store import RestStore
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracing.client import TracingClient
 
 PAGE = 500  # the largest page that servers accept
 BATCH = 100
+IN_FLIGHT = 4  # requests to a server at a time: MLflow starts as many processes for it
 SPANS_LOCATION, SENT_IN_BATCHES = "mlflow.trace.spansLocation", {"TRACKING_STORE", "ARCHIVE_REPO"}
 METRIC_POINTS = 1000  # MLflow returns at most this many and does not report truncation
 METRIC_SLICE = 240 * HOUR  # 960 points: one per hour and each of four states
@@ -102,9 +105,9 @@ def read_traces(
         TrackingError: the server lacks a call.
         MlflowException: the source does not answer.
     """
-    for infos in _pages(client, experiment_ids, window):
-        for first in range(0, len(infos), BATCH):
-            yield _with_spans(client, infos[first : first + BATCH])
+    pages = _pages(client, experiment_ids, window)
+    batches = (infos[first : first + BATCH] for infos in pages for first in range(0, len(infos), BATCH))
+    yield from _all_with_spans(client, batches)
 
 
 def read_moved(client: TracingClient, hours: Mapping[str, datetime]) -> Iterator[list[Trace | UnreadableTrace]]:
@@ -116,8 +119,7 @@ def read_moved(client: TracingClient, hours: Mapping[str, datetime]) -> Iterator
     for first in range(0, len(hours), PAGE):
         infos = _infos(client, list(hours)[first : first + PAGE])
         moved = [info for info in infos if floor_hour(from_milliseconds(info.request_time)) != hours[info.trace_id]]
-        for start in range(0, len(moved), BATCH):
-            yield _with_spans(client, moved[start : start + BATCH])
+        yield from _all_with_spans(client, (moved[start : start + BATCH] for start in range(0, len(moved), BATCH)))
 
 
 def _infos(client: TracingClient, trace_ids: list[str]) -> list[TraceInfo]:
@@ -232,24 +234,66 @@ def _page_one_by_one(
     return page, page_token(offset + PAGE) if len(rows) == PAGE else None
 
 
-def _with_spans(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTrace]) -> list[Trace | UnreadableTrace]:
+def _all_with_spans(
+    client: TracingClient, batches: Iterable[Sequence[TraceInfo | UnreadableTrace]]
+) -> Iterator[list[Trace | UnreadableTrace]]:
+    """The listed traces of each batch with their spans, in order. A server is asked for the next batches meanwhile."""
+    from mlflow.store.tracking.rest_store import RestStore
+
+    if not isinstance(client.store, RestStore):
+        for listed in batches:
+            yield _with_spans(client, listed, lambda listed=listed: _batch(client, listed))
+        return
+    requested: deque[tuple[Sequence[TraceInfo | UnreadableTrace], Future[list[Trace]]]] = deque()
+    with ThreadPoolExecutor(IN_FLIGHT, "requests") as threads:
+        try:
+            for listed in batches:
+                requested.append((listed, threads.submit(_batch, client, listed)))
+                if len(requested) > IN_FLIGHT:
+                    first, answer = requested.popleft()
+                    yield _with_spans(client, first, answer.result)
+            for first, answer in requested:
+                yield _with_spans(client, first, answer.result)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _batch(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTrace]) -> list[Trace]:
+    """Those of the listed traces that MLflow sends together, from one request."""
+    whole, _ = _readable(client, listed)
+    # Some servers fail a whole batch for a trace whose spans are elsewhere, such as in an artifact.
+    trace_ids = [info.trace_id for info in whole if info.tags.get(SPANS_LOCATION) in SENT_IN_BATCHES]
+    return client.store.batch_get_traces(trace_ids)
+
+
+def _readable(
+    client: TracingClient, listed: Sequence[TraceInfo | UnreadableTrace]
+) -> tuple[list[TraceInfo], list[TraceInfo]]:
+    """The readable infos of whole traces, and of traces whose assessments the server cannot send."""
     from mlflow.store.tracking.rest_store import RestStore
 
     readable = [info for info in listed if not isinstance(info, UnreadableTrace)]
-    partial: list[Trace | UnreadableTrace] = []
-    if isinstance(client.store, RestStore):  # only these have infos of `PageInParts`
-        marked = [info for info in readable if UNREADABLE_VALUE in info.trace_metadata]
-        readable = [info for info in readable if UNREADABLE_VALUE not in info.trace_metadata]
-        partial = [trace_without_assessments(client.store, info) for info in marked]
-    # Some servers fail a whole batch for a trace whose spans are elsewhere, such as in an artifact.
-    trace_ids = [info.trace_id for info in readable if info.tags.get(SPANS_LOCATION) in SENT_IN_BATCHES]
+    if not isinstance(client.store, RestStore):  # only these have infos of `PageInParts`
+        return readable, []
+    whole = [info for info in readable if UNREADABLE_VALUE not in info.trace_metadata]
+    return whole, [info for info in readable if UNREADABLE_VALUE in info.trace_metadata]
+
+
+def _with_spans(
+    client: TracingClient,
+    listed: Sequence[TraceInfo | UnreadableTrace],
+    batch: Callable[[], list[Trace]],
+) -> list[Trace | UnreadableTrace]:
+    """The listed traces with their spans, from `batch` or one by one."""
+    whole, marked = _readable(client, listed)
+    partial = [trace_without_assessments(cast("RestStore", client.store), info) for info in marked]
     try:
-        complete = {trace.info.trace_id: trace for trace in client.store.batch_get_traces(trace_ids)}
+        complete = {trace.info.trace_id: trace for trace in batch()}
     except Exception as error:  # noqa: BLE001 - a malformed trace fails its batch with any error
         raise_if_lacking(client, error, BATCH_GET)
-        log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(trace_ids), error)
+        log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(whole), error)
         complete = {}
-    traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in readable]
+    traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in whole]
     unlisted = [trace for trace in listed if isinstance(trace, UnreadableTrace)]
     return [trace for trace in traces if trace is not None] + partial + unlisted
 

@@ -158,8 +158,9 @@ def _query(connection: Connection, trace_ids: list[str]) -> tuple[dict[str, Stor
     """The stored rows of each trace and the JSON of its spans, by trace id."""
     # No ORDER BY on purpose: ties (assessments, spans that start together) must come out in the order that MLflow's own
     # queries give.
-    infos = sa.select(SqlTraceInfo.__table__).where(SqlTraceInfo.request_id.in_(trace_ids))
-    stored = {info["request_id"]: StoredTrace(dict(info)) for info in connection.execute(infos).mappings()}
+    infos = connection.execute(sa.select(SqlTraceInfo.__table__).where(SqlTraceInfo.request_id.in_(trace_ids)))
+    columns = tuple(infos.keys())  # faster than `infos.mappings()`
+    stored = {info.request_id: StoredTrace(dict(zip(columns, info, strict=True))) for info in infos}
     tags = sa.select(SqlTraceTag.request_id, SqlTraceTag.key, SqlTraceTag.value)
     for trace_id, key, value in connection.execute(tags.where(SqlTraceTag.request_id.in_(trace_ids))).all():
         stored[trace_id].tags[key] = value
@@ -169,8 +170,8 @@ def _query(connection: Connection, trace_ids: list[str]) -> tuple[dict[str, Stor
     assessments = sa.select(SqlAssessments.__table__).where(SqlAssessments.trace_id.in_(trace_ids))
     for assessment in connection.execute(assessments).mappings():
         stored[assessment["trace_id"]].assessments.append(dict(assessment))
-    columns = sa.select(SqlSpan.trace_id, SqlSpan.content, SqlSpan.parent_span_id, SqlSpan.start_time_unix_nano)
-    spans = connection.execute(columns.where(SqlSpan.trace_id.in_(trace_ids))).all()
+    content = sa.select(SqlSpan.trace_id, SqlSpan.content, SqlSpan.parent_span_id, SqlSpan.start_time_unix_nano)
+    spans = connection.execute(content.where(SqlSpan.trace_id.in_(trace_ids))).all()
     contents: dict[str, list[str]] = defaultdict(list)
     # Roots first, then by start. MLflow sets the content to "" when it moves spans out of the database.
     for trace_id, content, _, _ in sorted(spans, key=lambda span: (span[2] is not None, span[3])):

@@ -31,6 +31,7 @@ from mlflow.tracing.constant import TraceMetadataKey
 from mlflow.tracing.otel.translation import translate_loaded_span
 from mlflow.tracing.utils.artifact_utils import get_archive_uri_for_trace, get_artifact_uri_for_trace
 
+from monitoring_pipeline.text import parse_json
 from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace, flatten_parts
 from monitoring_pipeline.windows import from_milliseconds
 
@@ -41,7 +42,6 @@ LONGEST_MS = 315_576_000_000_000  # the longest Duration of protocol buffers
 
 SPANS_LOCATION_TAG = "mlflow.trace.spansLocation"
 TRACE_NAME_TAG = "mlflow.traceName"
-DECODER = json.JSONDecoder()
 # Span types as JSON. Not UNKNOWN: for it, MLflow looks for a better type in other attributes.
 NAMED_TYPES = {json.dumps(value) for name, value in vars(SpanType).items() if name.isupper()} - {'"UNKNOWN"'}
 
@@ -78,9 +78,7 @@ def _row(stored: StoredTrace, contents: list[str]) -> dict[str, Any]:
 
 
 def _span(content: str) -> dict[str, Any]:
-    span, end = DECODER.raw_decode(content)  # a third faster than json.loads for a span of 1 kB
-    if end != len(content):
-        span = json.loads(content)
+    span = parse_json(content)
     if span["attributes"].get("mlflow.spanType") not in NAMED_TYPES:
         translate_loaded_span(span)  # MLflow finds the type among the other attributes
     return span

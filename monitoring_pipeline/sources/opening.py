@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
-from monitoring_pipeline.sources.base import Source
+from monitoring_pipeline.sources.base import Batch, HourCounts, Source, TraceFrames
+from monitoring_pipeline.windows import Window
+
+READABLE = ("sqlite", "postgresql")  # databases that `mlflow-sql` reads
+
+
+@dataclass(frozen=True)
+class ReadDirectly:
+    """The source `mlflow` on a database; a `Source`.
+
+    MLflow's client counts, so that the marks of archived hours keep their meaning, and looks up the few moved traces.
+    `mlflow-sql` reads, several times as fast as the client and with the same result.
+    """
+
+    counted: Source
+    stored: Source
+
+    @property
+    def experiment_names(self) -> dict[str, str]:
+        """As `Source.experiment_names`."""
+        return self.counted.experiment_names
+
+    def counts(self, window: Window) -> dict[datetime, HourCounts]:
+        """As `Source.counts`."""
+        return self.counted.counts(window)
+
+    def read(self, window: Window) -> Iterator[Batch] | TraceFrames:
+        """As `Source.read`."""
+        return self.stored.read(window)
+
+    def moved(self, hours: Mapping[str, datetime]) -> Iterator[Batch]:
+        """As `Source.moved`."""
+        return self.counted.moved(hours)
 
 
 @contextmanager
@@ -23,7 +57,15 @@ def open_source(settings: ArchiveSettings, tracking: TrackingResource, spark: Sp
         case "mlflow":
             from monitoring_pipeline.sources.mlflow import MlflowSource
 
-            yield MlflowSource(tracking, tracking.experiment_names())
+            source = MlflowSource(tracking, tracking.experiment_names())
+            if not tracking.tracking_uri.startswith(READABLE):
+                yield source
+                return
+            from monitoring_pipeline.sources.mlflow_database import opened
+            from monitoring_pipeline.sources.mlflow_sql import MlflowSqlSource
+
+            with opened(tracking.tracking_uri) as database:
+                yield ReadDirectly(source, MlflowSqlSource(database, source.experiment_names, tracking.tracking_uri))
         case "mlflow-sql":
             from monitoring_pipeline.sources.mlflow_database import experiment_names, opened
             from monitoring_pipeline.sources.mlflow_sql import MlflowSqlSource

@@ -36,6 +36,8 @@ class Claims:
 
     def count(self, name: str, value: Any) -> int | None:
         """A whole number from 0 to a million million; fractions are cut off."""
+        if type(value) is int and 0 <= value <= MOST_TOKENS:  # the usual case
+            return value
         number = self._number(name, value, MOST_TOKENS)
         return None if number is None else int(number)
 
@@ -49,10 +51,8 @@ class Claims:
             return None
         if not isinstance(value, int):
             raise TypeError(f"{name} {value!r} is not a whole number")
-        if value > 0:
-            microseconds = nanoseconds(value) // 1000
-            if EARLIEST_US <= microseconds < LATEST_US:
-                return EPOCH + timedelta(microseconds=microseconds)
+        if value > 0 and EARLIEST_US <= (microseconds := nanoseconds(value) // 1000) < LATEST_US:
+            return EPOCH + timedelta(microseconds=microseconds)
         self.note(name, value)
         return None
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from monitoring_pipeline.text import json_or_text, plain
+from monitoring_pipeline.text import json_or_text, parse_json, plain
 from monitoring_pipeline.traces.claims import LATEST, Claims
-from monitoring_pipeline.traces.parts import part_digests
+from monitoring_pipeline.traces.parts import SORTED, part_digests
 from monitoring_pipeline.traces.usage import model_calls, totals
 from monitoring_pipeline.windows import floor_hour, from_milliseconds, to_milliseconds
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Assessment, Trace, TraceInfo
 
 S = TypeVar("S")
-SORTED = json.JSONEncoder(sort_keys=True)
 # Span attributes that have a column, so that they are left out of the span's metadata.
 SPAN_COLUMNS = {"mlflow.traceRequestId", "mlflow.spanType", "mlflow.spanInputs", "mlflow.spanOutputs"}
 LIKELY_JSON = re.compile(r'"[^"\\\x00-\x1f]*"|\{(".*)?\}|\[(["{\[].*)?\]', re.DOTALL)
@@ -69,7 +68,7 @@ def flatten(trace: Trace, archived_at: datetime) -> dict[str, Any]:
     from mlflow.tracing.utils import TraceJSONEncoder
 
     data = json.dumps(trace.data.to_dict(), cls=TraceJSONEncoder)
-    return _row(_info_json(trace.info), json.loads(data)["spans"], data) | {"created_at": archived_at}
+    return _row(_info_json(trace.info), parse_json(data)["spans"], data) | {"created_at": archived_at}
 
 
 def flatten_parts(info: dict[str, Any], spans: list[dict[str, Any]]) -> dict[str, Any]:
@@ -102,14 +101,12 @@ def encodable(text: str) -> str:
 
 
 def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> dict[str, Any]:
-    # Protocol buffers order a map differently in every process; the same trace must result in the same text.
-    info_json = SORTED.encode(info)
-    info = json.loads(info_json)
     respelled = [_in_json(span.get("attributes") or {}) for span in spans]
     if any(respelled):
         data_json = json.dumps({"spans": spans})
-    trace_json = f'{{"info": {info_json}, "data": {data_json}}}'
-    tags, metadata = _texts(info.get("tags")), _texts(info.get("trace_metadata"))
+    # Protocol buffers order a map differently in every process; the same trace must result in the same text and maps.
+    trace_json = f'{{"info": {SORTED.encode(info)}, "data": {data_json}}}'
+    tags, metadata = _sorted_texts(info.get("tags")), _sorted_texts(info.get("trace_metadata"))
     started = datetime.fromisoformat(info["request_time"]).astimezone(UTC)
     claims = Claims()
     if UNREADABLE_VALUE in metadata:
@@ -260,7 +257,7 @@ def _assessment(assessment: dict[str, Any], claims: Claims) -> dict[str, Any]:
     kind = next((kind for kind in ("feedback", "expectation", "issue") if kind in assessment), None)
     body = assessment.get(kind) or {} if kind else {}
     error = body.get("error") or {}
-    metadata = _texts(assessment.get("metadata"))
+    metadata = _sorted_texts(assessment.get("metadata"))
     if UNREADABLE_VALUE in metadata:
         claims.note(f"assessment {assessment.get('assessment_name')}", metadata[UNREADABLE_VALUE])
     return {
@@ -283,11 +280,17 @@ def _assessment(assessment: dict[str, Any], claims: Claims) -> dict[str, Any]:
 def _assessed_value(body: dict[str, Any]) -> str | None:
     if "serialized_value" in body:
         return body["serialized_value"]["value"]
-    return json.dumps(body["value"]) if "value" in body else None
+    return SORTED.encode(body["value"]) if "value" in body else None
 
 
 def _texts(mapping: dict[str, Any] | None) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in (mapping or {}).items()}
+
+
+def _sorted_texts(mapping: dict[str, Any] | None) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else SORTED.encode(value) for key, value in sorted((mapping or {}).items())
+    }
 
 
 def _unquoted(text: str | None) -> str | None:

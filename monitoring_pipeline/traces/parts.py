@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
+SORTED = json.JSONEncoder(sort_keys=True)
 SPANS = "spans"  # with the state, so that an end without a new span counts as well
 ASSESSED_AT = "monitoring_pipeline.assessed_at"  # metadata of the feedback that the pipeline itself writes
 
@@ -30,7 +31,7 @@ def part_digests(info: Mapping[str, Any], data_json: str) -> dict[str, str]:
         "feedback": [one for one in given if "feedback" in one],
         "expectations": [one for one in given if "expectation" in one],
     }
-    texts = {name: json.dumps(part, sort_keys=True) for name, part in parts.items() if part}
+    texts = {name: SORTED.encode(part) for name, part in parts.items() if part}
     # A server re-encodes the JSON of attributes with non-ASCII characters unescaped, which escapes them once here.
     spans = data_json.replace("\\\\u", "\\u")
     return {name: _digest(text) for name, text in {SPANS: f"{info['state']} {spans}", **texts}.items()}

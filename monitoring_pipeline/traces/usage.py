@@ -89,6 +89,9 @@ def model_calls(spans: Iterable[tuple[dict[str, Any], Mapping[str, Any]]], claim
     calls below it repeats their sum, so it is not a call; neither is one that wraps a call and has no tokens.
     """
     found = {row["span_id"]: (row, _call(row, attributes, claims)) for row, attributes in spans}
+    made = [call for _, call in found.values() if call is not None]
+    if len(made) < 2:  # the usual case: no call can repeat another
+        return made
     calls: dict[Any, list[dict[str, Any]]] = {}
     for span_id, children in _children_first({key: row["parent_id"] for key, (row, _) in found.items()}):
         below = [call for child in children for call in calls.pop(child)]
@@ -106,7 +109,7 @@ def totals(metadata: Mapping[str, str], calls: list[dict[str, Any]], claims: Cla
     recorded = _object(metadata.get("mlflow.trace.tokenUsage"))
     found = {
         name: _own(recorded, name, claims)
-        if {OWN_NAMES.get(name, name), name} & recorded.keys()
+        if name in recorded or OWN_NAMES.get(name) in recorded
         else _sum_of(call[name] for call in calls)
         for name in TOKEN_COLUMNS
     }
@@ -237,6 +240,8 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _json_value(value: Any) -> Any:
     """The value of an attribute, which may be JSON, or JSON within JSON as some exporters write numbers."""
+    if value is None:
+        return None
     for _ in range(2):
         if isinstance(value, str) and value[:1] in '"{[-0123456789':
             value = json_or_text(value)

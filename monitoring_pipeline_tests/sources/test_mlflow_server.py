@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from mlflow.entities import Feedback, Trace
 from mlflow.exceptions import MlflowException
 
 from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.sources import mlflow as mlflow_source
 from monitoring_pipeline.sources import mlflow_server
 from monitoring_pipeline.sources.mlflow import MlflowSource
 from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, flatten
@@ -82,6 +84,21 @@ def test_attributes_that_are_not_json_are_written_as_json(traces: Store) -> None
         "a list": '["é"]',
         "a text of a number": "0.5",
     }
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 20])
+def test_traces_arrive_in_order_with_several_requests_in_flight(
+    traces: Store, server: str, monkeypatch: pytest.MonkeyPatch, in_flight: int
+) -> None:
+    monkeypatch.setattr(mlflow_source, "BATCH", 1)
+    monkeypatch.setattr(mlflow_source, "IN_FLIGHT", in_flight)
+    source = MlflowSource(TrackingResource(tracking_uri=server), {traces.experiment_id: "made"})
+    before = threading.active_count()
+
+    assert [trace.info.trace_id for [trace] in source.read(HOUR) if isinstance(trace, Trace)] == [
+        trace_id(number) for number in range(COUNT)
+    ]
+    assert threading.active_count() == before
 
 
 def test_a_server_that_fails_on_many_traces_is_an_error(

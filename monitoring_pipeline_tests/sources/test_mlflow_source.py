@@ -6,16 +6,21 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
+from typing import cast
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Trace, TraceInfo, TraceState
 from mlflow.entities.trace_location import TraceLocation
 
+from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
+from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.sources import mlflow as mlflow_source
+from monitoring_pipeline.sources.base import Batch
 from monitoring_pipeline.sources.mlflow import MlflowSource
-from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace
+from monitoring_pipeline.sources.opening import open_source
+from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, FlatTrace, UnreadableTrace, flatten
 from monitoring_pipeline_tests.sources.stores import HOUR, START, Store
 
 
@@ -109,3 +114,22 @@ def test_a_trace_whose_own_metadata_has_our_mark_is_read_like_any_other(store: S
     logged = [store.log(1), store.log(2, trace_metadata={UNREADABLE_VALUE: "a client's own"}), store.log(3)]
 
     assert sorted(ids(traces(store))) == logged
+
+
+def test_a_database_is_counted_by_mlflow_and_read_without_it(store: Store) -> None:
+    for number in (1, 2):
+        store.log(number)
+    tracking = TrackingResource(tracking_uri=store.uri, experiments=["made"])
+    by_mlflow = MlflowSource(tracking, tracking.experiment_names())
+
+    with open_source(ArchiveSettings(source="mlflow"), tracking, SparkResource()) as source:
+        found = [trace for batch in cast("Iterator[Batch]", source.read(HOUR)) for trace in batch]
+        assert source.counts(HOUR) == by_mlflow.counts(HOUR)
+
+    assert [trace.row["trace_json"] for trace in found if isinstance(trace, FlatTrace)] == [
+        flatten(trace, START)["trace_json"]
+        for batch in by_mlflow.read(HOUR)
+        for trace in batch
+        if isinstance(trace, Trace)
+    ]
+    assert len(found) == 2
