@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install run ui test test-all test-random conformance scenario lint lock
+# Tests and commands start many processes; without compiled files each compiles the package anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: install run ui test test-all test-random conformance scenario bench lint lock
 
 install: $(READY)
 
@@ -45,6 +48,10 @@ conformance: $(READY)
 scenario: $(READY)
 	scripts/install-postgresql
 	MONITORING_LONG_TESTS=1 MONITORING_SCENARIO_SECONDS=600 $(BIN)/python -m pytest monitoring_pipeline_tests/deploy
+
+# This pipeline beside what a user would use instead (docs/performance.md); SMALL=1 for fewer traces.
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(if $(SMALL),--small)
 
 lint: $(READY)
 	$(BIN)/ruff check .

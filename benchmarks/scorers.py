@@ -1,9 +1,15 @@
-"""A slow code scorer for benchmarks, such as many teams write."""
+"""Code scorers for benchmarks, such as many teams write: a quick one and a slow one."""
 
 from __future__ import annotations
 
 from mlflow.entities import Feedback, Trace
 from mlflow.genai.scorers import scorer
+
+
+@scorer
+def answer_words(trace: Trace) -> int:
+    """The number of words of the response."""
+    return len(str(trace.data.response or "").split())
 
 
 @scorer

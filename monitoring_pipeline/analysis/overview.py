@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from monitoring_pipeline.analysis.percentiles import PERCENTILES, percentiles
+from monitoring_pipeline.analysis.percentiles import percentile_columns
 from monitoring_pipeline.analysis.performance import ended_ms
 from monitoring_pipeline.analysis.statistics import share_interval
+from monitoring_pipeline.analysis.sums import in_order, mean
 from monitoring_pipeline.text import json_or_text
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ def overview(traces: DataFrame) -> dict[str, Any]:
         F.count("*").alias("total"),
         F.sum((status == "OK").cast("long")).alias("succeeded"),
         F.sum((status == "ERROR").cast("long")).alias("failed"),
-        F.avg("duration_ms").alias("avg"),
-        percentiles("duration_ms"),
+        in_order("duration_ms").alias("durations_ms"),
+    )
+    durations_ms = F.col("durations_ms")
+    figures = figures.select(
+        "total",
+        "succeeded",
+        "failed",
+        mean(durations_ms).alias("avg_latency_ms"),
+        *percentile_columns(durations_ms, "latency_ms"),
     )
     [row] = figures.toArrow().to_pylist()
     if row["total"] == 0:
         return {"total_traces": 0}
-    p50, p95, p99 = row[PERCENTILES] or (None, None, None)
     succeeded = row["succeeded"] or 0
     latest = traces.where(status == "ERROR").orderBy(F.desc("trace_info.timestamp"), "trace_id").limit(SAMPLE_ERRORS)
     return {
@@ -44,9 +51,9 @@ def overview(traces: DataFrame) -> dict[str, Any]:
         "success_rate": succeeded / row["total"],
         "success_rate_interval": share_interval(succeeded, row["total"]),
         "error_count": row["failed"] or 0,
-        "avg_latency_ms": row["avg"],
-        "p50_latency_ms": p50,
-        "p95_latency_ms": p95,
-        "p99_latency_ms": p99,
+        "avg_latency_ms": row["avg_latency_ms"],
+        "p50_latency_ms": row["p50_latency_ms"],
+        "p95_latency_ms": row["p95_latency_ms"],
+        "p99_latency_ms": row["p99_latency_ms"],
         "sample_errors": [json_or_text(error["request"]) for error in latest.select("request").toArrow().to_pylist()],
     }

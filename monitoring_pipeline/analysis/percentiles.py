@@ -1,4 +1,8 @@
-"""The percentiles of all tables and analyses: exact, with linear interpolation (numpy's default)."""
+"""The percentiles of all tables and analyses: exact, with linear interpolation (numpy's default).
+
+They are elements of the sorted values, which the mean needs too, so that no second aggregate collects the same values,
+and every engine computes the same bits.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,15 @@ if TYPE_CHECKING:
     from pyspark.sql import Column
 
 RANKS = (50, 95, 99)
-PERCENTILES = "percentiles"
 
 
-def percentiles(column: str) -> Column:
-    """An aggregate named PERCENTILES: the column's percentiles at RANKS as an array; null without a value."""
+def percentile_columns(values: Column, name: str, divisor: int = 1) -> Iterator[Column]:
+    """Columns p50_, p95_ and p99_`name` of an array from `sums.in_order`, divided by `divisor`; null if it is empty."""
     from pyspark.sql import functions as F
 
-    return F.percentile(column, F.array(*(F.lit(rank / 100) for rank in RANKS))).alias(PERCENTILES)
-
-
-def percentile_columns(name: str, divisor: int = 1) -> Iterator[Column]:
-    """The elements of the aggregate `percentiles` as columns p50_, p95_ and p99_`name`, divided by `divisor`."""
-    from pyspark.sql import functions as F
-
-    for index, rank in enumerate(RANKS):
-        value = F.col(PERCENTILES)[index]
+    for rank in RANKS:
+        place = (F.size(values) - 1) * F.lit(rank / 100)
+        below = F.get(values, F.floor(place).cast("int"))
+        above = F.get(values, F.ceil(place).cast("int"))
+        value = below + (above - below) * (place - F.floor(place))
         yield (value if divisor == 1 else value / divisor).alias(f"p{rank}_{name}")

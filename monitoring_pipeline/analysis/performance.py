@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from monitoring_pipeline.analysis.percentiles import percentile_columns, percentiles
+from monitoring_pipeline.analysis.percentiles import percentile_columns
 from monitoring_pipeline.analysis.sums import in_order, mean, total
 from monitoring_pipeline.tables import TOKEN_COLUMNS
 
@@ -81,9 +81,8 @@ def hourly_performance(performance: DataFrame) -> DataFrame:
     Percentiles are exact, with linear interpolation (numpy's default), and are over traces that have ended.
     """
     named = performance.fillna({"trace_name": ""})
-    by_name = performance_figures(named, "trace_hour", "experiment_id", "trace_name")
-    by_hour = by_name.unionByName(performance_figures(named, "trace_hour", "experiment_id"), allowMissingColumns=True)
-    return by_hour.withColumnRenamed("trace_hour", "hour")
+    figures = performance_figures(_also_together(named, "trace_name"), "trace_hour", "experiment_id", "trace_name")
+    return figures.withColumnRenamed("trace_hour", "hour")
 
 
 def performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
@@ -96,7 +95,6 @@ def performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
         F.sum(is_error).alias("error_count"),
         in_order("duration_ms").alias("durations_ms"),
         in_order("cost_usd").alias("costs_usd"),
-        percentiles("duration_ms"),
         F.sum("span_count").alias("span_count"),
         *(F.sum(column).alias(column) for column in ("input_tokens", "output_tokens", "total_tokens")),
     )
@@ -106,7 +104,7 @@ def performance_figures(performance: DataFrame, *keys: str) -> DataFrame:
         "error_count",
         (F.col("error_count") / F.col("trace_count")).alias("error_rate"),
         mean(F.col("durations_ms")).alias("avg_duration_ms"),
-        *percentile_columns("duration_ms"),
+        *percentile_columns(F.col("durations_ms"), "duration_ms"),
         "span_count",
         "input_tokens",
         "output_tokens",
@@ -121,10 +119,16 @@ def span_profile(traces: DataFrame) -> DataFrame:
     `self_time_ms` is a span's duration minus the time in which at least one of its children ran: overlapping children
     count once, and a child's time outside its parent does not count. A missing name becomes "".
     """
-    spans = spans_with_self_time(traces, "trace_hour", "experiment_id")
-    by_name = span_figures(spans, "trace_hour", "experiment_id", "span_type", "span_name")
-    by_type = span_figures(spans, "trace_hour", "experiment_id", "span_type")
-    return by_name.unionByName(by_type, allowMissingColumns=True).withColumnRenamed("trace_hour", "hour")
+    spans = _also_together(spans_with_self_time(traces, "trace_hour", "experiment_id"), "span_name")
+    figures = span_figures(spans, "trace_hour", "experiment_id", "span_type", "span_name")
+    return figures.withColumnRenamed("trace_hour", "hour")
+
+
+def _also_together(rows: DataFrame, column: str) -> DataFrame:
+    """Each row twice, the second time with null in `column`, so that one pass computes groups and their totals."""
+    from pyspark.sql import functions as F
+
+    return rows.withColumn(column, F.explode(F.array(column, F.lit(None).cast("string"))))
 
 
 def span_figures(spans: DataFrame, *keys: str) -> DataFrame:
@@ -134,20 +138,20 @@ def span_figures(spans: DataFrame, *keys: str) -> DataFrame:
     figures = spans.groupBy(*keys).agg(
         F.count("*").alias("span_count"),
         F.sum((F.col("status") == "ERROR").cast("long")).alias("error_count"),
-        F.count("span_us").alias("finished"),
         F.sum("span_us").alias("total_us"),
-        F.max("span_us").alias("max_us"),
         F.sum("self_time_us").alias("self_time_us"),
-        percentiles("span_us"),
+        in_order("span_us").alias("spans_us"),
     )
+    spans_us = F.col("spans_us")
+    finished = F.size(spans_us)
     return figures.select(
         *keys,
         "span_count",
         "error_count",
         (F.col("total_us") / 1000).alias("total_ms"),
-        F.when(F.col("finished") > 0, F.col("total_us") / F.col("finished") / 1000).alias("avg_ms"),
-        *percentile_columns("ms", divisor=1000),
-        (F.col("max_us") / 1000).alias("max_ms"),
+        F.when(finished > 0, F.col("total_us") / finished / 1000).alias("avg_ms"),
+        *percentile_columns(spans_us, "ms", divisor=1000),
+        (F.get(spans_us, finished - 1) / 1000).alias("max_ms"),
         (F.col("self_time_us") / 1000).alias("self_time_ms"),
     )
 
@@ -178,7 +182,7 @@ def model_usage(traces: DataFrame) -> DataFrame:
         *(F.sum(name).alias(name) for name in TOKEN_COLUMNS),
         in_order("cost_usd").alias("costs_usd"),
         F.sum(F.coalesce(is_unpriced, F.lit(False)).cast("long")).alias("unpriced_count"),
-        percentiles("duration_ms"),
+        in_order("duration_ms").alias("durations_ms"),
     )
     return figures.select(
         *keys,
@@ -188,7 +192,7 @@ def model_usage(traces: DataFrame) -> DataFrame:
         *TOKEN_COLUMNS,
         total(F.col("costs_usd")).alias("cost_usd"),
         "unpriced_count",
-        *percentile_columns("ms"),
+        *percentile_columns(F.col("durations_ms"), "ms"),
     )
 
 
@@ -196,24 +200,28 @@ def spans_with_self_time(traces: DataFrame, *columns: str) -> DataFrame:
     """One row per span: `columns` of its trace, span_type, span_name, status, span_us, self_time_us (microseconds)."""
     from pyspark.sql import functions as F
 
-    spans = traces.select("trace_id", *columns, F.explode("spans").alias("span")).select(
-        "trace_id",
-        *columns,
-        F.col("span.span_id").alias("span_id"),
-        F.col("span.parent_id").alias("parent_id"),
-        F.coalesce("span.span_type", F.lit("UNKNOWN")).alias("span_type"),
-        F.coalesce("span.name", F.lit("")).alias("span_name"),
-        F.col("span.status").alias("status"),
-        F.unix_micros("span.start_time").alias("start_us"),
-        F.unix_micros("span.end_time").alias("end_us"),
+    # Only these fields are exploded: the text of a span is most of its bytes.
+    slim = F.transform(
+        "spans",
+        lambda span: F.struct(
+            span["span_id"].alias("span_id"),
+            span["parent_id"].alias("parent_id"),
+            F.coalesce(span["span_type"], F.lit("UNKNOWN")).alias("span_type"),
+            F.coalesce(span["name"], F.lit("")).alias("span_name"),
+            span["status"].alias("status"),
+            F.unix_micros(span["start_time"]).alias("start_us"),
+            F.unix_micros(span["end_time"]).alias("end_us"),
+        ),
     )
+    spans = traces.select("trace_id", *columns, F.explode(slim).alias("span")).select("trace_id", *columns, "span.*")
     children = (
         spans.where(F.col("parent_id").isNotNull() & F.col("start_us").isNotNull() & F.col("end_us").isNotNull())
         .groupBy("trace_id", F.col("parent_id").alias("span_id"))
         .agg(F.sort_array(F.collect_list(F.struct("start_us", "end_us"))).alias("children"))
     )
     span_us = _span_us(F.col("start_us"), F.col("end_us"))
-    return spans.join(children, ["trace_id", "span_id"], "left").select(
+    # In this order an engine keeps the parents in memory and streams the spans, hour after hour.
+    return children.join(spans, ["trace_id", "span_id"], "right").select(
         *columns,
         "span_type",
         "span_name",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from monitoring_pipeline.analysis.percentiles import percentile_columns, percentiles
+from monitoring_pipeline.analysis.percentiles import percentile_columns
 from monitoring_pipeline.analysis.sums import in_order, mean, total
 from monitoring_pipeline.analysis.verdicts import PASS_FAIL, passes
 
@@ -44,7 +44,6 @@ def _totals(performance: DataFrame, *keys: str) -> DataFrame:
         with_status("OK").alias("ok_count"),
         with_status("ERROR").alias("error_count"),
         in_order("duration_ms").alias("durations_ms"),
-        percentiles("duration_ms"),
         *(F.sum(column).alias(column) for column in ("input_tokens", "output_tokens", "total_tokens")),
         in_order("cost_usd").alias("costs_usd"),
         F.count("cost_usd").alias("costed"),
@@ -57,7 +56,7 @@ def _totals(performance: DataFrame, *keys: str) -> DataFrame:
         "ok_count",
         "error_count",
         mean(F.col("durations_ms")).alias("mean_duration_ms"),
-        *percentile_columns("duration_ms"),
+        *percentile_columns(F.col("durations_ms"), "duration_ms"),
         low.alias("p95_low"),
         high.alias("p95_high"),
         "input_tokens",
