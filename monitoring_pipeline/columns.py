@@ -46,6 +46,8 @@ COMMENTS: dict[str, str] = {
     "source_assessments": "number of assessments on the hour's traces in the source",
     "source_mark": "text that changes when only content changes, such as the time of an assessment's latest change",
     "archived_at": "when the source was counted, just before the hour was read",
+    "unreadable_since": "first archive run after which the hour had traces in quarantine; null if it has none",
+    "unreadable_at": "latest archive run after which it had them",
     # performance
     "status": "status of the trace: OK, ERROR, IN_PROGRESS",
     "hour": "start of the hour",

@@ -175,11 +175,13 @@ ARCHIVED_HOURS = Table(
         ("source_assessments", pa.int64()),
         ("source_mark", pa.string()),
         ("archived_at", TIME),
+        ("unreadable_since", TIME),
+        ("unreadable_at", TIME),
         required=("hour",),
     ),
     hour="hour",
     key=("hour",),
-    content=("source_traces", "source_in_progress", "source_assessments", "source_mark"),
+    content=("source_traces", "source_in_progress", "source_assessments", "source_mark", "unreadable_at"),
     kept_with=None,  # hours whose traces retention removed must not become due again
 )
 

@@ -1,7 +1,8 @@
 """The account of archived hours: the source's counts of each hour just before it was read.
 
 It is stored in the table `archived_hours`. An hour is due when the source's counts differ from its row. A trace that
-arrives while its hour is read is not in the counts, so the hour becomes due again.
+arrives while its hour is read is not in the counts, so the hour becomes due again. An hour with traces in quarantine is
+also due from time to time, as the source may only have been unable to send them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pyarrow.compute as pc
 
@@ -19,16 +20,31 @@ from monitoring_pipeline.sources.base import NOTHING, HourCounts
 from monitoring_pipeline.tables import AGENT_TRACES, ARCHIVED_HOURS, DELETED_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.windows import Window
 
+SHORTEST_PAUSE, TRIED_FOR = timedelta(minutes=10), timedelta(days=2)  # tries on three days
+
 
 @dataclass(frozen=True)
 class AccountedHour:
-    """The source's counts of an hour at its last archive run, and the time of that run."""
+    """The source's counts of an hour at its last archive run, and the time of that run.
+
+    If the hour has traces in quarantine: the times of the first and the latest run that could not read them.
+    """
 
     counts: HourCounts
     archived_at: datetime
+    unreadable_since: datetime | None = None
+    unreadable_at: datetime | None = None
+
+    def is_worth_retrying(self, now: datetime) -> bool:
+        """Whether traces in quarantine are due for another try; each pause is as long as all before it."""
+        if self.unreadable_since is None or self.unreadable_at is None:
+            return False
+        tried_for = self.unreadable_at - self.unreadable_since
+        return tried_for < TRIED_FOR and now - self.unreadable_at >= max(tried_for, SHORTEST_PAUSE)
 
 
 COLUMNS = ("source_traces", "source_in_progress", "source_assessments", "source_mark", "archived_at")
+UNREADABLE = ("unreadable_since", "unreadable_at")
 
 
 def accounted(lake: LakeResource, window: Window) -> dict[datetime, AccountedHour]:
@@ -37,11 +53,11 @@ def accounted(lake: LakeResource, window: Window) -> dict[datetime, AccountedHou
     Raises:
         LakeError: the lake cannot be opened.
     """
-    rows = lake.read_columns(ARCHIVED_HOURS, window, "hour", *COLUMNS).to_pylist()
+    rows = lake.read_columns(ARCHIVED_HOURS, window, "hour", *COLUMNS, *UNREADABLE).to_pylist()
     found: dict[datetime, AccountedHour] = {}
     for row in rows:
         *counts, archived_at = (row[name] for name in COLUMNS)
-        found[row["hour"]] = AccountedHour(HourCounts(*counts), archived_at)
+        found[row["hour"]] = AccountedHour(HourCounts(*counts), archived_at, *(row[name] for name in UNREADABLE))
     return found
 
 
@@ -59,25 +75,35 @@ def keep_account(
     Raises:
         LakeError: the lake cannot be written.
     """
-    hours = counts.keys() | accounted(lake, window).keys()
+    before = accounted(lake, window)
+    unreadable = {*lake.read_columns(QUARANTINED_TRACES, window, "trace_hour")["trace_hour"].to_pylist()}
+    hours = counts.keys() | before.keys()
     rows = []
     for hour in sorted(hour for hour in hours if hour in window and hour not in leaving_out):
         source = counts.get(hour, NOTHING)
         values = (source.traces, source.in_progress, source.assessments, source.mark, counted_at)
-        rows.append({"hour": hour, **dict(zip(COLUMNS, values, strict=True))})
+        row = {"hour": hour, **dict(zip(COLUMNS, values, strict=True))}
+        if hour in unreadable:
+            since = before[hour].unreadable_since if hour in before else None
+            row |= {"unreadable_since": since or counted_at, "unreadable_at": counted_at}
+        rows.append(row)
     lake.upsert(ARCHIVED_HOURS, from_dicts(ARCHIVED_HOURS, rows))
 
 
 def due_hours(
-    counts: Mapping[datetime, HourCounts], account: Mapping[datetime, AccountedHour]
+    counts: Mapping[datetime, HourCounts], account: Mapping[datetime, AccountedHour], now: datetime
 ) -> dict[datetime, HourCounts]:
-    """Return the hours whose `counts` at the source differ from the account, with these counts, oldest first."""
-    differing = {
+    """Return the hours whose `counts` at the source differ from the account, or with traces to try again at `now`.
+
+    With these counts, oldest first.
+    """
+    due = {
         hour: counts.get(hour, NOTHING)
         for hour in counts.keys() | account.keys()
         if counts.get(hour, NOTHING).differ_from(account[hour].counts if hour in account else NOTHING)
+        or (hour in account and account[hour].is_worth_retrying(now))
     }
-    return dict(sorted(differing.items()))
+    return dict(sorted(due.items()))
 
 
 def lacking(lake: LakeResource, window: Window, counts: Mapping[datetime, HourCounts]) -> dict[datetime, int]:

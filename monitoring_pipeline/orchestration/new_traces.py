@@ -146,7 +146,7 @@ def look(
     def compare(part: Window) -> dict[datetime, HourCounts]:
         account = accounted(lake, part)
         with open_source(source, tracking, lake.spark) as traces:
-            due = due_hours(traces.counts(part), account)
+            due = due_hours(traces.counts(part), account, now)
         found.due.update(due)
         found.account.update(account)
         return due

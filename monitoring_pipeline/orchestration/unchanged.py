@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,7 +127,8 @@ def _changed_at_source(
     """The hours whose traces at the source are not those of the archive."""
     with open_source(settings.archive, tracking, lake.spark) as traces:
         counts = traces.counts(window)
-    return {*due_hours(counts, accounted(lake, window)), *lacking(lake, window, counts)}
+    due = due_hours(counts, accounted(lake, window), datetime.now(UTC))
+    return {*due, *lacking(lake, window, counts)}
 
 
 def _incomplete(lake: LakeResource, scorers: Sequence[ConfiguredScorer], window: Window) -> set[datetime]:

@@ -10,7 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from tenacity import stop_after_attempt
 
 from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.servers import (
@@ -23,6 +25,7 @@ from monitoring_pipeline.resources.servers import (
     raise_if_lacking,
 )
 from monitoring_pipeline.resources.tracking import TrackingResource, global_tracking_uri
+from monitoring_pipeline.retries import retried
 from monitoring_pipeline.sources.base import HourCounts
 from monitoring_pipeline.sources.mlflow_server import PageInParts, page_token, trace_without_assessments
 from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace
@@ -35,8 +38,10 @@ if TYPE_CHECKING:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracing.client import TracingClient
 
+T = TypeVar("T")
 PAGE = 500  # the largest page that servers accept
 BATCH = 100
+ATTEMPTS = 4  # to get an answer that can be understood
 IN_FLIGHT = 4  # requests to a server at a time: MLflow starts as many processes for it
 SPANS_LOCATION, SENT_IN_BATCHES = "mlflow.trace.spansLocation", {"TRACKING_STORE", "ARCHIVE_REPO"}
 METRIC_POINTS = 1000  # MLflow returns at most this many and does not report truncation
@@ -263,7 +268,7 @@ def _batch(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTrace])
     whole, _ = _readable(client, listed)
     # Some servers fail a whole batch for a trace whose spans are elsewhere, such as in an artifact.
     trace_ids = [info.trace_id for info in whole if info.tags.get(SPANS_LOCATION) in SENT_IN_BATCHES]
-    return client.store.batch_get_traces(trace_ids)
+    return _repeated(client, lambda: client.store.batch_get_traces(trace_ids))
 
 
 def _readable(
@@ -300,31 +305,56 @@ def _with_spans(
 
 def _with_spans_alone(client: TracingClient, info: TraceInfo) -> Trace | UnreadableTrace | None:
     """A trace missing from its batch: in progress, with its spans in an artifact, malformed, or deleted (None)."""
-    from mlflow.entities import Trace, TraceData
     from mlflow.exceptions import MlflowException
 
     try:
-        is_in_store = info.tags.get(SPANS_LOCATION) == "TRACKING_STORE"
-        if is_in_store:
-            trace = _from_the_store(client, info.trace_id)
-        elif info.state == "IN_PROGRESS":  # clients write artifacts when a trace ends
-            trace = None
-        else:
-            with global_tracking_uri(client.tracking_uri):  # MLflow looks there for the server that has the artifacts
-                trace = _from_its_file(client, info.trace_id)
-        if trace and trace.data.spans:
-            return trace
-        if info.state == "IN_PROGRESS":
-            return Trace(info, TraceData(spans=[]))
-        reason = "its spans are missing or corrupt"
+        return _repeated(client, lambda: _alone(client, info))
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
+        reason = str(error)
+    except _NoSpansError as error:
         reason = str(error)
     except Exception as error:  # noqa: BLE001 - malformed content raises any error
         reason = f"{type(error).__name__}: {error}"
     client.get_trace_info(info.trace_id)  # raises if the source fails, not the trace
     return UnreadableTrace.of(info, reason)
+
+
+class _NoSpansError(Exception):
+    """MLflow sends no spans of a trace that must have some."""
+
+
+def _alone(client: TracingClient, info: TraceInfo) -> Trace:
+    """The trace with its spans; raises whatever its content, MLflow or the server lead to."""
+    from mlflow.entities import Trace, TraceData
+
+    if info.tags.get(SPANS_LOCATION) == "TRACKING_STORE":
+        trace = _from_the_store(client, info.trace_id)
+    elif info.state == "IN_PROGRESS":  # clients write artifacts when a trace ends
+        trace = None
+    else:
+        with global_tracking_uri(client.tracking_uri):  # MLflow looks there for the server that has the artifacts
+            trace = _from_its_file(client, info.trace_id)
+    if trace and trace.data.spans:
+        return trace
+    if info.state == "IN_PROGRESS":
+        return Trace(info, TraceData(spans=[]))
+    raise _NoSpansError("its spans are missing or corrupt")
+
+
+def _repeated(client: TracingClient, call: Callable[[], T]) -> T:
+    """The result of `call`, repeated if a server's answer cannot be understood, as a proxy may have cut or replaced it.
+
+    MLflow's client itself repeats calls that are not answered.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.rest_store import RestStore
+
+    if not isinstance(client.store, RestStore):
+        return call()
+    stop = stop_after_attempt(ATTEMPTS)
+    return retried(call, lambda error: not isinstance(error, MlflowException), stop, first_wait_s=0.2, longest_wait_s=2)
 
 
 def _from_the_store(client: TracingClient, trace_id: str) -> Trace | None:

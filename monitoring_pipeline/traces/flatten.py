@@ -144,12 +144,12 @@ def _row(info: dict[str, Any], spans: list[dict[str, Any]], data_json: str) -> d
 def _in_json(attributes: dict[str, Any]) -> bool:
     """Write the attributes that are not JSON texts as such, as MLflow's server sends them; returns whether any was.
 
-    OpenTelemetry's SDK, and some of MLflow's own translations, store plain texts and numbers.
+    OpenTelemetry's SDK, and some of MLflow's own translations, store plain texts and numbers. Of an empty text, 0 or
+    false the server sends nothing; here it is kept.
     """
     plain = [key for key, value in attributes.items() if not _is_json(value)]
     for key in plain:
-        # MLflow's server sends nothing for an empty one.
-        attributes[key] = json.dumps(attributes[key] or None, ensure_ascii=False)
+        attributes[key] = json.dumps(attributes[key], ensure_ascii=False)
     return bool(plain)
 
 

@@ -5,6 +5,7 @@ Each test uses a real store and a real lake, and runs requests as the daemon wou
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -488,6 +489,21 @@ def test_a_tick_sweeps_older_days_until_one_differs(follower: Follower, monkeypa
     assert follower.follow() == [(key(old - DAY), key(old - DAY))]
     follower.log(3, old)
     assert follower.follow() == [(key(old), key(old))]  # it has gone round
+
+
+def test_a_trace_that_the_source_could_not_send_for_a_while_is_archived(follower: Follower) -> None:
+    hour = CURRENT - HOUR
+    follower.log(1, hour)
+    follower.store.store_spans(1, "{broken")
+    follower.follow()
+    assert follower.archived() == set()
+    follower.store.store_spans(1, json.dumps(span_json(1, started=hour)))
+    assert follower.is_quiet()
+    follower.at(NOW + 10 * MINUTE)
+    assert follower.follow() == [(key(hour), key(hour))]
+    assert follower.archived() == {trace_id(1)}
+    follower.at(NOW + DAY)
+    assert follower.is_quiet()
 
 
 def test_hours_that_the_archive_no_longer_keeps_are_not_requested(follower: Follower) -> None:

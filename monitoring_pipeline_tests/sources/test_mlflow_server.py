@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 
 import pytest
 from mlflow.entities import Feedback, Trace
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.rest_store import RestStore
 
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.sources import mlflow as mlflow_source
@@ -38,7 +40,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Store:
     span["attributes"] |= {
         "mlflow.message.format": "vercel_ai",
         "mlflow.spanInputs": "Où est-il ?",
-        **{"a representation": "{'a': [1]}", "a list of names": "['a']", "nothing": "", "a quotation": '"a" and b'},
+        **{"a representation": "{'a': [1]}", "a list of names": "['a']", "a quotation": '"a" and b'},
         **{"a number": 5, "true": True, "a list": ["é"], "a text of a number": "0.5"},
     }
     made.store_spans(PLAIN, json.dumps(span, ensure_ascii=False))
@@ -77,13 +79,35 @@ def test_attributes_that_are_not_json_are_written_as_json(traces: Store) -> None
     assert row["spans"][0]["tags"] == {
         "a representation": "\"{'a': [1]}\"",
         "a list of names": "\"['a']\"",
-        "nothing": "null",
         "a quotation": '"\\"a\\" and b"',
         "a number": "5",
         "true": "true",
         "a list": '["é"]',
         "a text of a number": "0.5",
     }
+
+
+@pytest.mark.parametrize("answer", ["garbage", "nothing"])
+def test_traces_whose_answers_are_garbled_for_a_while_arrive(
+    traces: Store, server: str, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    tracking = TrackingResource(tracking_uri=server)
+    calls = Counter[tuple[str, ...]]()
+    send = RestStore.batch_get_traces
+
+    def garbled(self: RestStore, trace_ids: list[str], location: str | None = None) -> list[Trace]:
+        calls[(*trace_ids,)] += 1
+        if calls[(*trace_ids,)] % 4:
+            return json.loads("<html>502</html>" if answer == "garbage" else "[]")
+        return send(self, trace_ids, location)
+
+    monkeypatch.setattr(RestStore, "batch_get_traces", garbled)
+    monkeypatch.setattr(
+        mlflow_source, "_from_the_store", lambda client, key: next(iter(garbled(client.store, [key])), None)
+    )
+    source = MlflowSource(tracking, {traces.experiment_id: "made"})
+    assert all(isinstance(trace, Trace) for batch in source.read(HOUR) for trace in batch)
+    assert set(calls.values()) >= ({4} if answer == "garbage" else {1, 4})
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 20])

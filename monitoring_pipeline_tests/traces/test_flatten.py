@@ -367,3 +367,12 @@ def test_another_process_computes_the_same_digest() -> None:
     root = Path(__file__).parents[2]
     printed = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout
     assert printed.strip() == flat(made_trace())["content_digest"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("", '""'), (0, "0"), (False, "false"), ("plain", '"plain"'), ("[1]", "[1]")]
+)
+def test_attributes_become_json_texts_and_none_is_lost(value: Any, text: str) -> None:
+    row = flat(made_trace(spans=[span_json(1, attributes={"key": value})]))
+    assert row["spans"][0]["tags"] == {"key": text}
+    assert Trace.from_json(row["trace_json"]).data.spans[0].get_attribute("key") == json.loads(text)
