@@ -104,10 +104,10 @@ def _by_duckdb(sql: str, table: str, keys: int) -> Generator[None, None, Rows]:
     database = duckdb.connect()
     database.execute("SET timezone = 'UTC'")
     database.execute("SET VARIABLE files = $1", [f"{table}/date={START:%Y-%m-%d}/*.parquet"])
-    database.execute(sql).to_arrow_table()
+    database.sql(sql).to_arrow_table()
     database.execute("SET VARIABLE files = $1", [f"{table}/*/*.parquet"])
     yield
-    rows = database.execute(sql).to_arrow_table()
+    rows = database.sql(sql).to_arrow_table()
     yield
     return _rows(rows.to_pylist(), keys)
 

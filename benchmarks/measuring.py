@@ -146,7 +146,8 @@ def at_most(work: str, ours: Measured, limit: float, figure: Figure, rounds: int
 UNITS: dict[Figure, str] = {"wall_s": "s", "cpu_s": "CPU s", "peak_mb": "MB"}
 
 
-def _run(work: Generator[None, None, Any]) -> tuple[Measured, Any]:
+def run(work: Generator[None, None, Any]) -> tuple[Measured, Any]:
+    """The figures and the answer of the work, run in this process."""
     next(work)
     cpu_s, began = _cpu_s(), time.perf_counter()
     next(work)
@@ -173,4 +174,4 @@ def _peak_mb() -> float:
 def run_here(file: Path) -> None:
     """Run the work that `file` names, and replace the file by its figures and answer."""
     module, name, arguments = pickle.loads(file.read_bytes())
-    file.write_bytes(pickle.dumps(_run(getattr(importlib.import_module(module), name)(*arguments))))
+    file.write_bytes(pickle.dumps(run(getattr(importlib.import_module(module), name)(*arguments))))
