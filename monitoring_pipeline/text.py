@@ -1,10 +1,11 @@
-"""Text: parses JSON, escapes untrusted text for reports, and formats numbers."""
+"""Text: parses JSON, hides secrets, escapes untrusted text for reports, and formats numbers."""
 
 from __future__ import annotations
 
 import html
 import json
 import math
+import os
 import re
 from typing import Any
 
@@ -17,6 +18,8 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 _MARKDOWN = re.compile(r"([\\`*_\[\]()#!|~$])")
 # positions at which GitHub-flavoured Markdown would turn bare text into a link
 _AUTOLINK = re.compile(r"(?<=www)(?=\.)|(?<=:)(?=//)|(?<=@)", re.IGNORECASE)
+_SECRET = re.compile("key|token|secret|passw|credential", re.IGNORECASE)
+SHORTEST_SECRET = 8  # a shorter value may be part of any word
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
@@ -48,6 +51,14 @@ def json_or_text(text: str | None, allow_nan: bool = True) -> Any:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
+
+
+def without_secrets(text: str) -> str:
+    """`text` with `***` for the values of environment variables whose names say that they are secret."""
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST_SECRET and not value.isdigit() and _SECRET.search(name):
+            text = text.replace(value, "***")
+    return text
 
 
 def plain(text: str, limit: int = 300) -> str:

@@ -7,9 +7,11 @@ unless a `Meter` is active in the calling context.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from pyrate_limiter import Limiter, Rate, SQLiteBucket
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from monitoring_pipeline.compat.mlflow import JudgeRequests, replace_judge_requests
-from monitoring_pipeline.errors import one_line
+from monitoring_pipeline.errors import MonitoringError, one_line
 from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.settings import without_password
 
@@ -116,9 +118,21 @@ def meter_of(location: str, scorer: str, limits: Limits) -> Meter:
 
 
 def shared_file(location: str, scorer: str, purpose: str) -> Path:
-    """The file that the user's processes on this machine share for a scorer of the lake at `location`."""
+    """The file that the user's processes on this machine share for a scorer of the lake at `location`.
+
+    Raises:
+        MonitoringError: somebody else has made its folder, or a link in its place.
+    """
     folder = Path(tempfile.gettempdir()) / f"monitoring-pipeline-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    made = folder.lstat()
+    if not stat.S_ISDIR(made.st_mode) or made.st_uid != os.getuid():
+        raise MonitoringError(
+            f"{folder} is not a folder of this user; remove it, or set TMPDIR to a folder of your own"
+        )
+    if made.st_mode & 0o077:
+        folder.chmod(0o700)
     return folder / f"{hashlib.sha256(location.encode()).hexdigest()[:16]}-{scorer}-{purpose}"
 
 

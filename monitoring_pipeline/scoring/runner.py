@@ -21,6 +21,7 @@ from monitoring_pipeline.analysis.verdicts import as_score
 from monitoring_pipeline.scoring.builtins import applies
 from monitoring_pipeline.scoring.metering import Call, Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.text import without_secrets
 from monitoring_pipeline.traces.flatten import topmost
 
 MESSAGE_CHARACTERS = 2000
@@ -113,7 +114,7 @@ def assess(
     return {
         **row,
         "scorer_version": scorer.version,
-        "value": None if error else json.dumps(verdict.value),
+        "value": None if error else without_secrets(json.dumps(verdict.value)),
         "score": None if error else as_score(verdict.value),
         "rationale": _rationale(verdict, pending),
         "error_code": _text(error.error_code or SCORER_ERROR) if error else None,
@@ -251,5 +252,5 @@ def _rationale(verdict: Verdict, pending: PendingTrace) -> str | None:
 
 
 def _text(text: Any) -> str:
-    # Traces may contain lone surrogates, which a table cannot store.
-    return str(text).encode(errors="replace").decode()
+    # Traces may contain lone surrogates, which a table cannot store; a scorer may quote its own keys.
+    return without_secrets(str(text).encode(errors="replace").decode())

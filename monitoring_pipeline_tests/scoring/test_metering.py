@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.adapters import utils
 from mlflow.genai.scorers import Safety
 
+from monitoring_pipeline.errors import MonitoringError
 from monitoring_pipeline.scoring import metering
 from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.scoring.metering import Meter, RateLimit, meter_of
@@ -266,3 +267,22 @@ def test_the_last_request_shows_whether_the_model_was_reachable(model: ModelDoub
     assert row["error_code"] == "MODEL_UNAVAILABLE"
     assert (row["input_tokens"], row["output_tokens"]) == model.tokens != (0, 0)
     assert len(model.requests) == 1 + ATTEMPTS
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_shared_folder_that_somebody_else_made_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / f"monitoring-pipeline-{os.getuid()}"
+    (tmp_path / "theirs").mkdir()
+    folder.symlink_to(tmp_path / "theirs") if kind == "link" else folder.touch()
+    with pytest.raises(MonitoringError, match="monitoring-pipeline"):
+        metering.shared_file("lake", "scorer", "budget")
+
+
+def test_a_shared_folder_is_for_its_user_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"monitoring-pipeline-{os.getuid()}").mkdir(mode=0o777)
+    folder = metering.shared_file("lake", "scorer", "budget").parent
+    assert folder.stat().st_mode & 0o777 == 0o700

@@ -206,6 +206,25 @@ def test_a_long_message_is_cut(function: Callable[[], Any], pending: PendingTrac
     assert len(outcome(function, pending)["error_message"]) == MESSAGE_CHARACTERS
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        raising(ValueError("401 for sk-42-secret at https://api")),
+        returning(Feedback(value=True, rationale="called with sk-42-secret")),
+        returning("sk-42-secret"),
+        returning(Feedback(error=AssessmentError("REFUSED", "key sk-42-secret"))),
+    ],
+)
+def test_no_secret_of_the_environment_reaches_a_row(
+    function: Callable[[], Any], pending: PendingTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-42-secret")
+    monkeypatch.setenv("OTHER_TOKEN", "12345678")  # would also be part of numbers
+    row = outcome(function, pending)
+    assert "***" in str(row)
+    assert "sk-42-secret" not in str(row)
+
+
 @pytest.mark.parametrize("trace_json", [None, "", "{", "null", "[]", "{}", '{"info": {}, "data": {}}'])
 def test_a_malformed_trace_is_an_error(trace_json: Any, pending: PendingTrace) -> None:
     row = outcome(returning(True), dataclasses.replace(pending, traces=(trace_json,)))
