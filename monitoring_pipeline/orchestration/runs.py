@@ -97,9 +97,13 @@ def run_chain(
         result = execute(
             definitions, names, names.definition(MONITORING), selection, keys, instance, on_event, tags=work.tags
         )
-        failed_checks += [check for check in result.get_asset_check_evaluations() if not check.passed]
+        failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
+        failed_checks += failed
         if not result.success:
             return ChainResult(failures(result), failed_checks)
+        if any(check.severity == dg.AssetCheckSeverity.ERROR for check in failed):
+            # Otherwise the next command would find nothing to do, and report no failure.
+            instance.add_run_tags(result.run_id, dict.fromkeys(work.tags, "a check failed"))
     if not work.days:
         return ChainResult({}, failed_checks)
     keys = (f"{work.days[0]}", f"{work.days[-1]}")

@@ -20,7 +20,7 @@ from monitoring_pipeline.settings import DagsterSettings, LakeSettings, MlflowSe
 from monitoring_pipeline.tables import HOURLY_PERFORMANCE
 from monitoring_pipeline.windows import HOUR, Window
 from monitoring_pipeline_tests.conftest import MakeOnce
-from monitoring_pipeline_tests.made_project import LATENCY, QUALITY, fails_at_once
+from monitoring_pipeline_tests.made_project import LATENCY, QUALITY, fails_at_once, scorer
 from monitoring_pipeline_tests.sources.stores import START, Store, span_json
 
 WINDOW = Window(START, START + 3 * HOUR)  # the last hour has no traces
@@ -125,6 +125,12 @@ def test_hours_of_a_run_that_failed_are_left(place: Place, monkeypatch: pytest.M
         fails_at_once(broken, QUALITY.name)
         assert not place.run().succeeded
     assert place.left() == ([0], [DAY])
+
+
+def test_hours_of_a_run_whose_check_failed_are_left(place: Place) -> None:
+    always = place.having(scorers=[scorer("always", "monitoring_pipeline_tests.odd_scorers:broken")])
+    assert not always.run().succeeded
+    assert always.left() == ALL
 
 
 def test_hours_without_their_figures_are_left(place: Place) -> None:
