@@ -15,7 +15,16 @@ from monitoring_pipeline import __version__
 from monitoring_pipeline.cli import alerts, datasets, scorers
 from monitoring_pipeline.cli.assess import assess
 from monitoring_pipeline.cli.backfill import backfill
-from monitoring_pipeline.cli.common import Config, End, Start, check_scorer_names, settings_of, window_of
+from monitoring_pipeline.cli.common import (
+    Config,
+    End,
+    Start,
+    check_scorer_names,
+    printable,
+    settings_of,
+    shown,
+    window_of,
+)
 from monitoring_pipeline.cli.delete import delete
 from monitoring_pipeline.cli.report import report
 from monitoring_pipeline.cli.setup import setup
@@ -67,7 +76,7 @@ def main() -> None:
         app()
     except MonitoringError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {printable(line)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -106,18 +115,17 @@ def make_run(config: Config = None) -> None:
 def doctor(config: Config = None) -> None:
     """Check configuration, scorers, store, engine and lake, and print the findings."""
     from rich.console import Console
-    from rich.markup import escape
 
     console = Console()
     settings = settings_of(config)
     from monitoring_pipeline.cli.doctor import examine
     from monitoring_pipeline.settings import config_path
 
-    console.print(f"[green]ok[/]   configuration: {escape(str(config_path(config) or 'defaults'))}", soft_wrap=True)
+    console.print(f"[green]ok[/]   configuration: {shown(str(config_path(config) or 'defaults'))}", soft_wrap=True)
     healthy = True
     for finding in examine(settings):
         mark = "[green]ok[/]  " if finding.healthy else "[red]FAIL[/]"
-        console.print(f"{mark} {finding.subject}: {escape(finding.detail)}", soft_wrap=True)
+        console.print(f"{mark} {finding.subject}: {shown(finding.detail)}", soft_wrap=True)
         healthy = healthy and finding.healthy
     raise typer.Exit(0 if healthy else 1)
 

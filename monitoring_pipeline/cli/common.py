@@ -51,3 +51,15 @@ def check_scorer_names(settings: Settings, names: list[str] | None) -> None:
     for name in names or []:
         if name not in known:
             raise typer.BadParameter(f"--scorer {name}: no such scorer; configured are {', '.join(known)}")
+
+
+def printable(text: str) -> str:
+    """Return the text without characters that move a terminal's cursor, change its colours or the reading direction."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def shown(text: object) -> str:
+    """Return the `printable` text for rich, which takes no part of it for markup."""
+    from rich.markup import escape
+
+    return escape(printable(str(text)))

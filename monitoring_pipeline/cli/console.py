@@ -8,11 +8,11 @@ from pathlib import Path
 
 from dagster import AssetCheckSeverity
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from monitoring_pipeline.alerts.checking import Checked
+from monitoring_pipeline.cli.common import shown
 from monitoring_pipeline.cli.summary import Summary, summarize
 from monitoring_pipeline.datasets.files import MANIFEST
 from monitoring_pipeline.orchestration.runs import ChainResult, StepEvent
@@ -61,7 +61,7 @@ def show_progress(window: Window, steps: int) -> Iterator[Callable[[StepEvent], 
             elif event.kind == "failure":
                 progress.console.print(f"[red]  {event.step} failed[/]")
             elif event.kind == "progress":
-                progress.update(task, description=escape(f"{event.step}: {event.message}"))
+                progress.update(task, description=shown(f"{event.step}: {event.message}"))
             else:
                 progress.update(task, description=event.step)
 
@@ -77,12 +77,12 @@ def show_summary(settings: Settings, window: Window, result: ChainResult) -> Non
         _show_scorers(summary)
     else:
         store = without_password(settings.mlflow.tracking_uri)
-        console.print(f"No traces in this range at {escape(store)}: nothing to measure or score.", soft_wrap=True)
+        console.print(f"No traces in this range at {shown(store)}: nothing to measure or score.", soft_wrap=True)
     _show_failures(result.failed_steps)
     for check in result.failed_checks:
         reason = "; ".join(f"{name} {entry.value}" for name, entry in check.metadata.items())
         word = "[red]check failed[/]" if check.severity == AssetCheckSeverity.ERROR else "[yellow]warning[/]"
-        console.print(f"{word} {check.asset_key.to_user_string()} {check.check_name}: {escape(reason)}", soft_wrap=True)
+        console.print(f"{word} {check.asset_key.to_user_string()} {check.check_name}: {shown(reason)}", soft_wrap=True)
     _show_next_steps(settings, window)
 
 
@@ -134,7 +134,7 @@ def show_outcomes(traces: int, assessed: Assessed, short: Sequence[str]) -> None
     if assessed.run_id:
         console.print(f"MLflow run: {assessed.run_id}", soft_wrap=True)
     for line in short:
-        console.print(f"[red]too low[/] {escape(line)}", soft_wrap=True)
+        console.print(f"[red]too low[/] {shown(line)}", soft_wrap=True)
 
 
 def show_alerts(checked: Checked) -> None:
@@ -150,12 +150,12 @@ def show_alerts(checked: Checked) -> None:
             state = "[red]alert[/]"
         else:
             state = "[dim]unknown[/]" if evaluation.holds is None else "[green]ok[/]"
-        table.add_row(evaluation.rule.name, escape(evaluation.scope), state, escape(evaluation.detail))
+        table.add_row(evaluation.rule.name, shown(evaluation.scope), state, shown(evaluation.detail))
     console.print(table)
     figures = checked.figures
     console.print(f"{figures['messages_sent']:,} messages sent, {figures['messages_pending']:,} pending")
     for notifier, reason in checked.delivered.failures.items():
-        console.print(f"[yellow]warning[/] notifier {notifier}: {escape(reason)}", soft_wrap=True)
+        console.print(f"[yellow]warning[/] notifier {notifier}: {shown(reason)}", soft_wrap=True)
 
 
 def show_datasets(datasets: Sequence[DatasetSettings]) -> None:
@@ -169,7 +169,7 @@ def show_datasets(datasets: Sequence[DatasetSettings]) -> None:
         built = sum(1 for _ in folder.glob(f"*/{MANIFEST}"))
         chosen_by = entry.scorer or entry.tag or entry.filter or ""
         mlflow_name = (entry.mlflow_name or entry.name) if entry.mlflow else ""
-        table.add_row(entry.name, entry.kind, escape(chosen_by), escape(mlflow_name), f"{built:,}", escape(str(folder)))
+        table.add_row(entry.name, entry.kind, shown(chosen_by), shown(mlflow_name), f"{built:,}", shown(str(folder)))
     console.print(table)
 
 
@@ -193,7 +193,7 @@ def show_upkeep(done: Upkept) -> None:
         table.add_row(name, *(f"{count:,}" for count in counts))
     console.print(table)
     if done.put_off:
-        console.print(f"[yellow]nothing removed[/]: {escape(done.put_off)}", soft_wrap=True)
+        console.print(f"[yellow]nothing removed[/]: {shown(done.put_off)}", soft_wrap=True)
 
 
 def _table(name: str, *figures: str, title: str | None = None) -> Table:
@@ -229,7 +229,7 @@ def _show_scorers(summary: Summary) -> None:
 
 def _show_failures(failed: Mapping[str, str]) -> None:
     for step, reason in failed.items():
-        console.print(f"[red]failed[/] {step}: {escape(reason)}", soft_wrap=True)
+        console.print(f"[red]failed[/] {step}: {shown(reason)}", soft_wrap=True)
 
 
 def _show_next_steps(settings: Settings, window: Window) -> None:

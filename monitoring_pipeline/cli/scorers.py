@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from monitoring_pipeline.cli.common import Config, settings_of
+from monitoring_pipeline.cli.common import Config, settings_of, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,7 +143,7 @@ def _change(name: str, config: Path | None, action: Callable[[ScorerHandle], Sco
     line = f"{name}: {before.state} -> {after.state}" if after.state != before.state else f"{name}: {after.state}"
     if after.state is not lifecycle.ScorerState.UNREGISTERED:
         line += f", rate {after.sample_rate:.4g}, filter {after.filter or 'none'}"
-    _console().print(_plain(line), soft_wrap=True)
+    _console().print(shown(line), soft_wrap=True)
 
 
 def _known(look_up: Callable[[], T]) -> T:
@@ -157,16 +157,18 @@ def _known(look_up: Callable[[], T]) -> T:
 
 def _print_planned(console: Console, change: PlannedChange) -> None:
     sign, color = {"create": ("+", "green"), "change": ("~", "yellow"), "delete": ("-", "red")}[change.action]
-    console.print(f"[{color}]{sign} {_plain(change.handle.name)}[/]", soft_wrap=True)
+    console.print(f"[{color}]{sign} {shown(change.handle.name)}[/]", soft_wrap=True)
     for field, (old, new) in change.fields.items():
-        shown = f"{old or 'none'} -> {new or 'none'}" if change.action == "change" else str(new if old is None else old)
-        console.print(f"    {field}: {_plain(shown)}", soft_wrap=True)
+        values = (
+            f"{old or 'none'} -> {new or 'none'}" if change.action == "change" else str(new if old is None else old)
+        )
+        console.print(f"    {field}: {shown(values)}", soft_wrap=True)
 
 
 def _print_note(console: Console, handle: ScorerHandle) -> None:
     if handle.note:
         note = f"note: {handle.name} runs here, but is not in MLflow's own registry: {handle.note}"
-        console.print(_plain(note), soft_wrap=True)
+        console.print(shown(note), soft_wrap=True)
 
 
 def _code(handle: ScorerHandle) -> str:
@@ -187,15 +189,8 @@ def _print_table(headings: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None
 
     table = Table(*headings)
     for row in rows:
-        table.add_row(*("" if value is None else _plain(str(value)) for value in row))
+        table.add_row(*("" if value is None else shown(value) for value in row))
     _console().print(table)
-
-
-def _plain(text: str) -> str:
-    """`text` without markup for rich and without control characters for the terminal."""
-    from rich.markup import escape
-
-    return escape("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
 
 
 def _console() -> Console:

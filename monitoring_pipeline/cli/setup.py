@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitoring_pipeline.cli.common import Config, settings_of
+from monitoring_pipeline.cli.common import Config, settings_of, shown
 from monitoring_pipeline.lifecycle.setup import set_up
 
 
@@ -13,8 +13,7 @@ def setup(config: Config = None) -> None:
     """
     settings = settings_of(config)
     from rich.console import Console
-    from rich.markup import escape
 
     console = Console(highlight=False)
     for line in set_up(settings):
-        console.print(f"[green]ok[/]   {escape(line)}", soft_wrap=True)
+        console.print(f"[green]ok[/]   {shown(line)}", soft_wrap=True)

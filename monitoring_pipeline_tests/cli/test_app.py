@@ -173,7 +173,7 @@ def test_a_scorer_that_always_raises_fails_the_run_but_no_other_asset(
 ) -> None:
     (shell.folder / "broken.py").write_text(
         "from mlflow.genai.scorers import scorer\n\n"
-        "@scorer\ndef broken(outputs):\n    raise ValueError('no such luck')\n"
+        "@scorer\ndef broken(outputs):\n    raise ValueError('no such luck \\x1b[2J [red]')\n"
     )
     shell.configure(
         f'[mlflow]\ntracking_uri = "{recorded_store}"\n'
@@ -184,7 +184,8 @@ def test_a_scorer_that_always_raises_fails_the_run_but_no_other_asset(
     done = shell.call("run", *RANGE)
     del sys.modules["broken"]
     assert done.code == 1
-    assert "no such luck" in done.out
+    assert "no such luck \N{REPLACEMENT CHARACTER}[2J [red]" in done.out
+    assert "\x1b" not in done.out + done.err
     rows = shell.lake(spark).read(ASSESSMENTS).toPandas()
     traces = shell.lake(spark).read(AGENT_TRACES).count()
     assert (rows[rows["scorer"] == "broken"]["error_code"] == "SCORER_ERROR").sum() == traces
