@@ -5,10 +5,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from monitoring_pipeline.errors import LakeError, MonitoringError
+from monitoring_pipeline.errors import LakeError, MonitoringError, TrackingError
 from monitoring_pipeline.settings import Settings, without_password
+from monitoring_pipeline.windows import to_milliseconds
+
+if TYPE_CHECKING:
+    from monitoring_pipeline.resources.tracking import TrackingResource
+
+DAY = timedelta(days=1)  # clocks differ, and a day is longer than they do
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,29 @@ def _store(settings: Settings) -> str:
         check_server(tracking)
     with impatience():
         names = tracking.experiment_names()
-    return f"{without_password(settings.mlflow.tracking_uri)}: experiments {', '.join(sorted(names.values()))}"
+        left_out = _left_out(tracking, [*names], settings) if names and settings.archive.location is None else ""
+    store = without_password(settings.mlflow.tracking_uri)
+    return f"{store}: experiments {', '.join(sorted(names.values()))}{left_out}"
+
+
+def _left_out(tracking: TrackingResource, experiment_ids: list[str], settings: Settings) -> str:
+    """What is said of traces that no hour of the archive holds; empty if there are none."""
+    from monitoring_pipeline.resources.tracking import errors_of
+
+    start = settings.archive.start
+    outside = {
+        f"timestamp_ms < {to_milliseconds(start)}": f"before {start:%Y-%m-%d %H:%M} ([archive] start)",
+        f"timestamp_ms >= {to_milliseconds(datetime.now(UTC) + DAY)}": "in the future",
+    }
+    said = ""
+    for condition, where in outside.items():
+        try:
+            with errors_of(tracking.tracking_uri):
+                found = tracking.client.store.search_traces(experiment_ids, condition, max_results=1)[0]
+        except TrackingError as error:  # such as a server that cannot send one of these traces: no reason not to run
+            return f"{said}; cannot look for traces dated {where}: {error}"
+        said += f"; traces dated {where} are not archived" if found else ""
+    return said
 
 
 def _engine(settings: Settings) -> str:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, TABLES
 from monitoring_pipeline_tests.cli.calling import Called, calling, run_command
 from monitoring_pipeline_tests.forks import Fork
+from monitoring_pipeline_tests.sources.stores import Store
 
 COMMAND = str(Path(sys.executable).parent / "monitoring-pipeline")
 RANGE = ("--from", "2026-01-01T00:00Z", "--to", "2026-01-01T03:00Z")
@@ -201,6 +203,17 @@ def test_doctor_prints_passed_and_failed_checks(airline: Shell) -> None:
     assert ill.code == 1
     assert "FAIL" in ill.out
     assert "http://127.0.0.1:9" in ill.out
+
+
+def test_doctor_names_traces_that_no_hour_of_the_archive_holds(shell: Shell) -> None:
+    store = Store.create(shell.folder)
+    shell.configure(f'[mlflow]\ntracking_uri = "{store.uri}"\nexperiments = ["made"]\n')
+    assert "not archived" not in shell.call("doctor").out
+    store.log(1, started=datetime(1970, 1, 2, tzinfo=UTC))
+    store.log(2, started=datetime(2200, 1, 1, tzinfo=UTC))
+    out = shell.call("doctor").out
+    assert "traces dated before 2026-01-01 00:00 ([archive] start) are not archived" in out
+    assert "traces dated in the future are not archived" in out
 
 
 def test_demo_refuses_a_configured_store(airline: Shell) -> None:
