@@ -25,6 +25,8 @@ from monitoring_pipeline.text import without_secrets
 from monitoring_pipeline.traces.flatten import topmost
 
 MESSAGE_CHARACTERS = 2000
+# Of a rationale, which is cut, and of a value's JSON, which is refused: so that results fit into memory and tables.
+LONGEST_RESULT = 50_000
 SCORER_ERROR = "SCORER_ERROR"
 INVALID_VALUE = "INVALID_VALUE"
 MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
@@ -205,10 +207,12 @@ def _checked(scorer: ConfiguredScorer, item: Any) -> Verdict | None:
     if isinstance(value, float) and not math.isfinite(value):
         raise _RefusedError(f"the scorer returned {value}; a value must be finite")
     try:
-        json.dumps(value, allow_nan=False)
+        size = len(json.dumps(value, allow_nan=False))
         as_score(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _RefusedError(f"the scorer's value cannot be stored: {error}") from error
+    if size > LONGEST_RESULT:
+        raise _RefusedError(f"the scorer's value has {size:,} characters; at most {LONGEST_RESULT:,} are stored")
     return Verdict(value, feedback.rationale, source_type=source_type)
 
 
@@ -247,8 +251,17 @@ def _sum(one: Any, other: Any) -> Any:
 def _rationale(verdict: Verdict, pending: PendingTrace) -> str | None:
     """The scorer's rationale, after a note if the trace had not ended."""
     if not pending.unfinished:
-        return None if verdict.rationale is None else _text(verdict.rationale)
-    return _text(f"{UNFINISHED_NOTE} {verdict.rationale or ''}").strip()
+        return None if verdict.rationale is None else _cut(verdict.rationale)
+    return _cut(f"{UNFINISHED_NOTE} {verdict.rationale or ''}").strip()
+
+
+def _cut(rationale: Any) -> str:
+    """The rationale, at most `LONGEST_RESULT` characters and a note of the cut."""
+    whole = str(rationale)
+    text = _text(whole[: 2 * LONGEST_RESULT])  # a secret is found whole, also across the place of the cut
+    if len(whole) <= LONGEST_RESULT:
+        return text
+    return f"{text[:LONGEST_RESULT]}… (cut: {len(whole):,} characters)"
 
 
 def _text(text: Any) -> str:

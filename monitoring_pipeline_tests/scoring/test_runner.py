@@ -24,7 +24,7 @@ from monitoring_pipeline.resources.rows import conform
 from monitoring_pipeline.scoring.limits import Limits
 from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.runner import MESSAGE_CHARACTERS, PendingTrace, assess, assessment_id
+from monitoring_pipeline.scoring.runner import LONGEST_RESULT, MESSAGE_CHARACTERS, PendingTrace, assess, assessment_id
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE
 from monitoring_pipeline_tests.scoring.made import made_trace
 
@@ -261,6 +261,21 @@ def test_the_row_records_the_source(source: Any, source_type: str, pending: Pend
 )
 def test_the_rationale_is_stored(rationale: Any, kept: str | None, pending: PendingTrace) -> None:
     assert outcome(returning(Feedback(value=1, rationale=rationale)), pending)["rationale"] == kept
+
+
+def test_a_long_rationale_is_cut_and_says_so(pending: PendingTrace) -> None:
+    rationale = outcome(returning(Feedback(value=True, rationale="ab" * 5_000_000)), pending)["rationale"]
+    assert len(rationale) < LONGEST_RESULT + 50
+    assert rationale.endswith("ab… (cut: 10,000,000 characters)")
+    whole = "x" * LONGEST_RESULT
+    assert outcome(returning(Feedback(value=True, rationale=whole)), pending)["rationale"] == whole
+
+
+@pytest.mark.parametrize("value", ["x" * 60_000, {"texts": ["x" * 1000] * 60}])
+def test_a_value_that_is_too_long_is_an_error(value: Any, pending: PendingTrace) -> None:
+    row = outcome(returning(Feedback(value=value)), pending)
+    assert (row["error_code"], row["value"]) == ("INVALID_VALUE", None)
+    assert "at most 50,000 are stored" in row["error_message"]
 
 
 def test_the_row_names_its_trace_and_scorer(pending: PendingTrace) -> None:
