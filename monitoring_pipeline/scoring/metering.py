@@ -14,13 +14,14 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from mlflow.genai.judges.adapters.gateway_adapter import GatewayAdapter
@@ -41,6 +42,7 @@ LONGEST_WAIT_SECONDS = 60
 BACKOFF = wait_random_exponential(multiplier=1, max=30)
 WORTH_REPEATING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 MESSAGE_CHARACTERS = 500
+T = TypeVar("T")
 SENT_OTHERWISE = {"endpoints", "typesafe"}
 
 
@@ -91,13 +93,13 @@ class Meter:
         call.requests += 1
         call.answered = False
         try:
-            response = requests.post(
-                endpoint,
-                headers={"Content-Type": "application/json", **headers},
-                json=payload,
-                timeout=self.limits.timeout_seconds,
+            response = _within(
+                self.limits.timeout_seconds,
+                lambda timeout: requests.post(
+                    endpoint, headers={"Content-Type": "application/json", **headers}, json=payload, timeout=timeout
+                ),
             )
-        except requests.Timeout as error:
+        except (requests.Timeout, TimeoutError) as error:
             raise _Unanswered(504, f"no answer within {self.limits.timeout_seconds:g} seconds") from error
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             raise _Unanswered(503, f"no connection: {_safe(str(error), headers)}") from None
@@ -108,6 +110,26 @@ class Meter:
             raise _Unanswered(response.status_code, message, _retry_after_seconds(response))
         call.answered = True
         return response.json()
+
+
+def _within(seconds: float, call: Callable[[float], T]) -> T:
+    """The result of `call`, which gets the time limit; a model that sends its answer too slowly does not extend it.
+
+    requests limits only the time between two pieces of an answer.
+
+    Raises:
+        TimeoutError: there is no result within the time; the thread ends when the server does.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call(seconds))
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="judge-request", daemon=True).start()
+    return result.result(seconds)
 
 
 def meter_of(location: str, scorer: str, limits: Limits) -> Meter:

@@ -23,7 +23,7 @@ from monitoring_pipeline.scoring import metering
 
 KEY = "sk-test-0123456789abcdef"
 # A fate may also be any other status, such as "401".
-OK, BUSY, BROKEN, STALLS, TORN, CUT = "ok", "429", "500", "stalls", "torn", "cut"
+OK, BUSY, BROKEN, STALLS, DRIPS, TORN, CUT = "ok", "429", "500", "stalls", "drips", "torn", "cut"
 GARBLED, MAYBE, PLAIN, NO_RESULT, NOTHING, NO_CHOICE = "garbled", "maybe", "plain", "no result", "nothing", "no choice"
 CONTENTS: dict[str, str | None] = {
     GARBLED: '{"result": "yes", "rati',
@@ -111,6 +111,8 @@ class ModelDouble:
                     case "stalls":
                         time.sleep(double.stall_seconds)
                         self.close_connection = True
+                    case "drips":
+                        self._drip()
                     case "cut":
                         self._reply(200, b'{"id": "x", "choi')
                     case "torn":
@@ -127,6 +129,19 @@ class ModelDouble:
                         if fate == NO_CHOICE:
                             completion["choices"] = []
                         self._reply(200, json.dumps(completion).encode())
+
+            def _drip(self) -> None:
+                """Answer so slowly that no single piece is late."""
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                ends = time.monotonic() + double.stall_seconds
+                with suppress(OSError):  # the client has given up
+                    while time.monotonic() < ends:
+                        self.wfile.write(b" ")
+                        self.wfile.flush()
+                        time.sleep(0.02)
+                self.close_connection = True
 
             def _refuse(self, status: int) -> None:
                 error = {"message": f"refused, you came with {self.headers}"}

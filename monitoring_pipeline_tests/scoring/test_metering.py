@@ -29,6 +29,7 @@ from monitoring_pipeline_tests.scoring.model_double import (
     BROKEN,
     BUSY,
     CUT,
+    DRIPS,
     GARBLED,
     KEY,
     MAYBE,
@@ -87,14 +88,15 @@ def gaps(model: ModelDouble) -> list[float]:
     return [later - earlier for earlier, later in pairwise(times)]
 
 
-@pytest.mark.parametrize("fate", [BUSY, BROKEN, "408", "502", "503", "504", "529", STALLS, TORN])
+@pytest.mark.parametrize("fate", [BUSY, BROKEN, "408", "502", "503", "504", "529", STALLS, DRIPS, TORN])
 def test_a_temporary_failure_is_retried_up_to_the_limit(fate: str, model: ModelDouble) -> None:
     fated(model, fate)
     row = judged()
     assert len(model.requests) == ATTEMPTS
     assert (row["error_code"], row["value"], row["score"]) == ("MODEL_UNAVAILABLE", None, None)
     assert (row["input_tokens"], row["output_tokens"], row["cost_usd"]) == (0, 0, 0.0)
-    named = {STALLS: "no answer within 0.6 seconds", TORN: "no connection: "}
+    late = "no answer within 0.6 seconds"
+    named = {STALLS: late, DRIPS: late, TORN: "no connection: "}
     assert named.get(fate, f"status {fate}: refused") in row["error_message"]
 
 
