@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, time
 from typing import Any
 
@@ -18,7 +18,7 @@ from monitoring_pipeline.scoring.metering import shared_file
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, instructions
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE, SUPERSEDED_ASSESSMENTS, Table
-from monitoring_pipeline.windows import floor_hour
+from monitoring_pipeline.windows import Window, floor_hour
 
 # Generous upper bounds for the text that MLflow adds to a trace in a judge's prompt, and for the judge's answer.
 INSTRUCTION_TOKENS = 4000
@@ -43,12 +43,17 @@ def ceiling(scorer: ConfiguredScorer, prompt_bytes: int, calls: int = 1) -> Spen
 
 
 @contextmanager
-def spending_alone(lake: LakeResource, scorer: ConfiguredScorer) -> Iterator[None]:
-    """Let only one process per machine spend a scorer's budget at a time; the others wait here."""
-    if scorer.budget == Budget():
-        yield
-        return
-    with FileLock(shared_file(lake.location, scorer.name, "budget")):
+def spending_alone(lake: LakeResource, scorer: ConfiguredScorer, window: Window) -> Iterator[None]:
+    """Let only one process per machine spend a scorer's budget at a time; the others wait here.
+
+    Without a budget, only one calls a scorer's model for traces of the same day, so that no trace is judged twice.
+    """
+    names = [f"{day}" for day in window.days()] if scorer.model else []
+    if scorer.budget != Budget():
+        names = ["budget"]
+    with ExitStack() as held:
+        for name in names:  # in order, so that no two processes wait for each other
+            held.enter_context(FileLock(shared_file(lake.location, scorer.name, name)))
         yield
 
 

@@ -77,7 +77,7 @@ def score_window(
         counts.elsewhere.update(row["trace_hour"] for row, _ in results if row["trace_hour"] not in window)
         on_progress(counts)
 
-    with spending_alone(lake, scorer):
+    with spending_alone(lake, scorer, window):
         purse = Purse(lake, scorer)
         meter = meter_of(lake.location, scorer.name, scorer.limits)
         if in_engine:  # the whole window at once; the workers process its parts in parallel

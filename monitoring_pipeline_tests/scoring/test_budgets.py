@@ -6,6 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -313,3 +314,11 @@ def test_a_judge_with_longer_answers_has_a_higher_ceiling() -> None:
     parameters = {"instructions": "Is {{ outputs }} polite?", "inference_params": {"max_completion_tokens": 5000}}
     assert ceiling(load("make_judge", params=parameters), 0, 2).output_tokens == 10_000
     assert ceiling(load("make_judge"), 0, 2).output_tokens == 2 * budgets.ANSWER_TOKENS
+
+
+def test_two_runs_at_once_without_a_budget_judge_each_trace_once(lake: LakeResource, model: ModelDouble) -> None:
+    archive_made(lake, count=20)
+    with ThreadPoolExecutor(2) as runs:
+        counts = list(runs.map(lambda run: score_window(lake, safe(), WINDOW, run), ["one", "two"]))
+    assert len(model.requests) == 20
+    assert sorted(count.scored for count in counts) == [0, 20]
