@@ -189,7 +189,8 @@ def _print_table(headings: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None
 
     table = Table(*headings)
     for row in rows:
-        table.add_row(*("" if value is None else shown(value) for value in row))
+        cells = ("" if value is None else shown(value) for value in row)
+        table.add_row(*(cell.replace("\n", "\N{REPLACEMENT CHARACTER}") for cell in cells))
     _console().print(table)
 
 
