@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import math
@@ -55,10 +56,16 @@ def _refuse(constant: str) -> Any:
 
 def without_secrets(text: str) -> str:
     """`text` with `***` for the values of environment variables whose names say that they are secret."""
-    for name, value in os.environ.items():
-        if len(value) >= SHORTEST_SECRET and not value.isdigit() and _SECRET.search(name):
-            text = text.replace(value, "***")
+    for secret in secrets():
+        text = text.replace(secret, "***")
     return text
+
+
+@functools.cache
+def secrets() -> tuple[str, ...]:
+    """The values that `without_secrets` hides: those of the environment when they were first needed."""
+    of_secrets = (value for name, value in os.environ.items() if _SECRET.search(name))
+    return tuple(value for value in of_secrets if len(value) >= SHORTEST_SECRET and not value.isdigit())
 
 
 def plain(text: str, limit: int = 300) -> str:

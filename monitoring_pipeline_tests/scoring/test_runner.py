@@ -26,6 +26,7 @@ from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import LONGEST_RESULT, MESSAGE_CHARACTERS, PendingTrace, assess, assessment_id
 from monitoring_pipeline.tables import ASSESSMENTS, NOT_APPLICABLE
+from monitoring_pipeline.text import secrets
 from monitoring_pipeline_tests.scoring.made import made_trace
 
 HOUR = datetime(2026, 1, 1, tzinfo=UTC)
@@ -220,7 +221,9 @@ def test_no_secret_of_the_environment_reaches_a_row(
 ) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "sk-42-secret")
     monkeypatch.setenv("OTHER_TOKEN", "12345678")  # would also be part of numbers
+    secrets.cache_clear()
     row = outcome(function, pending)
+    secrets.cache_clear()
     assert "***" in str(row)
     assert "sk-42-secret" not in str(row)
 
