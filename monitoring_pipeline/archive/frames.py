@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from monitoring_pipeline.archive.merging import ArchiveCounts, WindowMerge, redactions
 from monitoring_pipeline.archive.moving import PLACE, places_of
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.resources.tombstones import trace_digest
+from monitoring_pipeline.resources.tombstones import without_deleted
 from monitoring_pipeline.sources.base import Batch, TraceFrames
 from monitoring_pipeline.sources.tables import ARCHIVED, FLATTENED, WORKER_ROWS
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
@@ -55,10 +55,8 @@ def _merge_here(merge: WindowMerge, part: Window, frame: DataFrame) -> None:
     """Merge the rows of one part of the window in this process's memory."""
     rows = frame.toArrow()
     read = rows.num_rows
-    if merge.deleted:
-        is_kept = [trace_digest(trace_id) not in merge.deleted for trace_id in rows["trace_id"].to_pylist()]
-        rows = rows.filter(pa.array(is_kept, pa.bool_()))
-        merge.counts.deleted += read - rows.num_rows
+    rows = without_deleted(rows, merge.deleted)
+    merge.counts.deleted += read - rows.num_rows
     failed = pc.is_valid(rows["reason"])
     readable = rows.filter(pc.invert(failed)).select(ARCHIVED.names)
     merge.counts.redactions += redactions(readable)
@@ -68,11 +66,8 @@ def _merge_here(merge: WindowMerge, part: Window, frame: DataFrame) -> None:
 
 def _merge_in_engine(merge: WindowMerge, part: Window, frame: DataFrame) -> None:
     """Merge the rows of one part of the window without leaving the engine."""
-    from pyspark.sql import functions as F
-
     with _computed_once(frame):
-        is_kept = ~F.sha2("trace_id", 256).isin(*merge.deleted) if merge.deleted else F.lit(True)
-        read, kept = frame.count(), frame.where(is_kept)
+        read, kept = frame.count(), without_deleted(frame, merge.deleted)
         readable, failed = kept.where(kept["reason"].isNull()), kept.where(kept["reason"].isNotNull())
         merge.counts.deleted += read - kept.count() if merge.deleted else 0
         redacted = readable.where("redactions IS NOT NULL")

@@ -19,10 +19,10 @@ from monitoring_pipeline.resources.catalog_tables import CatalogTables
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.rows import hours_of
 from monitoring_pipeline.resources.spark import SparkResource
-from monitoring_pipeline.resources.tombstones import deleted_digests, reopened, trace_digest, without_deleted
+from monitoring_pipeline.resources.tombstones import around, complete, deleted_digests, trace_digest, without_deleted
 from monitoring_pipeline.settings import in_catalog
 from monitoring_pipeline.settings.upkeep import oldest_kept
-from monitoring_pipeline.tables import DELETED_TRACES, Table
+from monitoring_pipeline.tables import Table
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -154,5 +154,5 @@ class LakeResource(dg.ConfigurableResource):
         if since:
             ids = self.read_columns(table, window, "trace_id")["trace_id"].to_pylist()
             self.remove(table, window, "trace_id", {trace_id for trace_id in ids if trace_digest(trace_id) in since})
-            self.upsert(DELETED_TRACES, reopened(self, window, since))
+            complete(self, around(window), since, None)
         return written

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import pyarrow as pa
 
+from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.tables import DELETED_TRACES
 from monitoring_pipeline.windows import Window
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from monitoring_pipeline.resources.lake import LakeResource
 
+Rows = TypeVar("Rows", "DataFrame", "pa.Table")
 # A trace may have been deleted from a later hour than its current one: MLflow only lowers a trace's start.
 MOVED_AT_MOST = timedelta(days=1)
 
@@ -28,11 +30,11 @@ def trace_digest(trace_id: str) -> str:
 
 def deleted_digests(lake: LakeResource, window: Window) -> frozenset[str]:
     """Return the digests of the deleted traces that may start in `window`."""
-    rows = lake.read_columns(DELETED_TRACES, _around(window), "trace_digest")
+    rows = lake.read_columns(DELETED_TRACES, around(window), "trace_digest")
     return frozenset(rows["trace_digest"].to_pylist())
 
 
-def without_deleted(rows: DataFrame | pa.Table, digests: Collection[str]) -> DataFrame | pa.Table:
+def without_deleted(rows: Rows, digests: Collection[str]) -> Rows:
     """Return the rows without those of traces whose digest is in `digests`."""
     if not digests:
         return rows
@@ -43,16 +45,16 @@ def without_deleted(rows: DataFrame | pa.Table, digests: Collection[str]) -> Dat
     from pyspark.sql import functions as F
 
     is_deleted = F.sha2("trace_id", 256).isin(*digests)
-    return rows.where(~is_deleted)
+    return cast("Rows", rows.where(~is_deleted))
 
 
-def reopened(lake: LakeResource, window: Window, digests: Collection[str]) -> pa.Table:
-    """Return the rows of `deleted_traces` with these digests as rows of requests that are not complete."""
-    names = [name for name in DELETED_TRACES.schema.names if name != "date"]
-    rows = lake.read_columns(DELETED_TRACES, _around(window), *names).to_pylist()
-    open_again = [{**row, "completed_at": None} for row in rows if row["trace_digest"] in digests]
-    return pa.Table.from_pylist(open_again, schema=pa.schema([DELETED_TRACES.schema.field(name) for name in names]))
+def complete(lake: LakeResource, window: Window, digests: Collection[str], completed_at: datetime | None) -> None:
+    """Mark the requests of `window` with these digests as complete; with None, as not complete."""
+    rows = lake.read_columns(DELETED_TRACES, window, *DELETED_TRACES.columns.names).to_pylist()
+    marked = [{**row, "completed_at": completed_at} for row in rows if row["trace_digest"] in digests]
+    lake.upsert(DELETED_TRACES, from_dicts(DELETED_TRACES, marked))
 
 
-def _around(window: Window) -> Window:
+def around(window: Window) -> Window:
+    """Return the window of the requests for traces that may start in `window`."""
     return Window(window.start, window.end + MOVED_AT_MOST)

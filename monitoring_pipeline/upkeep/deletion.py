@@ -21,7 +21,7 @@ from monitoring_pipeline.errors import LakeError, MonitoringError
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
-from monitoring_pipeline.resources.tombstones import trace_digest
+from monitoring_pipeline.resources.tombstones import complete, trace_digest
 from monitoring_pipeline.scoring.sessions import SPAN
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
@@ -243,6 +243,4 @@ def _check_gone(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> N
 def _complete(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:
     now = datetime.now(UTC)
     for hour, digests in wanted.items():
-        rows = lake.read_columns(DELETED_TRACES, hour_window(hour), *DELETED_TRACES.columns.names).to_pylist()
-        done = [{**row, "completed_at": now} for row in rows if row["trace_digest"] in digests]
-        lake.upsert(DELETED_TRACES, from_dicts(DELETED_TRACES, done))
+        complete(lake, hour_window(hour), digests, now)
