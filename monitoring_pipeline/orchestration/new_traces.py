@@ -143,30 +143,30 @@ def look(
     if end <= start:
         return found
 
-    def compare(part: Window) -> dict[datetime, HourCounts]:
-        account = accounted(lake, part)
-        with open_source(source, tracking, lake.spark) as traces:
-            due = due_hours(traces.counts(part), account, now)
-        found.due.update(due)
-        found.account.update(account)
-        return due
-
     look_back = Window(max(start, end - settings.look_back_hours * HOUR), end)
-    for part in reversed([*look_back.by_day()]):
-        if time.monotonic() > deadline:
-            found.is_complete = False
-            return found
-        compare(part)
-    older = (
-        {part.start.date(): part for part in Window(start, look_back.start).by_day()} if start < look_back.start else {}
-    )
-    sweep_end = min(deadline, time.monotonic() + SWEEP_SECONDS)
-    for _ in older:
-        day, following = swept_day(found.cursor, [*older])
-        differs = compare(older[day])
-        found.cursor = following.isoformat()
-        if differs or time.monotonic() >= sweep_end:
-            break
+    days = [*Window(start, look_back.start).by_day()] if start < look_back.start else []
+    older = {part.start.date(): part for part in days}
+    with open_source(source, tracking, lake.spark) as traces:
+
+        def compare(part: Window) -> dict[datetime, HourCounts]:
+            account = accounted(lake, part)
+            due = due_hours(traces.counts(part), account, now)
+            found.due.update(due)
+            found.account.update(account)
+            return due
+
+        for part in reversed([*look_back.by_day()]):
+            if time.monotonic() > deadline:
+                found.is_complete = False
+                return found
+            compare(part)
+        sweep_end = min(deadline, time.monotonic() + SWEEP_SECONDS)
+        for _ in older:
+            day, following = swept_day(found.cursor, [*older])
+            differs = compare(older[day])
+            found.cursor = following.isoformat()
+            if differs or time.monotonic() >= sweep_end:
+                break
     return found
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from monitoring_pipeline.resources.spark import SparkResource
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.settings import ArchiveSettings
-from monitoring_pipeline.sources.base import Batch, HourCounts, Source, TraceFrames
+from monitoring_pipeline.sources.base import Batch, HourCounts, Source
 from monitoring_pipeline.windows import Window
 
 READABLE = ("sqlite", "postgresql")  # databases that `mlflow-sql` reads
@@ -25,7 +25,7 @@ class ReadDirectly:
     """
 
     counted: Source
-    stored: Source
+    address: str
 
     @property
     def experiment_names(self) -> dict[str, str]:
@@ -36,9 +36,13 @@ class ReadDirectly:
         """As `Source.counts`."""
         return self.counted.counts(window)
 
-    def read(self, window: Window) -> Iterator[Batch] | TraceFrames:
+    def read(self, window: Window) -> Iterator[Batch]:
         """As `Source.read`."""
-        return self.stored.read(window)
+        from monitoring_pipeline.sources.mlflow_database import opened
+        from monitoring_pipeline.sources.mlflow_sql import MlflowSqlSource
+
+        with opened(self.address) as database:
+            yield from MlflowSqlSource(database, self.experiment_names, self.address).read(window)
 
     def moved(self, hours: Mapping[str, datetime]) -> Iterator[Batch]:
         """As `Source.moved`."""
@@ -58,14 +62,8 @@ def open_source(settings: ArchiveSettings, tracking: TrackingResource, spark: Sp
             from monitoring_pipeline.sources.mlflow import MlflowSource
 
             source = MlflowSource(tracking, tracking.experiment_names())
-            if not tracking.tracking_uri.startswith(READABLE):
-                yield source
-                return
-            from monitoring_pipeline.sources.mlflow_database import opened
-            from monitoring_pipeline.sources.mlflow_sql import MlflowSqlSource
-
-            with opened(tracking.tracking_uri) as database:
-                yield ReadDirectly(source, MlflowSqlSource(database, source.experiment_names, tracking.tracking_uri))
+            is_readable = tracking.tracking_uri.startswith(READABLE)
+            yield ReadDirectly(source, tracking.tracking_uri) if is_readable else source
         case "mlflow-sql":
             from monitoring_pipeline.sources.mlflow_database import experiment_names, opened
             from monitoring_pipeline.sources.mlflow_sql import MlflowSqlSource
