@@ -123,7 +123,7 @@ def doctor(config: Config = None) -> None:
 
     console.print(f"[green]ok[/]   configuration: {shown(str(config_path(config) or 'defaults'))}", soft_wrap=True)
     healthy = True
-    for finding in examine(settings):
+    for finding in examine(settings, in_detail=True):
         mark = "[green]ok[/]  " if finding.healthy else "[red]FAIL[/]"
         console.print(f"{mark} {finding.subject}: {shown(finding.detail)}", soft_wrap=True)
         healthy = healthy and finding.healthy

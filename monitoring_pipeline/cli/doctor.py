@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +29,15 @@ class Finding:
     detail: str
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
+def examine(settings: Settings, in_detail: bool = False) -> Iterator[Finding]:
     """Yield a finding for scorers, store, engine and lake, and for Databricks if it runs scorers.
 
-    The detail of a failed check says how to fix it.
+    With `in_detail`, that of the store also names traces that no hour of the archive holds. The detail of a failed
+    check says how to fix it.
     """
     checks: dict[str, Callable[[Settings], str]] = {
         "scorers": _scorers,
-        "store": _store,
+        "store": partial(_store, in_detail=in_detail),
         "engine": _engine,
         "lake": _lake,
     }
@@ -55,7 +57,7 @@ def _scorers(settings: Settings) -> str:
     return ", ".join(f"{scorer.name} ({scorer.sample_rate:.0%}, digest {scorer.digest})" for scorer in scorers)
 
 
-def _store(settings: Settings) -> str:
+def _store(settings: Settings, in_detail: bool) -> str:
     from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.resources.servers import check_server
     from monitoring_pipeline.resources.tracking import impatience
@@ -65,7 +67,8 @@ def _store(settings: Settings) -> str:
         check_server(tracking)
     with impatience():
         names = tracking.experiment_names()
-        left_out = _left_out(tracking, [*names], settings) if names and settings.archive.location is None else ""
+        of_mlflow = names and settings.archive.location is None
+        left_out = _left_out(tracking, [*names], settings) if in_detail and of_mlflow else ""
     store = without_password(settings.mlflow.tracking_uri)
     return f"{store}: experiments {', '.join(sorted(names.values()))}{left_out}"
 
