@@ -85,15 +85,14 @@ def work_left(settings: Settings, window: Window, instance: dg.DagsterInstance) 
         for record in instance.get_run_records(limit=LATEST_RUNS)
         if names.owns(record.dagster_run.job_name, record.dagster_run.asset_selection)
     ]
-    computed = _current(runs, names.definition(MONITORING), tags, hours_of)
-    hours = [hour for hour in window.hours() if hour not in computed]
-    if len(hours) < len(list(window.hours())):
+    computed = _current(runs, names.definition(MONITORING), tags, hours_of) & {*window.hours()}
+    if computed:
         resources = build_resources(settings)
         lake, tracking = resources["lake"], resources["tracking"]
-        changed = _changed_at_source(settings, lake, tracking, window) | _incomplete(lake, scorers, window)
+        computed -= _changed_at_source(settings, lake, tracking, window) | _incomplete(lake, scorers, window)
         if settings.scoring.write_back:
-            changed |= {*unsent(lake, [*scorers], window)["trace_hour"].to_pylist()}
-        hours = [hour for hour in window.hours() if hour not in computed - changed]
+            computed -= {*unsent(lake, [*scorers], window)["trace_hour"].to_pylist()}
+    hours = [hour for hour in window.hours() if hour not in computed]
     reported = _current(runs, names.definition(DAILY_REPORT), tags, days_of) - {hour.date() for hour in hours}
     folder = Path(settings.reports.location)
     days = window.days()
@@ -150,9 +149,10 @@ def _incomplete(lake: LakeResource, scorers: Sequence[ConfiguredScorer], window:
 
 def _by_hour(rows: pa.Table, summed: str | None = None) -> dict[datetime, int]:
     """The number of rows of each hour, the first column; or the sum of a column."""
-    hour, column = rows.column_names[0], summed or rows.column_names[0]
-    sums = rows.group_by(hour).aggregate([(column, "sum" if summed else "count")])
-    return dict(zip(sums[hour].to_pylist(), sums[f"{column}_{'sum' if summed else 'count'}"].to_pylist(), strict=True))
+    hour = rows.column_names[0]
+    column, how = (summed, "sum") if summed else (hour, "count")
+    figures = rows.group_by(hour).aggregate([(column, how)])
+    return dict(zip(figures[hour].to_pylist(), figures[f"{column}_{how}"].to_pylist(), strict=True))
 
 
 def _differing(one: dict[datetime, int], other: dict[datetime, int]) -> set[datetime]:
