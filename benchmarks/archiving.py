@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
-from benchmarks.measuring import Result, at_most, faster, measured, medians, no_more, side_by_side
+from benchmarks.measuring import ENVIRONMENT, Result, at_most, faster, measured, medians, no_more, side_by_side
 from benchmarks.stores import DAYS, EXPERIMENT, START, fill_store
+from monitoring_pipeline_tests.servers import running
 
 TRACES, SMALL_TRACES = 20_000, 2_000
 SERVER_TRACES, SMALL_SERVER_TRACES = 2_400, 300
 TIMES_MORE = 5
 NOISE = 1.1  # "no slower", on machines that vary
-START_SECONDS = 120
 Spans = dict[str, list[tuple[str, str, int]]]
 
 
@@ -45,8 +39,8 @@ def subject(folder: Path, small: bool) -> Iterator[Result]:
     ours, search = side_by_side(archive_by_client, search_traces, address, rounds=slow_rounds)
     yield faster(f"archive {shown} by mlflow, against search_traces", ours, search, 2.5, slow_rounds)
     served = SMALL_SERVER_TRACES if small else SERVER_TRACES
-    with server(fill_store(folder / "served", served), folder) as address:
-        ours, search = side_by_side(archive_by_client, search_traces, address, rounds=rounds)
+    with patch.dict(os.environ, ENVIRONMENT), running(fill_store(folder / "served", served), folder) as server:
+        ours, search = side_by_side(archive_by_client, search_traces, server.uri, rounds=rounds)
     work = f"archive {served:,} traces x 4 spans by mlflow over HTTP, against search_traces over HTTP"
     yield faster(work, ours, search, 2, rounds)
 
@@ -101,42 +95,6 @@ def search_traces(address: str) -> Generator[None, None, Spans]:
         )
         for trace in traces
     }
-
-
-@contextmanager
-def server(store: str, folder: Path) -> Iterator[str]:
-    """The address of an `mlflow server` of one worker over the store."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "mlflow"), "server", "--backend-store-uri", store, "--workers", "1"]
-    with Path(folder, "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _wait_until_up(f"{address}/health", process, Path(folder, "server.log"))
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # a clean shutdown takes 20 seconds
-        process.wait()
-
-
-def _wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"mlflow server did not start: {log.read_text()[-2000:]}")
 
 
 def _us(moment: Any) -> int:
