@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ def length(session: list[Trace]) -> int:
 
 @scorer
 def deadly(outputs: Any) -> bool:
-    """Kills its own process, as the kernel does when memory runs out."""
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Kills the process that its worker works for, as the kernel does when memory runs out."""
+    of_the_template = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
+    os.kill(int(of_the_template[1]), signal.SIGKILL)
+    time.sleep(60)
     return True
 
 
@@ -65,3 +68,40 @@ def even_with_marker(trace: Trace, marker: str, wait_ms: float) -> bool:
     Path(marker).touch()
     time.sleep(wait_ms / 1000)
     return int(trace.info.trace_id.removeprefix("tr-"), 16) % 2 == 0
+
+
+@scorer
+def crashing(trace: Trace, how: str, ends_with: str = "") -> bool:
+    """True for traces whose id ends otherwise; else harms its process: hang, exit, kill, interrupt, fill or close."""
+    if not trace.info.trace_id.endswith(ends_with):
+        return True
+    if how == "hang":
+        print("about to hang", flush=True)
+        while True:
+            time.sleep(3600)
+    if how == "exit":
+        os._exit(3)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "fill":
+        return bool(bytearray(2**40))
+    os.closerange(3, 256)
+    return True
+
+
+@scorer
+def with_child(trace: Trace, file: str) -> bool:
+    """Starts a process that outlives it, writes that one's id to `file`, and hangs."""
+    child = subprocess.Popen(["sleep", "3600"])
+    Path(file).write_text(str(child.pid))
+    time.sleep(3600)
+    return True
+
+
+@scorer
+def loud(trace: Trace) -> bool:
+    """Prints its process id, a secret of the environment and a great deal."""
+    print(f"I am {os.getpid()}, {os.environ.get('LOUD_TOKEN')}", "x" * 100_000, "the end")
+    return True

@@ -266,15 +266,25 @@ def ledger_adds_up(problems: list[str]) -> dg.AssetCheckResult:
 def scorer_works_spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
     """The check that a scorer does not fail: a warning if some results are errors, an error if all are."""
     return dg.AssetCheckSpec(
-        "scorer_works", asset=key, description="No result is an error. A warning if some are, a failure if all are."
+        "scorer_works",
+        asset=key,
+        description="No result is an error. A warning if some are; a failure if all are, or if the run stopped because "
+        "the scorer kept hanging or crashing.",
     )
 
 
-def scorer_works(key: dg.AssetKey, results: DataFrame, scored: int | float, failed: int | float) -> dg.AssetCheckResult:
-    """The result of the check `scorer_works`; `results` are the scorer's rows of `assessments` in the window."""
+def scorer_works(
+    key: dg.AssetKey, results: DataFrame, scored: int | float, failed: int | float, crashed: bool
+) -> dg.AssetCheckResult:
+    """The result of the check `scorer_works`; `results` are the scorer's rows of `assessments` in the window.
+
+    `crashed` tells that the run stopped because the scorer kept hanging or crashing.
+    """
     from pyspark.sql import functions as F
 
     metadata: dict[str, int | float | str] = {"scored": scored, "failed": failed}
+    if crashed:
+        metadata["stopped"] = "the scorer kept hanging or crashing; the other traces stay pending"
     if failed:
         errors = results.where(F.col("error_code").isNotNull()).groupBy("error_code", "error_message").count()
         first = errors.orderBy(F.desc("count"), "error_message").first()
@@ -283,7 +293,7 @@ def scorer_works(key: dg.AssetKey, results: DataFrame, scored: int | float, fail
         asset_key=key,
         check_name="scorer_works",
         passed=not failed,
-        severity=dg.AssetCheckSeverity.ERROR if failed and not scored else dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.ERROR if crashed or (failed and not scored) else dg.AssetCheckSeverity.WARN,
         metadata=metadata,
     )
 

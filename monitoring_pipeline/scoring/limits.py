@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from monitoring_pipeline.compat.mlflow import bundled_prices
@@ -9,7 +10,10 @@ from monitoring_pipeline.compat.mlflow import bundled_prices
 
 @dataclass(frozen=True)
 class Limits:
-    """A scorer's limits: concurrent calls, model requests per minute, timeout and attempts per request."""
+    """A scorer's limits: concurrent calls, model requests per minute, attempts per request, and a timeout.
+
+    The timeout is that of a model's request or, for a code scorer, of a trace.
+    """
 
     concurrency: int = 1
     requests_per_minute: int | None = None
@@ -34,6 +38,11 @@ class Price:
 
     def cost_usd(self, input_tokens: int, output_tokens: int) -> float:
         return input_tokens * self.usd_per_input_token + output_tokens * self.usd_per_output_token
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def listed_price(model: str) -> Price | None:

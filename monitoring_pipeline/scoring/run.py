@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,24 +14,27 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.budgets import Purse, spending_alone
 from monitoring_pipeline.scoring.coverage import update_ledger, waiting_hours
+from monitoring_pipeline.scoring.isolation import SCORER_CRASHED, SCORER_TIMEOUT
 from monitoring_pipeline.scoring.metering import meter_of
 from monitoring_pipeline.scoring.pending import pending_rows, pending_traces
-from monitoring_pipeline.scoring.pool import run_all
+from monitoring_pipeline.scoring.pool import Result, run_all
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.sessions import later
 from monitoring_pipeline.scoring.workers import run_in_engine, runs_in_engine
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SUPERSEDED_ASSESSMENTS
 from monitoring_pipeline.windows import Window
 
-Result = tuple[dict[str, Any], bool]  # a row, and whether the scorer applies to its trace
 COMMIT_RESULTS = 500  # a crash costs at most this many calls from this process
+COMMIT_CHARACTERS = 16_000_000  # of rationales and values, so that results fit into memory
+CRASHES_IN_A_ROW = 5
 
 
 @dataclass
 class ScoreCounts:
     """Counts of one run: traces scored, failed (a row with the error) and not applicable.
 
-    `over_budget` is the usage at which the scorer's budget ended the run, else empty. `elsewhere` has the hours outside
+    `over_budget` is the usage at which the scorer's budget ended the run, else empty. `crashed` tells that it ended as
+    the scorer's processes hung or crashed on CRASHES_IN_A_ROW traces in a row. `elsewhere` has the hours outside
     the window with results: of sessions that began earlier, and of traces that never ended.
     """
 
@@ -38,6 +42,7 @@ class ScoreCounts:
     failed: int = 0
     not_applicable: int = 0
     over_budget: str = ""
+    crashed: bool = False
     elsewhere: set[datetime] = field(default_factory=set)
 
     @property
@@ -60,7 +65,8 @@ def score_window(
     `superseded_assessments`. A session scorer also runs on sessions that began before `window` and continue in it,
     any other scorer on traces before `window` that have not ended and are settled by now. With `retry_failed`, traces
     whose result is an error are scored again; the error stays if the scorer now returns None. When the scorer's budget
-    is used up, the run ends early without an error. `on_progress` is called after each commit.
+    is used up, or its processes do not survive, the run ends early without an error. `on_progress` is called after each
+    commit.
     """
     counts = ScoreCounts()
     version = lake.version(AGENT_TRACES)
@@ -86,10 +92,13 @@ def score_window(
         else:
             pending = pending_traces(lake, scorer, window, version, retry_failed, newest_first)
             results = run_all(scorer, pending, dagster_run_id, meter, purse)
+        characters = 0
         try:
-            for result in results:
+            for result in _while_it_survives(results, counts):
                 batch.append(result)
-                if len(batch) >= commit_results:
+                characters += _characters(result)
+                if len(batch) >= commit_results or characters >= COMMIT_CHARACTERS:
+                    characters = 0
                     commit()
                     if purse.is_stale:
                         purse.refresh()
@@ -105,6 +114,24 @@ def score_window(
     if elsewhere:
         update_ledger(lake, [scorer], Window.covering([*elsewhere]))
     return counts
+
+
+def _while_it_survives(results: Generator[Result], counts: ScoreCounts) -> Iterator[Result]:
+    """`results` up to the end of CRASHES_IN_A_ROW traces that the scorer's processes did not survive."""
+    crashes = 0
+    with closing(results):
+        for result in results:
+            yield result
+            row, _ = result
+            crashes = crashes + 1 if row.get("error_code") in (SCORER_TIMEOUT, SCORER_CRASHED) else 0
+            if crashes == CRASHES_IN_A_ROW:
+                counts.crashed = True
+                return
+
+
+def _characters(result: Result) -> int:
+    row, _ = result
+    return sum(len(row.get(column) or "") for column in ("value", "rationale", "error_message"))
 
 
 def _commit(lake: LakeResource, results: list[Result], replaces: bool, counts: ScoreCounts) -> None:

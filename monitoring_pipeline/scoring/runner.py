@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from traceback import format_exception_only
 from typing import Any
 
-from dagster import DagsterExecutionInterruptedError
 from mlflow.entities import AssessmentError, AssessmentSourceType, Feedback, Trace
 from mlflow.genai.judges.base import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
@@ -98,7 +98,21 @@ def assess(
     with meter.call() as call:
         verdict, reported = _run(scorer, pending, call)
     duration_ms = (time.perf_counter() - started) * 1000
-    row = {
+    if verdict is None:
+        return _identity(scorer, pending), False
+    spent = pending.spent + (_used(scorer, call) if call.requests else reported)
+    return _row(scorer, pending, verdict, spent, duration_ms, dagster_run_id), True
+
+
+def failed_row(
+    scorer: ConfiguredScorer, pending: PendingTrace, error: AssessmentError, duration_ms: float, dagster_run_id: str
+) -> dict[str, Any]:
+    """The row of `assessments` for a trace on which the scorer could not be run to its end."""
+    return _row(scorer, pending, Verdict(error=error), pending.spent, duration_ms, dagster_run_id)
+
+
+def _identity(scorer: ConfiguredScorer, pending: PendingTrace) -> dict[str, Any]:
+    return {
         "trace_id": pending.trace_id,
         "trace_hour": pending.trace_hour,
         "experiment_id": pending.experiment_id,
@@ -109,12 +123,19 @@ def assess(
         "session_traces": None if scorer.session_idle is None else len(pending.traces),
         "content_digest": pending.content_digest,
     }
-    if verdict is None:
-        return row, False
+
+
+def _row(
+    scorer: ConfiguredScorer,
+    pending: PendingTrace,
+    verdict: Verdict,
+    spent: Spent,
+    duration_ms: float,
+    dagster_run_id: str,
+) -> dict[str, Any]:
     error = verdict.error
-    spent = pending.spent + (_used(scorer, call) if call.requests else reported)
     return {
-        **row,
+        **_identity(scorer, pending),
         "scorer_version": scorer.version,
         "value": None if error else without_secrets(json.dumps(verdict.value)),
         "score": None if error else as_score(verdict.value),
@@ -130,7 +151,7 @@ def assess(
         "dagster_run_id": dagster_run_id,
         "session_id": pending.session_id,
         "unfinished": pending.unfinished,
-    }, True
+    }
 
 
 def _run(scorer: ConfiguredScorer, pending: PendingTrace, call: Call) -> tuple[Verdict | None, Spent]:
@@ -141,15 +162,22 @@ def _run(scorer: ConfiguredScorer, pending: PendingTrace, call: Call) -> tuple[V
         result = _result(scorer, pending)
         reported = _reported(result)
         return _verdict(scorer, result), reported
-    except (KeyboardInterrupt, DagsterExecutionInterruptedError):  # the run is being stopped
-        raise
     except _RefusedError as error:
         code = MALFORMED_OUTPUT if scorer.model else INVALID_VALUE
         return Verdict(error=AssessmentError(code, str(error)), source_type=source_type), reported
-    except BaseException as error:  # noqa: BLE001 - a scorer may raise anything; its failure is a row, never a crash
+    except BaseException as error:
+        if _stops_the_run(error):
+            raise
         code = (MALFORMED_OUTPUT if call.answered else MODEL_UNAVAILABLE) if call.requests else SCORER_ERROR
         message = "".join(format_exception_only(error)).strip()
         return Verdict(error=AssessmentError(code, message), source_type=source_type), reported
+
+
+def _stops_the_run(error: BaseException) -> bool:
+    """Whether it is an interrupt; whatever else a scorer raises is a row, never a crash."""
+    dagster = sys.modules.get("dagster")  # it takes a second to load, and raises nothing before
+    interrupts = (KeyboardInterrupt, *([dagster.DagsterExecutionInterruptedError] if dagster else []))
+    return isinstance(error, interrupts)
 
 
 def _result(scorer: ConfiguredScorer, pending: PendingTrace) -> Any:

@@ -5,11 +5,10 @@ The workers load a scorer from its settings and must compute the same digest.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,11 @@ import pyarrow as pa
 
 from monitoring_pipeline.errors import EngineError
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.scoring.isolation import IsolatedScorer
 from monitoring_pipeline.scoring.limits import Budget
-from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.pending import pending_trace
-from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
-from monitoring_pipeline.scoring.runner import assess
-from monitoring_pipeline.settings import ScorerSettings, added_folders, make_importable
+from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.specs import ScorerSpec
 from monitoring_pipeline.tables import ASSESSMENTS
 from monitoring_pipeline.windows import EPOCH
 
@@ -40,13 +38,14 @@ def runs_in_engine(lake: LakeResource, scorer: ConfiguredScorer) -> bool:
 
     The embedded engine has no workers; it runs in this process.
     """
-    limited = scorer.model or scorer.limits.concurrency > 1 or scorer.budget != Budget()
-    return not (lake.spark.is_embedded or limited or scorer.settings is None)
+    if lake.spark.is_embedded or scorer.settings is None:
+        return False
+    return not (scorer.model or scorer.settings.concurrency or scorer.budget != Budget())
 
 
 def run_in_engine(
     scorer: ConfiguredScorer, parts: Iterable[DataFrame], dagster_run_id: str
-) -> Iterator[tuple[dict[str, Any], bool]]:
+) -> Generator[tuple[dict[str, Any], bool]]:
     """Results of `assess` for the rows of `pending_rows`, in order of completion.
 
     Only for a scorer that `runs_in_engine`.
@@ -58,17 +57,7 @@ def run_in_engine(
     from pyspark.sql import functions as F
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    if scorer.settings is None:
-        raise ValueError(f"scorer {scorer.name!r} has no settings that a worker could load it from")
-    work = functools.partial(
-        _work,
-        settings=scorer.settings,
-        python_path=added_folders(),
-        digest=scorer.digest,
-        sample_rate=scorer.sample_rate,
-        version=scorer.version,
-        dagster_run_id=dagster_run_id,
-    )
+    work = functools.partial(_work, spec=ScorerSpec.of(scorer), dagster_run_id=dagster_run_id)
     for rows in parts:
         if not (count := rows.count()):
             continue
@@ -83,29 +72,13 @@ def run_in_engine(
             raise EngineError(f"scorer {scorer.name!r} cannot run on the engine's workers: {_reason(error)}") from error
 
 
-def _work(
-    batches: Iterator[pa.RecordBatch],
-    settings: ScorerSettings,
-    python_path: list[str],
-    digest: str,
-    sample_rate: float,
-    version: int | None,
-    dagster_run_id: str,
-) -> Iterator[pa.RecordBatch]:
-    make_importable(python_path)
-    (scorer,) = load_scorers([settings])
-    if scorer.digest != digest:
-        raise EngineError(
-            f"their code has digest {scorer.digest}, not {digest}; install the same version on the workers"
-        )
-    scorer = dataclasses.replace(scorer, sample_rate=sample_rate, version=version)
-    meter = Meter(scorer.limits)
-    for batch in batches:
-        for first in range(0, batch.num_rows, WORKER_ROWS):
-            pending = map(pending_trace, batch.slice(first, WORKER_ROWS).to_pylist())
-            results = [assess(scorer, trace, dagster_run_id, meter) for trace in pending]
-            rows = [{**row, "applies": applies} for row, applies in results]
-            yield from pa.Table.from_pylist(rows, schema=RESULTS).to_batches()
+def _work(batches: Iterator[pa.RecordBatch], spec: ScorerSpec, dagster_run_id: str) -> Iterator[pa.RecordBatch]:
+    with IsolatedScorer(spec.load(), dagster_run_id) as assess:
+        for batch in batches:
+            for first in range(0, batch.num_rows, WORKER_ROWS):
+                pending = map(pending_trace, batch.slice(first, WORKER_ROWS).to_pylist())
+                rows = [{**row, "applies": applies} for row, applies in map(assess, pending)]
+                yield from pa.Table.from_pylist(rows, schema=RESULTS).to_batches()
 
 
 def _result(row: Row) -> tuple[dict[str, Any], bool]:

@@ -148,11 +148,18 @@ class ScorerSettings(Section):
     compare_with: list[str] = Field(
         default=[], description="names of human feedback to compare the scorer with; default: the name of the scorer"
     )
-    concurrency: int | None = Field(default=None, ge=1, description="concurrent calls; default: judges 8, code 1")
+    concurrency: int | None = Field(
+        default=None, ge=1, description="concurrent calls; default: judges 8, code one per core"
+    )
     requests_per_minute: int | None = Field(
         default=None, ge=1, description="limit of requests to the model; none: no limit"
     )
-    timeout_seconds: float = Field(default=60.0, gt=0, description="time limit of one request to the model")
+    timeout_seconds: float = Field(
+        default=60.0, gt=0, description="time limit of a judge's request, or of a code scorer's run on one trace"
+    )
+    memory_limit_mb: int = Field(
+        default=4096, ge=64, description="memory limit of a process that runs a code scorer, on Linux"
+    )
     max_attempts: int = Field(
         default=5, ge=1, description="attempts of one request, after status 429, 5xx and time-outs"
     )

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from multiprocessing.context import ForkServerContext
@@ -27,7 +28,7 @@ from monitoring_pipeline.scoring import run as scoring
 from monitoring_pipeline.scoring import scorers
 from monitoring_pipeline.scoring.coverage import ledger_problems
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
-from monitoring_pipeline.scoring.run import ScoreCounts, score_window
+from monitoring_pipeline.scoring.run import CRASHES_IN_A_ROW, ScoreCounts, score_window
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SCORER_COVERAGE, Table
 from monitoring_pipeline.windows import Window
@@ -495,6 +496,42 @@ def test_a_trace_that_takes_too_long_does_not_delay_others(archived_lake: LakeRe
     failed = [row["trace_id"] for row in rows(archived_lake, ASSESSMENTS) if row["error_code"]]
     assert failed == [slow]
     assert sorted(trace_ids(archived_lake, ASSESSMENTS)) == sorted(trace_ids(archived_lake, AGENT_TRACES))
+
+
+def crashing(**params: str) -> ConfiguredScorer:
+    """A scorer from the settings, which harms its process as `params` say."""
+    entry = ScorerSettings(name="odd", scorer="monitoring_pipeline_tests.odd_scorers:crashing", params=params)
+    return load_scorers([entry])[0]
+
+
+def test_a_crash_costs_only_its_trace(archived_lake: LakeResource) -> None:
+    scorer = crashing(how="kill", ends_with="8")
+    counts = score_window(archived_lake, scorer, WINDOW, "run")
+    crashed = [row["trace_id"] for row in rows(archived_lake, ASSESSMENTS) if row["error_code"] == "SCORER_CRASHED"]
+    ids = trace_ids(archived_lake, AGENT_TRACES)
+    assert sorted(crashed) == sorted(trace_id for trace_id in ids if trace_id.endswith("8"))
+    assert (counts.scored, counts.failed, counts.crashed) == (len(ids) - len(crashed), len(crashed), False)
+    assert ledger_problems(archived_lake, [scorer], WINDOW) == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_scorer_that_crashes_again_and_again_is_stopped(archived_lake: LakeResource, concurrency: int) -> None:
+    scorer = crashing(how="exit")
+    scorer = replace(scorer, limits=replace(scorer.limits, concurrency=concurrency))
+    counts = score_window(archived_lake, scorer, WINDOW, "run")
+    assert counts.crashed
+    assert counts.failed == CRASHES_IN_A_ROW
+    assert ledger_problems(archived_lake, [scorer], WINDOW) == []
+    waiting = sum(row["pending"] for row in rows(archived_lake, SCORER_COVERAGE))
+    assert waiting == len(trace_ids(archived_lake, AGENT_TRACES)) - CRASHES_IN_A_ROW
+
+
+def test_large_results_are_committed_sooner(archived_lake: LakeResource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "COMMIT_CHARACTERS", 20_000)
+    seen: list[int] = []
+    verbose = counted([], lambda trace: Feedback(value=True, rationale="x" * 5_000))
+    score_window(archived_lake, verbose, WINDOW, "run", on_progress=lambda counts: seen.append(counts.seen))
+    assert {later - earlier for earlier, later in pairwise(seen[:-1])} == {4}
 
 
 def test_an_unreadable_trace_is_one_failed_row(archived_lake: LakeResource) -> None:

@@ -27,7 +27,7 @@ from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.scoring.coverage import coverage_by_hour, is_of, results_by_hour
 from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.run import ScoreCounts, score_window
+from monitoring_pipeline.scoring.run import CRASHES_IN_A_ROW, ScoreCounts, score_window
 from monitoring_pipeline.scoring.states import ScorerLog, effective
 from monitoring_pipeline.settings import ArchiveSettings
 from monitoring_pipeline.tables import ASSESSMENTS, SCORER_COVERAGE
@@ -99,15 +99,15 @@ def _scorer_asset(
         if is_managed(scorer):
             requested, log_line = not _is_automatic(context), context.log.info
             take_managed(log, lake, current, window, source, context.run_id, requested=requested, on_progress=log_line)
-            over_budget = ""
+            counts = ScoreCounts()
         else:
-            over_budget = _score(context, config, lake, current, window).over_budget
+            counts = _score(context, config, lake, current, window)
         results = lake.read(ASSESSMENTS, window).where(is_of(scorer))
         figures = utc_index(results_by_hour(results).toPandas(), "trace_hour")
         record_hours(context, window, figures)
         scored, failed = plain_number(figures["scored"].sum()), plain_number(figures["failed"].sum())
-        checks = [*table_checks(key, ASSESSMENTS, results), scorer_works(key, results, scored, failed)]
-        yield from checked(context, [*checks, *([within_budget(key, over_budget)] if has_budget else [])])
+        checks = [*table_checks(key, ASSESSMENTS, results), scorer_works(key, results, scored, failed, counts.crashed)]
+        yield from checked(context, [*checks, *([within_budget(key, counts.over_budget)] if has_budget else [])])
 
     return scorer_asset
 
@@ -137,6 +137,10 @@ def _score(
     )
     for hour in sorted(counts.elsewhere):  # ledger, quality and reports of these hours have changed as well
         context.log_event(dg.AssetMaterialization(context.asset_key, partition=partition_key(hour)))
+    if counts.crashed:
+        context.log.error(
+            f"stopped: the scorer hung or crashed on {CRASHES_IN_A_ROW} traces in a row; the other traces stay pending"
+        )
     if counts.over_budget:
         context.log.warning(f"out of budget ({counts.over_budget}); a later run continues from here")
     return counts
