@@ -26,6 +26,7 @@ from monitoring_pipeline.cli.common import (
     window_of,
 )
 from monitoring_pipeline.cli.delete import delete
+from monitoring_pipeline.cli.metrics import metrics
 from monitoring_pipeline.cli.report import report
 from monitoring_pipeline.cli.setup import setup
 from monitoring_pipeline.cli.upkeep import upkeep
@@ -48,6 +49,7 @@ app.add_typer(datasets.app, name="datasets")
 app.command()(assess)
 app.command()(backfill)
 app.command()(report)
+app.command()(metrics)
 app.command()(setup)
 app.command()(upkeep)
 app.command()(delete)

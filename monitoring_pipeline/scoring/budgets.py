@@ -97,6 +97,16 @@ class Purse:
         return pc.sum(rows.filter((pc.field("scorer") == self._scorer.name) & is_earlier)["cost_usd"]).as_py() or 0.0
 
     @property
+    def spent_usd(self) -> float:
+        """The dollars of this UTC day, if the budget limits them."""
+        return self._spent_usd
+
+    @property
+    def traces(self) -> int:
+        """The traces of this clock hour, if the budget limits them."""
+        return self._traces
+
+    @property
     def is_stale(self) -> bool:
         """Whether a new day or hour has begun, which brings a new budget."""
         now = datetime.now(UTC)
