@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import urllib.request
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from monitoring_pipeline.metrics.base import Metric
 from monitoring_pipeline.metrics.exposition import Metrics
 from monitoring_pipeline_tests.cli.calling import Call, calling
 from monitoring_pipeline_tests.made_project import MadeProject
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -44,6 +48,16 @@ def test_metrics_are_printed_and_written_to_a_file(call: Call, tmp_path: Path) -
     assert call("--output", str(file)).out == ""
     assert values(file.read_text()).keys() == printed.keys()
     assert [*tmp_path.glob(".metrics*")] == []
+
+
+def test_the_dashboard_and_the_page_name_the_metrics_that_exist(call: Call) -> None:
+    printed = call().out
+    names = {family.name for family in text_string_to_metric_families(printed)}
+    used = (ROOT / "deploy" / "grafana-dashboard.json").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "observing.md").read_text(encoding="utf-8")
+    assert names == {*re.findall(r"`(monitoring_\w+)`", documented)}
+    assert {*re.findall(r"monitoring_\w+", used)} <= names
+    json.loads(used)
 
 
 @pytest.mark.parametrize(
