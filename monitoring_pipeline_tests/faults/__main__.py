@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Play schedules; prints what happened, and violations with the command that replays them. Returns the exit code."""
+    """Play schedules, print what happened and how to replay violations, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m monitoring_pipeline_tests.faults", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30, help="start no schedule after these minutes")
     parser.add_argument("--seeds", type=int, help="play at most so many schedules")

@@ -75,7 +75,7 @@ def draw_fault(draw: random.Random, step: Step, kinds: tuple[str, ...] = ()) -> 
         kinds = ("kill",)
     kind = draw.choice(kinds or OF_THE_LAKE)
     how = draw.choice([*JUMPS]) if kind == "clock" else ""
-    return Fault(kind, draw.randint(1, 7), how, draw.choice((0, 0, 1, 5, 20, 60)))
+    return Fault(kind, draw.choice((1, 1, 2, 2, 3, 4, 5, 7)), how, draw.choice((0, 0, 1, 5, 20, 60)))
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def struck(fault: Fault, lake: Path, on_disk: bool) -> Iterator[None]:
             case "disk full":
                 stack.enter_context(_full_disk(lake.parent, fault.size) if on_disk else _short_files(fault.size))
             case "no permission":
-                stack.enter_context(_as_nobody())
+                stack.enter_context(_no_permission(lake))
             case "lake gone":
                 stack.enter_context(_gone(lake, fault.at))
             case "conflict":
@@ -171,11 +171,21 @@ def _short_files(kib: int) -> Iterator[None]:
 
 
 @contextmanager
-def _as_nobody() -> Iterator[None]:
-    """Lose the right to write what root owns. Only for a process that ends after it."""
-    os.setegid(NOBODY)
-    os.seteuid(NOBODY)
-    yield
+def _no_permission(lake: Path) -> Iterator[None]:
+    """The lake can be read, but not written: root becomes nobody, in a process that ends after it."""
+    if os.geteuid() == 0:
+        os.setegid(NOBODY)
+        os.seteuid(NOBODY)
+        yield
+        return
+    folders = [lake, *(path for path in lake.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ END = 49
 RATES = (0.0, 0.2, 0.5, 0.8, 1.0)
 TRAFFIC = {"log": 5, "rewrite": 2, "move": 1, "corrupt": 1, "repair": 1, "lose": 1}
 WORK = {"archive": 7, "score": 5, "derive": 2, "judge": 1, "forget": 1, "compact": 1, "retain": 0.4, "tune": 2}
-WORK |= {"together": 1.5, "command": 0.4}
+WORK |= {"together": 1.5, "command": 1.2}
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class Schedule:
                 self._lost.add(number)
         return Step(action, numbers=(number,), hours=(self._hours[number],))
 
-    def _forget(self) -> Step | None:
+    def _forget(self, command: str = "") -> Step | None:
         choices = sorted(self._hours.keys() - self._forgotten)
         if not choices:
             return None
         numbers = tuple(self._random.sample(choices, min(len(choices), self._random.choice((1, 1, 2)))))
         self._forgotten |= {*numbers}
-        return self._struck(Step("forget", numbers=numbers))
+        return self._struck(Step("forget", numbers=numbers, command=command))
 
     def _retain(self) -> Step | None:
         if self.archive_from == 0:
@@ -150,14 +150,16 @@ class Schedule:
             return None
         return self._struck(Step("retain", hours=(self.archive_from, self.results_from)))
 
-    def _command(self) -> Step:
+    def _command(self) -> Step | None:
         start, end = self._window()
         end = min(end, start + 2)
-        match self._random.choice(("run", "backfill", "upkeep")):
+        match self._random.choice(("run", "backfill", "upkeep", "delete")):
             case "run":
                 step = Step("run", start, end, version=self.version, rate=self.rate, command="run")
             case "backfill":
                 step = replace(self._scoring(start, end), command="backfill")
+            case "delete":
+                return self._forget("delete")
             case _:
                 step = Step("compact", command="upkeep")
         return self._struck(step)

@@ -95,10 +95,15 @@ class World:
 
     def settings(self, step: Step) -> Settings:
         """The settings with which the step runs."""
+        patience_s = 0.5 if step.fault else 60  # a busy machine answers late, too
         judge = ScorerSettings(
-            name="safety", builtin="Safety", model="openai:/gpt-4o-mini", sample_rate=JUDGE_RATE, timeout_seconds=0.5,
+            name="safety",
+            builtin="Safety",
+            model="openai:/gpt-4o-mini",
+            sample_rate=JUDGE_RATE,
+            timeout_seconds=patience_s,
             max_attempts=2,
-        )  # fmt: skip
+        )
         grade = ScorerSettings(
             name=truth.SCORER,
             scorer="monitoring_pipeline_tests.faults.scorers:grade",
@@ -147,7 +152,9 @@ class World:
         if step.beside:
             raise ValueError("call run_together")
         if step.command or (fault and fault.kind in faults.IN_A_CHILD):
-            return self._in_children([(step, settings, fault)])[0]
+            [outcome] = self._in_children([(step, settings, fault)])
+            is_refused = step.command == "delete" and "in the lake; check the id" in " ".join(outcome.reason.split())
+            return Outcome(True, outcome.reason, is_refused=True) if is_refused else outcome
         with contextlib.ExitStack() as stack:
             if fault and fault.kind == "mlflow":
                 stack.enter_context(self.services.mlflow.struck(fault))
@@ -271,6 +278,8 @@ def _work(settings: Settings, step: Step, fault: Fault | None, lake: Path, on_di
         arguments = [step.command, "--config", "monitoring.toml"]
         if hours:
             arguments += ["--from", hours.start.isoformat(), "--to", hours.end.isoformat()]
+        for number in step.numbers:
+            arguments += ["--trace-id", truth.trace_id(number)]
         if step.command == "backfill":
             arguments += ["--scorer", truth.SCORER]
         run_command(*arguments)
