@@ -138,8 +138,8 @@ def update_ledger(
     """Update the ledger of `window` for the scorers' current digests; returns the number of updated rows.
 
     Rows of other scorers and digests are not changed. `over_budget`: whether the scorer's run left traces unscored
-    because its budget was used up; None keeps the split into over_budget and pending that the last run recorded. Rows of
-    hours that no longer have a trace, because all have moved to another hour, get counts of zero.
+    because its budget was used up; None keeps the split into over_budget and pending that the last run recorded.
+    Rows of hours that no longer have a trace, because all have moved to another hour, get counts of zero.
     """
     version = lake.version(AGENT_TRACES)
     count = 0
