@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Tests and commands start many processes; without compiled files each compiles the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install run ui test test-all test-random conformance scenario bench lint lock
+.PHONY: install run ui test test-all test-random conformance scenario soak bench lint lock
 
 install: $(READY)
 
@@ -48,6 +48,11 @@ conformance: $(READY)
 scenario: $(READY)
 	scripts/install-postgresql
 	MONITORING_LONG_TESTS=1 MONITORING_SCENARIO_SECONDS=600 $(BIN)/python -m pytest monitoring_pipeline_tests/deploy
+
+# Random schedules under faults, for MINUTES or SEEDS of them, from seed FIRST on; SEED=n replays one, step by step.
+soak: $(READY)
+	$(BIN)/python -m monitoring_pipeline_tests.faults --minutes $(or $(MINUTES),30) --first $(or $(FIRST),1) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED))
 
 # This pipeline beside what a user would use instead (docs/performance.md); SMALL=1 for fewer traces.
 bench: $(READY)

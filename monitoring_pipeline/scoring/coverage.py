@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.sampling import drawn
 from monitoring_pipeline.scoring.sessions import session_heads, trace_facts
@@ -138,12 +139,14 @@ def update_ledger(
 
     Rows of other scorers and digests are not changed. `over_budget`: whether the scorer's run left traces unscored
     because its budget was used up; None keeps the split into over_budget and pending that the last run recorded.
+    Rows of hours that no longer have a trace, because all have moved to another hour, get counts of zero.
     """
     version = lake.version(AGENT_TRACES)
     count = 0
     for scorer in scorers:
         states = trace_states(lake, scorer, window, version)
         lines = ledger(states, scorer, bool(over_budget)).toArrow()
+        lines = pa.concat_tables([lines, _emptied(lake, scorer, window, lines)], promote_options="permissive")
         if over_budget is None:
             left = _left_over_budget(lake, scorer, window, lines)
             lines = lines.set_column(lines.column_names.index("over_budget"), "over_budget", left)
@@ -159,6 +162,21 @@ def waiting_hours(lake: LakeResource, scorer: ConfiguredScorer, window: Window) 
     lines = lake.read_columns(SCORER_COVERAGE, window, "hour", "scorer", "scorer_digest", "pending", "over_budget")
     ours = (pc.field("scorer") == scorer.name) & (pc.field("scorer_digest") == scorer.digest)
     return lines.filter(ours & (pc.field("pending") + pc.field("over_budget") > 0))["hour"].to_pylist()
+
+
+def _emptied(lake: LakeResource, scorer: ConfiguredScorer, window: Window, lines: pa.Table) -> pa.Table:
+    """Rows of zeros for the hours and experiments that the recorded ledger has, but not `lines`."""
+    key = ("hour", "experiment_id")
+    recorded = lake.read_columns(SCORER_COVERAGE, window, *key, "scorer", "scorer_digest", "archived").to_pylist()
+    present = {tuple(line.values()) for line in lines.select(key).to_pylist()}
+    empty = [
+        {name: row[name] for name in SCORER_COVERAGE.key} | dict.fromkeys(SCORER_COVERAGE.content, 0)
+        for row in recorded
+        if (row["scorer"], row["scorer_digest"]) == (scorer.name, scorer.digest)
+        and row["archived"]
+        and (row["hour"], row["experiment_id"]) not in present
+    ]
+    return from_dicts(SCORER_COVERAGE, empty).select(lines.column_names)
 
 
 def _left_over_budget(lake: LakeResource, scorer: ConfiguredScorer, window: Window, lines: pa.Table) -> pa.Array:

@@ -311,3 +311,23 @@ def test_an_assessment_of_a_trace_that_was_never_archived_is_named(lake: LakeRes
     stray = row | {"trace_id": "tr-stray", "assessment_id": "a-stray", "experiment_id": "99"}
     lake.insert(ASSESSMENTS, as_table(ASSESSMENTS, [stray]))
     assert len(problems_of(lake, scorer, {"hour": row["trace_hour"]})) == 1
+
+
+def test_an_hour_whose_traces_have_all_moved_away_is_empty_in_the_ledger(
+    lake: LakeResource, traces: list[Trace]
+) -> None:
+    scorer = configured()
+    score_window(lake, scorer, WINDOW, "run")
+    hour = floor_hour(from_milliseconds(traces[0].info.request_time))
+    moved = [Trace.from_json(trace.to_json()) for trace in traces]
+    for trace in moved:
+        if floor_hour(from_milliseconds(trace.info.request_time)) == hour:
+            trace.info.request_time += 3_600_000
+    archive(lake, WINDOW, [moved], {})
+
+    update_ledger(lake, [scorer], Window(hour, hour + timedelta(hours=1)))
+
+    lines = [line for line in stored(lake, SCORER_COVERAGE) if line["hour"] == hour]
+    assert lines
+    assert all(line[name] == 0 for line in lines for name in SCORER_COVERAGE.content)
+    assert ledger_problems(lake, [scorer], Window(hour, hour + timedelta(hours=1))) == []
