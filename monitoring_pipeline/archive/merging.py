@@ -19,7 +19,7 @@ import pyarrow as pa
 from monitoring_pipeline.archive.moving import follow_moved, places_of
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
-from monitoring_pipeline.resources.tombstones import deleted_digests, trace_digest
+from monitoring_pipeline.resources.tombstones import MOVED_AT_MOST, deleted_digests, trace_digest
 from monitoring_pipeline.sources.base import AnyTrace, Batch
 from monitoring_pipeline.tables import AGENT_TRACES, QUARANTINED_TRACES
 from monitoring_pipeline.traces.flatten import FlatTrace, UnreadableTrace, encodable, flatten
@@ -259,8 +259,13 @@ def _update_quarantine(
 ) -> int:
     """Add the rows `found` (by trace id) to the quarantine and remove the `readable`; returns how many of them stay.
 
-    A trace that was archived before it became unreadable stays in the archive as it was, and is in quarantine too.
+    A trace that was archived before it became unreadable stays in the archive as it was, and is in quarantine too. One
+    that was in quarantine under a later hour, before its start moved, leaves it.
     """
+    later = Window(window.end, window.end + MOVED_AT_MOST)
+    moved = set(lake.read_columns(QUARANTINED_TRACES, later, "trace_id")["trace_id"].to_pylist()).intersection(readable)
+    if moved:
+        lake.remove(QUARANTINED_TRACES, later, "trace_id", moved)
     before = lake.read_columns(QUARANTINED_TRACES, window, *QUARANTINED_TRACES.columns.names).to_pylist()
     if not before and not found:
         return 0

@@ -601,6 +601,22 @@ def test_a_repaired_trace_leaves_quarantine(store: Store, lake: LakeResource, wi
     assert set(rows(lake, QUARANTINED_TRACES)) == {trace_id(2), trace_id(3602)}
 
 
+@pytest.mark.parametrize("order", [(-1, 0), (0, -1)], ids=["its new hour first", "its old hour first"])
+def test_a_repaired_trace_that_moved_to_an_earlier_hour_leaves_quarantine(
+    store: Store, lake: LakeResource, order: tuple[int, int]
+) -> None:
+    store.log(1)
+    store.store_spans(1, "{oops")
+    archive_store(lake, store)
+    earlier = START - timedelta(hours=1)
+    store.sql("UPDATE trace_info SET timestamp_ms = ?", (int(earlier.timestamp() * 1000),))
+    store.store_spans(1, json.dumps(span_json(1, started=earlier)))
+    for hours in order:
+        archive_store(lake, store, Window(HOUR.start + timedelta(hours=hours), HOUR.end + timedelta(hours=hours)))
+    assert rows(lake, QUARANTINED_TRACES) == {}
+    assert {key: row["trace_hour"] for key, row in rows(lake).items()} == {trace_id(1): earlier}
+
+
 def test_a_quarantined_trace_deleted_at_the_source_stays(store: Store, lake: LakeResource) -> None:
     store.log(1, [])
     archive_store(lake, store)

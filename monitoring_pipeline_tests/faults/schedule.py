@@ -62,7 +62,6 @@ class Schedule:
         self._random = random.Random(seed)
         self._hours: dict[int, int] = {}  # of each trace
         self._corrupt: set[int] = set()
-        self._ever_corrupt: set[int] = set()
         self._lost: set[int] = set()
         self._forgotten: set[int] = set()
 
@@ -111,8 +110,6 @@ class Schedule:
         choices = {number for number, hour in self._hours.items() if hour >= self.archive_from} - self._lost
         if action == "repair":
             choices &= self._corrupt
-        elif action == "move":
-            choices -= self._ever_corrupt
         elif action != "lose":
             choices -= self._corrupt
         if not choices:
@@ -126,7 +123,6 @@ class Schedule:
                 self._hours[number] = self._random.choice(earlier)
             case "corrupt":
                 self._corrupt.add(number)
-                self._ever_corrupt.add(number)
             case "repair":
                 self._corrupt.remove(number)
             case "lose":
