@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,7 +18,8 @@ from dagster._core.utils import make_new_backfill_id, make_new_run_id
 from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     import sqlalchemy
     from dagster._core.events.log import EventLogEntry as EventLogEntry  # what listeners of an instance get
@@ -39,6 +42,7 @@ __all__ = [
 
 KEPT_CONNECTIONS = 8
 EVENTS_OF_A_BATCH = 500
+TEXTS_AT_A_TIME = 200
 SQLITE_TIMEOUT_SECONDS = 60  # until a file that another process writes is free
 
 
@@ -158,3 +162,105 @@ def active_backfills(instance: dg.DagsterInstance) -> Sequence[PartitionBackfill
 
     active = [status for status in BulkActionStatus if status not in BULK_ACTION_TERMINAL_STATUSES]
     return instance.get_backfills(filters=BulkActionsFilter(statuses=active))
+
+
+@dataclass(frozen=True)
+class StoredTexts:
+    """The texts in a column of a table of Dagster's storage; `of_run` is its column with ids of runs, if it has one.
+
+    For SQLite, `file` is the database's file.
+    """
+
+    connect: Callable[[], AbstractContextManager[sqlalchemy.Connection]]
+    table: sqlalchemy.Table
+    column: str
+    of_run: str | None = None
+    is_of_one_run: bool = False
+
+    @property
+    def file(self) -> Path | None:
+        with self.connect() as connection:
+            if connection.dialect.name != "sqlite":
+                return None
+            name = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
+            return Path(name) if name else None  # one in memory has none
+
+    def read(self, run_ids: Collection[str] | None) -> Iterator[str]:
+        """Yield the texts, only those of these runs, if given."""
+        for _, text in self._rows(run_ids):
+            yield text
+
+    def rewrite(self, run_ids: Collection[str] | None, change: Callable[[str], str]) -> int:
+        """Replace each text, only those of these runs, if given, by the result of `change`; returns how many differ."""
+        changed = 0
+        for number, text in self._rows(run_ids):
+            new = change(text)
+            if new != text:
+                with self.connect() as connection:
+                    update = self.table.update().where(self.table.c.id == number)
+                    connection.execute(update.values({self.column: new}))
+                changed += 1
+        return changed
+
+    def _rows(self, run_ids: Collection[str] | None) -> Iterator[tuple[int, str]]:
+        import sqlalchemy as db
+
+        key, text = self.table.c.id, self.table.c[self.column]
+        select = db.select(key, text).where(text.is_not(None)).order_by(key).limit(TEXTS_AT_A_TIME)
+        ids = sorted(run_ids or ())
+        for part in [ids[start : start + 500] for start in range(0, len(ids), 500)] if run_ids is not None else [None]:
+            of_part = (
+                select if part is None or self.of_run is None else select.where(self.table.c[self.of_run].in_(part))
+            )
+            last = 0
+            while True:
+                with self.connect() as connection:
+                    rows = connection.execute(of_part.where(key > last)).all()
+                yield from ((row[0], row[1]) for row in rows)
+                if len(rows) < TEXTS_AT_A_TIME:
+                    break
+                last = rows[-1][0]
+            if self.of_run is None:
+                break
+
+
+def stored_texts(instance: dg.DagsterInstance, run_ids: Collection[str]) -> list[StoredTexts]:
+    """Return where Dagster's storage has texts that code or users wrote: events, checks, and runs with their tags.
+
+    Events of `run_ids` are among them, which SQLite keeps in a file for each run. Empty for the parts of a storage that
+    is not a database.
+    """
+    import functools
+
+    from dagster._core.storage.event_log import schema
+    from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+    from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+    from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+
+    found: list[StoredTexts] = []
+    events, runs = instance.event_log_storage, instance.run_storage
+    if isinstance(events, SqlEventLogStorage):
+        index = events.index_connection
+        found += [
+            StoredTexts(index, schema.SqlEventLogStorageTable, "event", "run_id"),
+            StoredTexts(index, schema.AssetKeyTable, "last_materialization"),
+            StoredTexts(index, schema.AssetCheckExecutionsTable, "evaluation_event", "run_id"),
+        ]
+    if isinstance(events, SqliteEventLogStorage):
+        found += [
+            StoredTexts(
+                functools.partial(events.run_connection, run_id),
+                schema.SqlEventLogStorageTable,
+                "event",
+                is_of_one_run=True,
+            )
+            for run_id in run_ids
+            if Path(events.path_for_shard(run_id)).is_file()
+        ]
+    if isinstance(runs, SqlRunStorage):
+        found += [
+            StoredTexts(runs.connect, RunsTable, "run_body", "run_id"),
+            StoredTexts(runs.connect, RunTagsTable, "value", "run_id"),
+        ]
+    return found

@@ -130,7 +130,12 @@ def assess(
         "dagster_run_id": dagster_run_id,
         "session_id": pending.session_id,
         "unfinished": pending.unfinished,
+        "session_trace_ids": None if scorer.session_idle is None else [*map(_trace_id, pending.traces)],
     }, True
+
+
+def _trace_id(trace_json: str) -> str:
+    return json.loads(trace_json)["info"]["trace_id"]
 
 
 def _run(scorer: ConfiguredScorer, pending: PendingTrace, call: Call) -> tuple[Verdict | None, Spent]:

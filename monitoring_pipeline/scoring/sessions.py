@@ -14,12 +14,12 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.traces.parts import read_digest
+from monitoring_pipeline.windows import SESSION_SPAN as SPAN
 from monitoring_pipeline.windows import Window, to_milliseconds
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-SPAN = timedelta(days=7)
 SPAN_MS = SPAN // timedelta(milliseconds=1)
 
 

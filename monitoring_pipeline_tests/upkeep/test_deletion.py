@@ -199,7 +199,7 @@ def test_rows_written_during_a_deletion_are_removed_again(
     assert {row["trace_id"] for row in run.rows(ASSESSMENTS)}.isdisjoint(ANNS)
     assert deletion.has_unfinished(run.lake)
     recount = Recount.of(run.settings, run.lake, build_resources(run.settings)["tracking"])
-    deletion.carry_out(run.lake, recount)
+    deletion.carry_out(run.lake, recount, dg.DagsterInstance.ephemeral(), None)
     assert not deletion.has_unfinished(run.lake)
     assert holding(run.folder / "lake", MARK, ANN) == []
 
