@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +40,10 @@ class Search:
 
 
 def search(lake: LakeResource, settings: Settings, marks: Marks, records: Records, more: Iterable[Path] = ()) -> Search:
-    """Look for the marks in the lake, reports, datasets, Dagster's records, the temporary folder and `more` files.
+    """Look for the marks in the lake, reports, datasets, Dagster's records and `more` files.
 
-    Bytes of files count, and the values of Parquet. In the archive only ids of traces count, since a mark of a
+    Bytes of files count, and the values of Parquet. The files that this package keeps in the temporary folder have no
+    texts, only times of requests. In the archive only ids of traces count, since a mark of a
     remaining trace says nothing. Files and rows are read in pieces. A lake that is not on this machine is not searched;
     its tables are checked for the traces in another way.
     """
@@ -77,7 +76,6 @@ def _other_files(settings: Settings) -> Iterator[Path]:
         yield from sorted(Path(settings.reports.location).glob(f"*/{pattern}"))
     for entry in settings.datasets:
         yield from _files(Path(entry.location) / entry.name)
-    yield from _files(Path(tempfile.gettempdir()) / f"monitoring-pipeline-{os.getuid()}")
 
 
 def _files(folder: Path) -> Iterator[Path]:
