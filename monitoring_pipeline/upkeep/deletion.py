@@ -49,12 +49,13 @@ from monitoring_pipeline.upkeep.dagster_records import forget, records_about
 from monitoring_pipeline.upkeep.marks import marks_of
 from monitoring_pipeline.upkeep.others import wait_for_others
 from monitoring_pipeline.upkeep.recount import Recount, hour_window
-from monitoring_pipeline.upkeep.searching import search
+from monitoring_pipeline.upkeep.searching import marks_in, search
 from monitoring_pipeline.upkeep.turns import announced, under_way
 from monitoring_pipeline.windows import HOUR, Window
 
 # The archive comes last, so that an interrupted deletion can find the traces there again.
 OF_TRACES = sorted((t for t in TABLES if "trace_id" in t.schema.names), key=lambda table: table is AGENT_TRACES)
+OF_SESSIONS = (ASSESSMENTS, SUPERSEDED_ASSESSMENTS)
 Places = set[tuple[str, datetime]]
 
 
@@ -210,9 +211,9 @@ def carry_out(
     ids = {hour: _ids(lake, hour_window(hour), of_hour) for hour, of_hour in sorted(wanted.items())}
     marks = marks_of(lake, ids, user_ids)
     days = {hour.date() for hour in wanted}
-    if len(marks.trace_ids) < len(digests):  # an interrupted deletion has removed some, and results on their sessions
-        days |= {day - timedelta(days=n) for day in days for n in range(1, SPAN.days + 1)}
-    # Before the archive loses the traces, so that an interrupted deletion can repeat it.
+    # Before the archive and the results lose the traces, so that an interrupted deletion can repeat it.
+    on_sessions = {hour: _results_on_sessions(lake, hour, ids[hour], wanted[hour]) for hour in ids}
+    _withdraw(lake, recount, [row for rows in on_sessions.values() for row in rows], marks.trace_ids)
     records = records_about(instance, names, days)
     deletion.records = forget(lake, instance, records, marks, names, own_run_id)
     if at_source:
@@ -220,7 +221,10 @@ def carry_out(
         deletion.at_source = delete_at_source(lake, recount.tracking, by_window)
     for hour, of_hour in ids.items():
         window = hour_window(hour)
-        for other in _remove_of_sessions(lake, recount, window, of_hour, wanted[hour], deletion.rows):
+        for table in OF_SESSIONS:
+            if results := {row["assessment_id"] for row in on_sessions[hour]}:
+                deletion.rows[table.name] += lake.remove(table, _around(hour), "assessment_id", results)
+        for other in {row["trace_hour"] for row in on_sessions[hour]}:
             recount.hour(hour_window(other))
             days.add(other.date())
         for table in OF_TRACES:
@@ -234,7 +238,14 @@ def carry_out(
         recount.agreement(day.window)
     for period in [*by_day, *dict.fromkeys(Period.week_of(day.first_day) for day in by_day)]:
         deletion.reports += recount.report(period)
-    remove_unfinished(Path(recount.settings.reports.location))
+    # A deletion that was interrupted may have removed the results on sessions that began earlier, but not their reports.
+    reports = Path(recount.settings.reports.location)
+    earlier = {day - timedelta(days=n) for day in days for n in range(1, SPAN.days + 1)} - days
+    is_repeated = len(marks.trace_ids) < len(digests)
+    for period in dict.fromkeys(kind(day) for kind in (Period.day, Period.week_of) for day in sorted(earlier)):
+        if is_repeated or any(marks_in(file, marks) for file in (reports / period.name).glob("report.*")):
+            deletion.reports += recount.report(period)
+    remove_unfinished(reports)
     deletion.datasets += recount.datasets(digests)
     deletion.in_mlflow = recount.datasets_in_mlflow(digests)
     if at_source or deletion.in_mlflow:
@@ -294,44 +305,43 @@ def _ids(lake: LakeResource, window: Window, digests: frozenset[str]) -> set[str
     return {trace_id for trace_id in found if trace_digest(trace_id) in digests}
 
 
-def _remove_of_sessions(
-    lake: LakeResource, recount: Recount, window: Window, ids: set[str], digests: frozenset[str], rows: Counter[str]
-) -> set[datetime]:
-    """Remove the results on the traces' sessions, which describe the traces too; returns the hours of these results.
-
-    Feedback with such a result is withdrawn from MLflow, and its trace archived again.
-    """
-    traces = lake.read_columns(AGENT_TRACES, window, "trace_id", "experiment_id", "session_id")
+def _results_on_sessions(
+    lake: LakeResource, hour: datetime, ids: set[str], digests: frozenset[str]
+) -> list[dict[str, Any]]:
+    """The results on sessions of the traces of the hour, which describe the traces too; with their ids and hours."""
+    traces = lake.read_columns(AGENT_TRACES, hour_window(hour), "trace_id", "experiment_id", "session_id")
     traces = traces.filter(pc.is_in(traces["trace_id"], pa.array(ids, pa.string())))
     sessions = {(row["experiment_id"], row["session_id"]) for row in traces.to_pylist() if row["session_id"]}
-    around = Window(window.start - SPAN, window.end + SPAN)
     columns = ("assessment_id", "trace_id", "trace_hour", "experiment_id", "session_id", OF_SESSION)
-    hours: set[datetime] = set()
-    for table in (ASSESSMENTS, SUPERSEDED_ASSESSMENTS):
-        results = lake.read_columns(table, around, *columns)
+    found: list[dict[str, Any]] = []
+    for table in OF_SESSIONS:
+        results = lake.read_columns(table, _around(hour), *columns)
         results = results.filter(pc.is_valid(results["session_id"]))
         pairs = zip(results["experiment_id"].to_pylist(), results["session_id"].to_pylist(), strict=True)
         is_of = pa.array([pair in sessions for pair in pairs], pa.bool_())
-        affected = results.filter(pc.or_(is_of, is_about(results, digests))).to_pylist()
-        if affected:
-            _withdraw(lake, recount, [row for row in affected if row["trace_id"] not in ids])
-            rows[table.name] += lake.remove(table, around, "assessment_id", {row["assessment_id"] for row in affected})
-            hours |= {row["trace_hour"] for row in affected}
-    return hours
+        affected = results.filter(pc.or_(is_of, is_about(results, digests)))
+        found += affected.select(["assessment_id", "trace_id", "trace_hour"]).to_pylist()
+    return found
 
 
-def _withdraw(lake: LakeResource, recount: Recount, results: list[dict[str, Any]]) -> None:
-    """Delete the feedback with these results in MLflow, and the archive's copy of it."""
-    if not results:
+def _around(hour: datetime) -> Window:
+    """The hours of results on sessions that may contain a trace of the hour."""
+    return Window(hour - SPAN, hour + HOUR + SPAN)
+
+
+def _withdraw(lake: LakeResource, recount: Recount, results: list[dict[str, Any]], trace_ids: Collection[str]) -> None:
+    """Delete the feedback with these results in MLflow, and the archive's copy of it, except on deleted traces."""
+    kept = [row for row in results if row["trace_id"] not in trace_ids]
+    if not kept:
         return
-    window = Window.covering([row["trace_hour"] for row in results])
-    sent = lake.read_columns(WRITTEN_BACK, window, "assessment_id", "outcome")
+    sent = lake.read_columns(
+        WRITTEN_BACK, Window.covering([row["trace_hour"] for row in kept]), "assessment_id", "outcome"
+    )
     sent_ids = set(sent.filter(pc.equal(sent["outcome"], WRITTEN))["assessment_id"].to_pylist())
-    feedback = {row["assessment_id"]: row["trace_id"] for row in results if row["assessment_id"] in sent_ids}
-    if feedback:
+    if feedback := {row["assessment_id"]: row["trace_id"] for row in kept if row["assessment_id"] in sent_ids}:
         withdraw(recount.tracking, feedback)
         erase_deleted_rows(recount.tracking)
-        for hour in sorted({row["trace_hour"] for row in results if row["assessment_id"] in feedback}):
+        for hour in sorted({row["trace_hour"] for row in kept if row["assessment_id"] in feedback}):
             archive_window(recount.settings.archive, recount.tracking, lake, hour_window(hour))
 
 

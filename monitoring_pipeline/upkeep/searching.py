@@ -53,7 +53,7 @@ def search(lake: LakeResource, settings: Settings, marks: Marks, records: Record
     if not is_local:
         done.not_here = f"; not searched: the files of {lake.location}"
     for file in [*(_files_of_lake(lake) if is_local else ()), *_other_files(settings), *records.files, *more]:
-        if marks_in_file := _marks_in(file, marks):
+        if marks_in_file := marks_in(file, marks):
             found[str(file)] = marks_in_file
         done.files, done.size = done.files + 1, done.size + file.stat().st_size
     for stored in records.texts:
@@ -82,7 +82,8 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def _marks_in(file: Path, marks: Marks) -> set[str]:
+def marks_in(file: Path, marks: Marks) -> set[str]:
+    """Return the marks in the bytes of the file, or in the values of a Parquet file."""
     if file.suffix == ".parquet":
         columns = ["trace_id"] if AGENT_TRACES.name in file.parts and "_delta_log" not in file.parts else None
         return set().union(*(marks.found_in(text) for text in _texts_of_parquet(file, columns)))

@@ -1,4 +1,4 @@
-"""Runs that begin during a deletion wait for it; the deletion waits for those that began before, and nobody for the dead."""
+"""Runs that begin during a deletion wait for it; it waits for those that began before; nobody waits for the dead."""
 
 from __future__ import annotations
 
