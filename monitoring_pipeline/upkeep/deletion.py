@@ -238,7 +238,7 @@ def carry_out(
         recount.agreement(day.window)
     for period in [*by_day, *dict.fromkeys(Period.week_of(day.first_day) for day in by_day)]:
         deletion.reports += recount.report(period)
-    # A deletion that was interrupted may have removed the results on sessions that began earlier, but not their reports.
+    # An interrupted deletion may have removed results on sessions that began earlier, but not their reports.
     reports = Path(recount.settings.reports.location)
     earlier = {day - timedelta(days=n) for day in days for n in range(1, SPAN.days + 1)} - days
     is_repeated = len(marks.trace_ids) < len(digests)

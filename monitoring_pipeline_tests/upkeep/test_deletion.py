@@ -368,6 +368,9 @@ def test_the_command_previews_and_deletes(
     done = call("--user-id", ANN, "--reference", "ticket 7", *config)
     assert done.code == 0, done.error
     assert ["agent_traces", "3"] in done.table()
+    assert "of Dagster for 3 trace ids" in done.out
+    assert "words of theirs: nothing found" in done.out
+    assert "not searched, because the pipeline does not know where they are" in done.out
     assert holding(run.folder / "lake", MARK) == []
 
     again = call("--user-id", ANN, *config)
