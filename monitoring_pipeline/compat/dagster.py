@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ __all__ = [
 KEPT_CONNECTIONS = 8
 EVENTS_OF_A_BATCH = 500
 TEXTS_AT_A_TIME = 200
+RUNS_AT_A_TIME = 500
 SQLITE_TIMEOUT_SECONDS = 60  # until a file that another process writes is free
 
 
@@ -166,9 +168,10 @@ def active_backfills(instance: dg.DagsterInstance) -> Sequence[PartitionBackfill
 
 @dataclass(frozen=True)
 class StoredTexts:
-    """The texts in a column of a table of Dagster's storage; `of_run` is its column with ids of runs, if it has one.
+    """The texts in a column of a table of Dagster's storage.
 
-    For SQLite, `file` is the database's file.
+    `of_run` is the table's column with ids of runs; without it, the texts are events, or `is_of_one_run`. For SQLite,
+    `file` is the database's file.
     """
 
     connect: Callable[[], AbstractContextManager[sqlalchemy.Connection]]
@@ -185,15 +188,15 @@ class StoredTexts:
             name = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
             return Path(name) if name else None  # one in memory has none
 
-    def read(self, run_ids: Collection[str] | None) -> Iterator[str]:
-        """Yield the texts, only those of these runs, if given."""
-        for _, text in self._rows(run_ids):
+    def read(self, run_ids: Collection[str]) -> Iterator[str]:
+        """Yield the texts of these runs."""
+        for _, text in self._of_runs(run_ids):
             yield text
 
-    def rewrite(self, run_ids: Collection[str] | None, change: Callable[[str], str]) -> int:
-        """Replace each text, only those of these runs, if given, by the result of `change`; returns how many differ."""
+    def rewrite(self, run_ids: Collection[str], change: Callable[[str], str]) -> int:
+        """Replace each text of these runs by the result of `change`; returns how many differ."""
         changed = 0
-        for number, text in self._rows(run_ids):
+        for number, text in self._of_runs(run_ids):
             new = change(text)
             if new != text:
                 with self.connect() as connection:
@@ -202,26 +205,30 @@ class StoredTexts:
                 changed += 1
         return changed
 
-    def _rows(self, run_ids: Collection[str] | None) -> Iterator[tuple[int, str]]:
+    def _of_runs(self, run_ids: Collection[str]) -> Iterator[tuple[int, str]]:
+        if self.of_run is None:
+            for number, text in self._rows():
+                if self.is_of_one_run or json.loads(text).get("run_id") in run_ids:
+                    yield number, text
+            return
+        ordered = sorted(run_ids)
+        for start in range(0, len(ordered), RUNS_AT_A_TIME):
+            yield from self._rows(self.table.c[self.of_run].in_(ordered[start : start + RUNS_AT_A_TIME]))
+
+    def _rows(self, *conditions: sqlalchemy.ColumnElement[bool]) -> Iterator[tuple[int, str]]:
+        """The ids and texts of the table's rows, in pieces."""
         import sqlalchemy as db
 
         key, text = self.table.c.id, self.table.c[self.column]
-        select = db.select(key, text).where(text.is_not(None)).order_by(key).limit(TEXTS_AT_A_TIME)
-        ids = sorted(run_ids or ())
-        for part in [ids[start : start + 500] for start in range(0, len(ids), 500)] if run_ids is not None else [None]:
-            of_part = (
-                select if part is None or self.of_run is None else select.where(self.table.c[self.of_run].in_(part))
-            )
-            last = 0
-            while True:
-                with self.connect() as connection:
-                    rows = connection.execute(of_part.where(key > last)).all()
-                yield from ((row[0], row[1]) for row in rows)
-                if len(rows) < TEXTS_AT_A_TIME:
-                    break
-                last = rows[-1][0]
-            if self.of_run is None:
-                break
+        select = db.select(key, text).where(text.is_not(None), *conditions).order_by(key).limit(TEXTS_AT_A_TIME)
+        last = 0
+        while True:
+            with self.connect() as connection:
+                rows = connection.execute(select.where(key > last)).all()
+            yield from ((row[0], row[1]) for row in rows)
+            if len(rows) < TEXTS_AT_A_TIME:
+                return
+            last = rows[-1][0]
 
 
 def stored_texts(instance: dg.DagsterInstance, run_ids: Collection[str]) -> list[StoredTexts]:

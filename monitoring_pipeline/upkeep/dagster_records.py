@@ -24,7 +24,12 @@ from monitoring_pipeline.upkeep.sqlite_files import erase_free_pages
 DELETED = "[deleted on request]"
 # Labels of our metadata that quote traces.
 QUOTING = {"preview", "source_traces", "first_problems", "most_frequent_error", "mlflow_warning"}
-TEXTS = {"MarkdownMetadataEntryData": "md_str", "TextMetadataEntryData": "text"}
+TEXTS = {  # the class of a value of metadata -> its field with the text
+    "MarkdownMetadataEntryData": "md_str",
+    "MarkdownMetadataValue": "md_str",
+    "TextMetadataEntryData": "text",
+    "TextMetadataValue": "text",
+}
 OF_DELETED = {"trace_ids", "user_ids"}  # the configuration of the jobs that delete or assess traces
 NAMES = {"__class__", "run_id", "pipeline_run_id", "pipeline_name", "job_name", "step_key", "event_type_value", "label"}
 AROUND = timedelta(days=7)  # a week's report, or the result on a session, covers as many
@@ -92,9 +97,10 @@ def _rewritten(
 
 def _without(text: str, change: Callable[[Any], Any]) -> str:
     """The text with `change` applied to its value, if it is JSON, else to itself."""
-    if not text.startswith("{"):
+    try:
+        value = json.loads(text)
+    except ValueError:  # the value of a tag
         return change(text)
-    value = json.loads(text)
     new = change(value)
     return text if new == value else json.dumps(new)
 
@@ -105,13 +111,18 @@ def _without_quotes(value: Any) -> Any:
         return [_without_quotes(each) for each in value]
     if not isinstance(value, dict):
         return value
-    new = {key: _without_quotes(each) for key, each in value.items()}
-    if value.get("label") in QUOTING and isinstance(data := new.get("entry_data"), dict):
-        name = TEXTS.get(data.get("__class__", ""))
-        new["entry_data"] = {**data, name: DELETED} if name else data
+    new = {key: _replaced(each) if key in QUOTING else _without_quotes(each) for key, each in value.items()}
+    if value.get("label") in QUOTING:  # of a materialization; that of a check is a key
+        new["entry_data"] = _replaced(value.get("entry_data"))
     if value.get("__class__") == "SerializableErrorInfo":
         new |= {"message": f"{value.get('cls_name')}: {DELETED}\n", "stack": []}
     return new
+
+
+def _replaced(data: Any) -> Any:
+    """The value of an entry of metadata, as Dagster stores it, without its text."""
+    name = TEXTS.get(data.get("__class__", "")) if isinstance(data, dict) else None
+    return {**data, name: DELETED} if name else data
 
 
 @dataclass(frozen=True)
