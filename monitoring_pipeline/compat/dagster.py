@@ -208,7 +208,7 @@ class StoredTexts:
     def _of_runs(self, run_ids: Collection[str]) -> Iterator[tuple[int, str]]:
         if self.of_run is None:
             for number, text in self._rows():
-                if self.is_of_one_run or json.loads(text).get("run_id") in run_ids:
+                if self.is_of_one_run or _run_of(json.loads(text)) in (None, *run_ids):
                     yield number, text
             return
         ordered = sorted(run_ids)
@@ -229,6 +229,11 @@ class StoredTexts:
             if len(rows) < TEXTS_AT_A_TIME:
                 return
             last = rows[-1][0]
+
+
+def _run_of(event: dict[str, Any]) -> str | None:
+    """The id of the run of a stored event, which an asset's latest materialization wraps in a record."""
+    return event.get("event_log_entry", event).get("run_id")
 
 
 def stored_texts(instance: dg.DagsterInstance, run_ids: Collection[str]) -> list[StoredTexts]:
