@@ -91,6 +91,7 @@ COMMENTS: dict[str, str] = {
     "assessment_id": "id of the assessment, derived from trace, scorer and digest: the same in every run",
     "dagster_run_id": "Dagster run that wrote the assessment",
     "session_traces": "number of traces in the session when it was scored",
+    "session_trace_ids": "ids of the traces in the session when it was scored, in order",
     "unfinished": "whether the trace, or one of the session, was still IN_PROGRESS when it was scored",
     "superseded_at": "when a newer result replaced this one",
     # ledger

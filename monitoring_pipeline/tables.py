@@ -320,6 +320,7 @@ RESULT = [
     ("session_traces", pa.int64()),
     ("content_digest", pa.string()),
     ("unfinished", pa.bool_()),
+    ("session_trace_ids", pa.list_(pa.string())),
 ]
 RESULT_REQUIRED = ("trace_id", "trace_hour", "scorer", "scorer_digest", "assessment_id")
 
@@ -327,7 +328,8 @@ ASSESSMENTS = Table(
     "assessments",
     "One row per trace, scorer and digest: a score or an error, for the content that the trace has now or had last. "
     "Tokens and cost include earlier attempts at the same assessment. A session scorer has one row per session, at the "
-    "session's first trace; session_id and session_traces (the number of its traces) are set only there.",
+    "session's first trace; session_id, session_traces (the number of its traces) and session_trace_ids are set only "
+    "there.",
     _schema(*RESULT, required=RESULT_REQUIRED),
     hour="trace_hour",
     key=("assessment_id",),

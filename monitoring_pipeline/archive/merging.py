@@ -70,7 +70,7 @@ class WindowMerge:
     _now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
-        self.deleted = deleted_digests(self.lake, self.window)
+        self.deleted = deleted_digests(self.lake, AGENT_TRACES, self.window)
         self._places = [places_of(AGENT_TRACES.schema.empty_table())]
 
     def note(self, read: int, places: pa.Table, unreadable: Iterable[dict[str, Any]]) -> None:

@@ -173,6 +173,12 @@ def show_datasets(datasets: Sequence[DatasetSettings]) -> None:
     console.print(table)
 
 
+UNKNOWN_TO_DELETION = (
+    "not searched, because the pipeline does not know where they are: files of assess --output and of notebooks, runs "
+    "that assess logged to MLflow, messages that were sent, backups and copies"
+)
+
+
 def show_deletion(what: str, deletion: Deletion) -> None:
     """The rows that were or would be deleted from each table, and the reports and datasets that were rewritten."""
     table = _table("table", "rows", title=f"{deletion.traces:,} traces {what}")
@@ -183,6 +189,12 @@ def show_deletion(what: str, deletion: Deletion) -> None:
         console.print(f"report rewritten: {report}", soft_wrap=True, highlight=False, markup=False)
     for dataset in deletion.datasets:
         console.print(f"dataset rewritten: {dataset}", soft_wrap=True, highlight=False, markup=False)
+    if deletion.in_mlflow:
+        console.print(f"{deletion.in_mlflow:,} records removed from datasets in MLflow")
+    if deletion.at_source is not None:
+        console.print(f"{deletion.at_source:,} traces deleted in MLflow")
+    if deletion.searched:
+        console.print(UNKNOWN_TO_DELETION, soft_wrap=True, highlight=False, markup=False)
 
 
 def show_upkeep(done: Upkept) -> None:

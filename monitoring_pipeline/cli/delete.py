@@ -16,10 +16,16 @@ def delete(
         str | None,
         typer.Option(help="Reference of the request, such as a ticket number; it is stored, so give no personal data."),
     ] = None,
+    source: Annotated[
+        bool, typer.Option("--source", help="Also delete the traces in MLflow, where they were archived from.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted, without deleting.")] = False,
     config: Config = None,
 ) -> None:
-    """Permanently delete all data of given traces or users from the lake, and verify it; MLflow keeps its own."""
+    """Permanently delete all data of given traces or users, and search for what is left.
+
+    Deletes from the lake, reports, datasets and Dagster's records; MLflow keeps its traces without --source.
+    """
     if not trace_id and not user_id:
         raise typer.BadParameter("give --trace-id or --user-id", param_hint="--trace-id/--user-id")
     settings = settings_of(config)
@@ -45,5 +51,6 @@ def delete(
         user_id or [],
         reference,
         lambda message: console.print(message, soft_wrap=True, highlight=False, markup=False),
+        source,
     )
     show_deletion("deleted", done)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,7 +19,8 @@ from dagster._core.utils import make_new_backfill_id, make_new_run_id
 from dagster._utils.interrupts import capture_interrupts, check_captured_interrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     import sqlalchemy
     from dagster._core.events.log import EventLogEntry as EventLogEntry  # what listeners of an instance get
@@ -39,6 +43,8 @@ __all__ = [
 
 KEPT_CONNECTIONS = 8
 EVENTS_OF_A_BATCH = 500
+TEXTS_AT_A_TIME = 200
+RUNS_AT_A_TIME = 500
 SQLITE_TIMEOUT_SECONDS = 60  # until a file that another process writes is free
 
 
@@ -158,3 +164,115 @@ def active_backfills(instance: dg.DagsterInstance) -> Sequence[PartitionBackfill
 
     active = [status for status in BulkActionStatus if status not in BULK_ACTION_TERMINAL_STATUSES]
     return instance.get_backfills(filters=BulkActionsFilter(statuses=active))
+
+
+@dataclass(frozen=True)
+class StoredTexts:
+    """The texts in a column of a table of Dagster's storage.
+
+    `of_run` is the table's column with ids of runs; without it, the texts are events, or `is_of_one_run`. For SQLite,
+    `file` is the database's file.
+    """
+
+    connect: Callable[[], AbstractContextManager[sqlalchemy.Connection]]
+    table: sqlalchemy.Table
+    column: str
+    of_run: str | None = None
+    is_of_one_run: bool = False
+
+    @property
+    def file(self) -> Path | None:
+        with self.connect() as connection:
+            if connection.dialect.name != "sqlite":
+                return None
+            name = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
+            return Path(name) if name else None  # one in memory has none
+
+    def read(self, run_ids: Collection[str]) -> Iterator[str]:
+        """Yield the texts of these runs."""
+        for _, text in self._of_runs(run_ids):
+            yield text
+
+    def rewrite(self, run_ids: Collection[str], change: Callable[[str], str]) -> int:
+        """Replace each text of these runs by the result of `change`; returns how many differ."""
+        changed = 0
+        for number, text in self._of_runs(run_ids):
+            new = change(text)
+            if new != text:
+                with self.connect() as connection:
+                    update = self.table.update().where(self.table.c.id == number)
+                    connection.execute(update.values({self.column: new}))
+                changed += 1
+        return changed
+
+    def _of_runs(self, run_ids: Collection[str]) -> Iterator[tuple[int, str]]:
+        if self.of_run is None:
+            for number, text in self._rows():
+                if self.is_of_one_run or _run_of(json.loads(text)) in (None, *run_ids):
+                    yield number, text
+            return
+        ordered = sorted(run_ids)
+        for start in range(0, len(ordered), RUNS_AT_A_TIME):
+            yield from self._rows(self.table.c[self.of_run].in_(ordered[start : start + RUNS_AT_A_TIME]))
+
+    def _rows(self, *conditions: sqlalchemy.ColumnElement[bool]) -> Iterator[tuple[int, str]]:
+        """The ids and texts of the table's rows, in pieces."""
+        import sqlalchemy as db
+
+        key, text = self.table.c.id, self.table.c[self.column]
+        select = db.select(key, text).where(text.is_not(None), *conditions).order_by(key).limit(TEXTS_AT_A_TIME)
+        last = 0
+        while True:
+            with self.connect() as connection:
+                rows = connection.execute(select.where(key > last)).all()
+            yield from ((row[0], row[1]) for row in rows)
+            if len(rows) < TEXTS_AT_A_TIME:
+                return
+            last = rows[-1][0]
+
+
+def _run_of(event: dict[str, Any]) -> str | None:
+    """The id of the run of a stored event, which an asset's latest materialization wraps in a record."""
+    return event.get("event_log_entry", event).get("run_id")
+
+
+def stored_texts(instance: dg.DagsterInstance, run_ids: Collection[str]) -> list[StoredTexts]:
+    """Return where Dagster's storage has texts that code or users wrote: events, checks, and runs with their tags.
+
+    Events of `run_ids` are among them, which SQLite keeps in a file for each run. Empty for the parts of a storage that
+    is not a database.
+    """
+    import functools
+
+    from dagster._core.storage.event_log import schema
+    from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+    from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+    from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+
+    found: list[StoredTexts] = []
+    events, runs = instance.event_log_storage, instance.run_storage
+    if isinstance(events, SqlEventLogStorage):
+        index = events.index_connection
+        found += [
+            StoredTexts(index, schema.SqlEventLogStorageTable, "event", "run_id"),
+            StoredTexts(index, schema.AssetKeyTable, "last_materialization"),
+            StoredTexts(index, schema.AssetCheckExecutionsTable, "evaluation_event", "run_id"),
+        ]
+    if isinstance(events, SqliteEventLogStorage):
+        found += [
+            StoredTexts(
+                functools.partial(events.run_connection, run_id),
+                schema.SqlEventLogStorageTable,
+                "event",
+                is_of_one_run=True,
+            )
+            for run_id in run_ids
+            if Path(events.path_for_shard(run_id)).is_file()
+        ]
+    if isinstance(runs, SqlRunStorage):
+        found += [
+            StoredTexts(runs.connect, RunsTable, "run_body", "run_id"),
+            StoredTexts(runs.connect, RunTagsTable, "value", "run_id"),
+        ]
+    return found

@@ -140,12 +140,13 @@ def rebuild(lake: LakeResource, path: str | Path, embed: Embed | None = None) ->
 def forget(folder: str | Path, digests: Collection[str]) -> list[Path]:
     """Rewrite the datasets below `folder` without the records of deleted traces; returns the changed folders.
 
-    `digests` are digests of trace ids, as in the table deleted_traces.
+    Also deletes what interrupted writes left there: temporary files, and records without a manifest. `digests` are
+    digests of trace ids, as in the table deleted_traces. Nothing may write datasets meanwhile.
 
     Raises:
         MonitoringError: a dataset cannot be read or written.
     """
-    changed = []
+    changed = _forget_unfinished(Path(folder))
     for path in sorted(Path(folder).glob(f"*/{MANIFEST}")):
         manifest, dataset = _manifest(path)[0], read_dataset(path)
         kept = [record for record in dataset if not _is_of(record, digests)]
@@ -153,6 +154,23 @@ def forget(folder: str | Path, digests: Collection[str]) -> list[Path]:
             write_dataset(Dataset(kept, dataset.origin), path.parent, _formats(manifest), manifest["name"])
             changed.append(path.parent)
     return changed
+
+
+def _forget_unfinished(folder: Path) -> list[Path]:
+    """Delete the files of interrupted writes; returns the folders that had records without a manifest."""
+    names = [MANIFEST, *map(_file_of, get_args(Format))]
+    without_manifest = {
+        file.parent for name in names for file in folder.glob(f"*/{name}") if not (file.parent / MANIFEST).exists()
+    }
+    try:
+        for name in names:
+            for file in folder.glob(f"*/.{name}.*"):
+                file.unlink()
+            for parent in without_manifest:
+                (parent / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise MonitoringError(f"cannot delete the files of an interrupted write in {folder}: {error}") from error
+    return sorted(without_manifest)
 
 
 def _is_of(record: Record, digests: Collection[str]) -> bool:

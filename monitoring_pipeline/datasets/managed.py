@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from mlflow.utils.uri import is_databricks_uri
 from monitoring_pipeline.datasets.records import Record
 from monitoring_pipeline.datasets.schema import ready_for_evaluate
 from monitoring_pipeline.errors import MonitoringError
+from monitoring_pipeline.resources.tombstones import trace_digest
 from monitoring_pipeline.settings import in_catalog
 
 if TYPE_CHECKING:
@@ -74,6 +75,30 @@ def merge_into_mlflow(tracking: TrackingResource, name: str, records: Iterable[R
         if new:
             dataset.merge_records(list(new.values()))
         return Merged(dataset.dataset_id, name, len(new), len(existing) + len(new))
+
+
+def forget_in_mlflow(tracking: TrackingResource, name: str, digests: Collection[str]) -> int:
+    """Delete the records of deleted traces from the MLflow datasets with that name; returns how many.
+
+    `digests` are digests of trace ids, as in the table deleted_traces. A record is known by its tag source_trace.
+
+    Raises:
+        TrackingError: the store cannot be used or rejects the request.
+    """
+    with _at(tracking):
+        deleted = 0
+        for dataset in _at_databricks(name) if is_databricks_uri(tracking.tracking_uri) else _named(name):
+            rows = dataset.to_df().to_dict("records")
+            ids = [row["dataset_record_id"] for row in rows if trace_digest(_source_trace(row)) in digests]
+            if ids:
+                dataset.delete_records(ids)
+            deleted += len(ids)
+        return deleted
+
+
+def _source_trace(row: dict[str, Any]) -> str:
+    tags = row.get("tags")
+    return str(tags.get("source_trace", "")) if isinstance(tags, dict) else ""
 
 
 @contextmanager

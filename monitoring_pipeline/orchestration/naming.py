@@ -16,6 +16,7 @@ from monitoring_pipeline.keys import Names
 from monitoring_pipeline.orchestration.recording import recording
 from monitoring_pipeline.settings import DagsterSettings
 from monitoring_pipeline.upkeep.lost_runs import record_process
+from monitoring_pipeline.upkeep.turns import wait_for_deletion
 
 RESOURCES = ("tracking", "spark", "lake")
 
@@ -61,6 +62,8 @@ def config_fields(asset: dg.AssetsDefinition) -> dict[str, Any] | None:
 def our_step(names: Names) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator for the function of an asset or op: names its resources, and lets its run record its process.
 
+    A run that began while a deletion is under way waits for it before each step.
+
     Runs with an executor of ours have recorded it already; those of other jobs in a shared code location have not.
     """
 
@@ -68,6 +71,7 @@ def our_step(names: Names) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         def call(*args: Any, **kwargs: Any) -> Any:
             context = dg.OpExecutionContext.get()
             record_process(context.instance, context.run_id, names)
+            wait_for_deletion(context.instance, names, context.run_id, context.log.info)
             return function(*args, **kwargs)
 
         return with_named_resources(names)(_in_place_of(function, call))

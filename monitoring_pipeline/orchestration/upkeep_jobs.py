@@ -20,6 +20,7 @@ class DeleteConfig(dg.Config):
     reference: str | None = Field(
         default=None, description="name of the request in another system; stored with the deletion"
     )
+    source: bool = Field(default=False, description="also delete the traces in MLflow, where they were archived from")
     dry_run: bool = Field(default=False, description="only count the traces")
 
 
@@ -31,14 +32,14 @@ def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
     @dg.op(name=names.op("upkeep"))
     @our_step(names)
     def upkeep(context: dg.OpExecutionContext, tracking: TrackingResource, lake: LakeResource) -> None:
-        from monitoring_pipeline.upkeep.deletion import carry_out, has_unfinished
+        from monitoring_pipeline.upkeep.deletion import finish
         from monitoring_pipeline.upkeep.maintenance import keep_up
-        from monitoring_pipeline.upkeep.others import wait_for_others
         from monitoring_pipeline.upkeep.recount import Recount
 
-        if has_unfinished(lake):  # a deletion that was interrupted
-            wait_for_others(context.instance, names, context.run_id, context.log.info)
-            carry_out(lake, Recount.of(settings, lake, tracking), context.log.info)
+        def recount() -> Recount:
+            return Recount.of(settings, lake, tracking)
+
+        finish(lake, recount, context.instance, names, context.run_id, context.log.info)
         done = keep_up(lake, settings.upkeep, names, context.instance, context.run_id, context.log.info)
         figures: dict[str, Any] = {f"{name}/rows_removed": rows for name, rows in done.expired.items()}
         for name, files in done.files.items():
@@ -66,9 +67,18 @@ def upkeep_jobs(settings: Settings) -> list[dg.JobDefinition]:
             config.user_ids,
             config.reference,
             context.log.info,
+            config.source,
         )
         rows = {f"{name}/rows_removed": count for name, count in deletion.rows.items()}
-        written = {"reports": len(deletion.reports), "datasets": len(deletion.datasets)}
+        written: dict[str, Any] = {
+            "reports": len(deletion.reports),
+            "datasets": len(deletion.datasets),
+            "dagster_records": deletion.records,
+            "records_in_mlflow": deletion.in_mlflow,
+            "searched": deletion.searched,
+        }
+        if deletion.at_source is not None:
+            written["deleted_in_mlflow"] = deletion.at_source
         context.add_output_metadata({"traces": deletion.traces, **written, **rows})
 
     @dg.job(

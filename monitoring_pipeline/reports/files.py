@@ -37,6 +37,17 @@ def write_report(report: Report, folder: Path) -> Path:
     return target
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary files that killed writes left in the folders below `folder`; none may be written meanwhile.
+
+    Raises:
+        OSError: a file cannot be deleted.
+    """
+    for name in (HTML, MARKDOWN, JSON):
+        for file in folder.glob(f"*/.{name}.*.tmp"):
+            file.unlink()
+
+
 def _write(path: Path, page: str) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(page)

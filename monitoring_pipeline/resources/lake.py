@@ -19,7 +19,15 @@ from monitoring_pipeline.resources.catalog_tables import CatalogTables
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.rows import hours_of
 from monitoring_pipeline.resources.spark import SparkResource
-from monitoring_pipeline.resources.tombstones import around, complete, deleted_digests, trace_digest, without_deleted
+from monitoring_pipeline.resources.tombstones import (
+    DESCRIBED,
+    OF_SESSION,
+    around,
+    complete,
+    deleted_digests,
+    is_about,
+    without_deleted,
+)
 from monitoring_pipeline.settings import in_catalog
 from monitoring_pipeline.settings.upkeep import oldest_kept
 from monitoring_pipeline.tables import Table
@@ -148,11 +156,12 @@ class LakeResource(dg.ConfigurableResource):
             if arrow.num_rows == 0:
                 return write(rows)
             window = hours_of(table, arrow)
-        before = deleted_digests(self, window)
+        before = deleted_digests(self, table, window)
         written = write(without_deleted(rows, before))
-        since = deleted_digests(self, window) - before
+        since = deleted_digests(self, table, window) - before
         if since:
-            ids = self.read_columns(table, window, "trace_id")["trace_id"].to_pylist()
-            self.remove(table, window, "trace_id", {trace_id for trace_id in ids if trace_digest(trace_id) in since})
-            complete(self, around(window), since, None)
+            named = "assessment_id" if OF_SESSION in table.schema.names else "trace_id"
+            found = self.read_columns(table, window, named, *DESCRIBED.intersection(table.schema.names) - {named})
+            self.remove(table, window, named, set(found.filter(is_about(found, since))[named].to_pylist()))
+            complete(self, around(table, window), since, None)
         return written

@@ -131,7 +131,9 @@ def _pending(trace: Trace) -> PendingTrace:
 def _pending_of(traces: Sequence[Trace], session_id: str | None) -> PendingTrace:
     info = traces[0].info
     hour = floor_hour(from_milliseconds(info.request_time))
-    return PendingTrace(info.trace_id, hour, info.experiment_id, tuple(trace.to_json() for trace in traces), session_id)
+    ids = tuple(trace.info.trace_id for trace in traces) if session_id is not None else ()
+    texts = tuple(trace.to_json() for trace in traces)
+    return PendingTrace(info.trace_id, hour, info.experiment_id, texts, session_id, ids)
 
 
 def _sessions(traces: Iterable[Trace]) -> list[PendingTrace]:

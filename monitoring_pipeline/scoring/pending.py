@@ -63,6 +63,7 @@ def pending_trace(row: dict[str, Any]) -> PendingTrace:
         row["experiment_id"],
         tuple(row["traces"]),
         row["session_id"],
+        tuple(row["session_trace_ids"] or ()),
         row["prompt_bytes"],
         Spent(row["input_tokens"], row["output_tokens"], row["cost_usd"]),
         row["content_digest"],
@@ -149,7 +150,7 @@ def _sessions_at_a_time(lake: LakeResource, due: DataFrame) -> Iterator[tuple[Wi
 
 
 def _shown(lake: LakeResource, scorer: ConfiguredScorer, due: DataFrame, window: Window, version: int) -> DataFrame:
-    """Columns trace_id, session_id, traces (array of JSON) and prompt_bytes, for at least the traces in `due`."""
+    """Columns of `whole_sessions`, for at least the traces in `due`; of a single trace, one element and no session."""
     from pyspark.sql import functions as F
 
     text = ["trace_json"] if scorer.model and reads_spans(scorer.scorer) else ["request", "response"]
@@ -158,6 +159,7 @@ def _shown(lake: LakeResource, scorer: ConfiguredScorer, due: DataFrame, window:
     return lake.read(AGENT_TRACES, window, version).select(
         "trace_id",
         F.lit(None).cast("string").alias("session_id"),
+        F.lit(None).cast("array<string>").alias("session_trace_ids"),
         F.array("trace_json").alias("traces"),
         text_bytes(text).alias("prompt_bytes"),
     )

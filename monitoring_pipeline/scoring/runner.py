@@ -64,6 +64,7 @@ class PendingTrace:
     experiment_id: str | None
     traces: tuple[str, ...]
     session_id: str | None = None
+    session_trace_ids: tuple[str, ...] = ()
     prompt_bytes: int = 0
     spent: Spent = field(default_factory=Spent)
     content_digest: str | None = None
@@ -151,6 +152,7 @@ def _row(
         "dagster_run_id": dagster_run_id,
         "session_id": pending.session_id,
         "unfinished": pending.unfinished,
+        "session_trace_ids": None if scorer.session_idle is None else [*pending.session_trace_ids],
     }
 
 

@@ -14,12 +14,12 @@ from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.traces.parts import read_digest
+from monitoring_pipeline.windows import SESSION_SPAN as SPAN
 from monitoring_pipeline.windows import Window, to_milliseconds
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-SPAN = timedelta(days=7)
 SPAN_MS = SPAN // timedelta(milliseconds=1)
 
 
@@ -81,8 +81,8 @@ def whole_sessions(
 ) -> DataFrame:
     """The sessions that begin with one of `heads` (column trace_id); `window` must cover all of their traces.
 
-    Columns trace_id (of the first trace), session_id, traces (array of the traces' JSON, in order) and prompt_bytes
-    (bytes of all their traces in the columns `text`).
+    Columns trace_id (of the first trace), session_id, session_trace_ids and traces (arrays of the traces' ids and JSON,
+    in order), and prompt_bytes (bytes of all their traces in the columns `text`).
     """
     from pyspark.sql import functions as F
 
@@ -96,7 +96,11 @@ def whole_sessions(
             F.sum(text_bytes(text)).alias("prompt_bytes"),
         )
         .select(
-            F.col("head").alias("trace_id"), "session_id", F.col("traces.trace_json").alias("traces"), "prompt_bytes"
+            F.col("head").alias("trace_id"),
+            "session_id",
+            F.col("traces.trace_id").alias("session_trace_ids"),
+            F.col("traces.trace_json").alias("traces"),
+            "prompt_bytes",
         )
     )
 

@@ -10,19 +10,24 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from monitoring_pipeline.archive.window import archive_window
 from monitoring_pipeline.errors import LakeError, MonitoringError
+from monitoring_pipeline.keys import Names
+from monitoring_pipeline.reports.files import remove_unfinished
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import from_dicts
-from monitoring_pipeline.resources.tombstones import complete, trace_digest
+from monitoring_pipeline.resources.tombstones import DESCRIBED, OF_SESSION, complete, is_about, trace_digest
 from monitoring_pipeline.scoring.sessions import SPAN
+from monitoring_pipeline.scoring.write_back import WRITTEN
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
@@ -31,24 +36,45 @@ from monitoring_pipeline.tables import (
     SUPERSEDED_ASSESSMENTS,
     TABLES,
     TIME,
+    WRITTEN_BACK,
 )
+from monitoring_pipeline.upkeep.at_source import (
+    check_deletable,
+    database_file,
+    delete_at_source,
+    erase_deleted_rows,
+    withdraw,
+)
+from monitoring_pipeline.upkeep.dagster_records import forget, records_about
+from monitoring_pipeline.upkeep.marks import marks_of
 from monitoring_pipeline.upkeep.others import wait_for_others
 from monitoring_pipeline.upkeep.recount import Recount, hour_window
+from monitoring_pipeline.upkeep.searching import marks_in, search
+from monitoring_pipeline.upkeep.turns import announced, under_way
 from monitoring_pipeline.windows import HOUR, Window
 
 # The archive comes last, so that an interrupted deletion can find the traces there again.
 OF_TRACES = sorted((t for t in TABLES if "trace_id" in t.schema.names), key=lambda table: table is AGENT_TRACES)
+OF_SESSIONS = (ASSESSMENTS, SUPERSEDED_ASSESSMENTS)
 Places = set[tuple[str, datetime]]
 
 
 @dataclass
 class Deletion:
-    """The result of a deletion: traces, rows removed by table, and the rewritten reports and datasets."""
+    """The result of a deletion: traces, rows removed by table, and the rewritten reports and datasets.
+
+    `records` counts the changed records of Dagster, `in_mlflow` the records removed from datasets in MLflow, and
+    `at_source` the traces deleted in MLflow (None: not asked for). `searched` says what was searched at the end.
+    """
 
     traces: int = 0
     rows: Counter[str] = field(default_factory=Counter)
     reports: list[Path] = field(default_factory=list)
     datasets: list[Path] = field(default_factory=list)
+    records: int = 0
+    in_mlflow: int = 0
+    at_source: int | None = None
+    searched: str = ""
 
 
 def find(lake: LakeResource, trace_ids: Collection[str], user_ids: Collection[str]) -> Places:
@@ -97,16 +123,43 @@ def delete(
     user_ids: Collection[str],
     reference: str | None = None,
     on_progress: Callable[[str], None] = lambda message: None,
+    at_source: bool = False,
 ) -> Deletion:
     """Delete the traces with these ids and of these users, after other runs of the pipeline have ended.
 
+    Runs that begin meanwhile wait for the deletion. With `at_source`, the traces are deleted in MLflow too.
+
     Raises:
-        MonitoringError: the lake has no data about a trace or user, other runs do not end, or a deletion failed.
+        MonitoringError: the lake has no data about a trace or user, other runs do not end, a deletion failed, or MLflow
+            cannot delete traces of the source.
     """
+    if at_source:
+        check_deletable(recount.settings.archive, recount.tracking)
     places = find(lake, trace_ids, user_ids)
-    wait_for_others(instance, recount.settings.dagster.names, own_run_id, on_progress)
-    request(lake, places, reference)
-    return carry_out(lake, recount, on_progress)
+    names = recount.settings.dagster.names
+    with announced(instance, names, on_progress) as at:
+        wait_for_others(instance, names, own_run_id, at, on_progress)
+        request(lake, places, reference)
+        return carry_out(lake, recount, instance, own_run_id, on_progress, user_ids, at_source)
+
+
+def finish(
+    lake: LakeResource,
+    recount: Callable[[], Recount],
+    instance: dg.DagsterInstance,
+    names: Names,
+    own_run_id: str | None,
+    on_progress: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Complete a deletion that was interrupted, if there is one and none is under way, which would complete it.
+
+    Raises:
+        MonitoringError: other runs do not end, or the deletion fails again.
+    """
+    if has_unfinished(lake) and not under_way(instance, names):
+        with announced(instance, names, on_progress) as at:
+            wait_for_others(instance, names, own_run_id, at, on_progress)
+            carry_out(lake, recount(), instance, own_run_id, on_progress)
 
 
 def has_unfinished(lake: LakeResource) -> bool:
@@ -131,40 +184,82 @@ def request(lake: LakeResource, places: Places, reference: str | None) -> None:
 
 
 def carry_out(
-    lake: LakeResource, recount: Recount, on_progress: Callable[[str], None] = lambda message: None
+    lake: LakeResource,
+    recount: Recount,
+    instance: dg.DagsterInstance,
+    own_run_id: str | None,
+    on_progress: Callable[[str], None] = lambda message: None,
+    user_ids: Collection[str] = (),
+    at_source: bool = False,
 ) -> Deletion:
-    """Delete the traces of all recorded requests; nothing else may use the lake meanwhile.
+    """Delete the traces of all recorded requests; nothing else may use the lake meanwhile, see `turns`.
 
-    Removes their rows from every table, recomputes the figures and reports of their hours and days, removes their
-    records from the configured datasets, deletes files that still contain them, and then checks that no row is left.
+    Removes what Dagster's records quote of them and, `at_source`, the traces in MLflow. Then removes their rows from
+    every table, recomputes the figures and reports of their hours and days, removes their records from the configured
+    datasets, deletes files that still contain them, and searches for what is left of them. `user_ids` are searched for
+    too.
 
     Raises:
-        LakeError: a deletion failed, or a deleted row is still there; a rerun resumes.
+        LakeError: a deletion failed, or something of a deleted trace is still there; a rerun resumes.
+        MonitoringError: MLflow, Dagster's storage or a dataset cannot be changed; a rerun resumes.
     """
     wanted = _unfinished(lake)
-    deletion = Deletion(len({digest for _, digests in wanted.items() for digest in digests}))
-    for hour, digests in sorted(wanted.items()):
+    if not wanted:
+        return Deletion()
+    digests = frozenset().union(*wanted.values())
+    deletion, names = Deletion(len(digests)), recount.settings.dagster.names
+    ids = {hour: _ids(lake, hour_window(hour), of_hour) for hour, of_hour in sorted(wanted.items())}
+    configured = recount.settings.model_dump_json()  # manifests of datasets repeat filters, which may name a user
+    marks = marks_of(lake, ids, [user_id for user_id in user_ids if user_id not in configured])
+    days = {hour.date() for hour in wanted}
+    # Before the archive and the results lose the traces, so that an interrupted deletion can repeat it.
+    on_sessions = {hour: _results_on_sessions(lake, hour, ids[hour], wanted[hour]) for hour in ids}
+    _withdraw(lake, recount, [row for rows in on_sessions.values() for row in rows], marks.trace_ids)
+    records = records_about(instance, names, days)
+    deletion.records = forget(lake, instance, records, marks, names, own_run_id)
+    if at_source:
+        by_window = {hour_window(hour): of_hour for hour, of_hour in ids.items()}
+        deletion.at_source = delete_at_source(lake, recount.tracking, by_window)
+    for hour, of_hour in ids.items():
         window = hour_window(hour)
-        ids = _ids(lake, window, digests)
-        for other in _remove_of_sessions(lake, window, ids, deletion.rows):
+        for table in OF_SESSIONS:
+            if results := {row["assessment_id"] for row in on_sessions[hour]}:
+                deletion.rows[table.name] += lake.remove(table, _around(hour), "assessment_id", results)
+        for other in {row["trace_hour"] for row in on_sessions[hour]}:
             recount.hour(hour_window(other))
+            days.add(other.date())
         for table in OF_TRACES:
-            if removed := lake.remove(table, window, "trace_id", ids):
+            if removed := lake.remove(table, window, "trace_id", of_hour):
                 deletion.rows[table.name] += removed
         if lake.kept_since is None or hour >= lake.kept_since:  # an older hour has no traces left to derive from
             recount.hour(window)
-        on_progress(f"{window}: {len(digests)} traces")
-    if not wanted:
-        return deletion
-    days = [Period.day(day) for day in sorted({hour.date() for hour in wanted})]
-    for day in days:
+        on_progress(f"{window}: {len(wanted[hour])} traces")
+    by_day = [Period.day(day) for day in sorted(days)]
+    for day in by_day:
         recount.agreement(day.window)
-    for period in [*days, *dict.fromkeys(Period.week_of(day.first_day) for day in days)]:
+    for period in [*by_day, *dict.fromkeys(Period.week_of(day.first_day) for day in by_day)]:
         deletion.reports += recount.report(period)
-    deletion.datasets += recount.datasets(frozenset().union(*wanted.values()))
+    # An interrupted deletion may have removed results on sessions that began earlier, but not their reports.
+    reports = Path(recount.settings.reports.location)
+    earlier = {day - timedelta(days=n) for day in days for n in range(1, SPAN.days + 1)} - days
+    is_repeated = len(marks.trace_ids) < len(digests)
+    for period in dict.fromkeys(kind(day) for kind in (Period.day, Period.week_of) for day in sorted(earlier)):
+        if is_repeated or any(marks_in(file, marks) for file in (reports / period.name).glob("report.*")):
+            deletion.reports += recount.report(period)
+    remove_unfinished(reports)
+    deletion.datasets += recount.datasets(digests)
+    deletion.in_mlflow = recount.datasets_in_mlflow(digests)
+    if at_source or deletion.in_mlflow:
+        erase_deleted_rows(recount.tracking)
     for table in TABLES:
         lake.purge(table)
     _check_gone(lake, wanted)
+    in_mlflow = database_file(recount.tracking) if at_source else None
+    found = search(lake, recount.settings, marks, records, [in_mlflow] if in_mlflow else [])
+    if found.left:
+        raise LakeError(f"{found}; remove the traces there, and run `monitoring-pipeline upkeep` to finish")
+    deletion.searched = str(found)
+    on_progress(deletion.searched)
     _complete(lake, wanted)
     return deletion
 
@@ -211,33 +306,54 @@ def _ids(lake: LakeResource, window: Window, digests: frozenset[str]) -> set[str
     return {trace_id for trace_id in found if trace_digest(trace_id) in digests}
 
 
-def _remove_of_sessions(lake: LakeResource, window: Window, ids: set[str], rows: Counter[str]) -> set[datetime]:
-    """Remove the results on the traces' sessions, which describe the traces too; returns the hours of these results."""
-    traces = lake.read_columns(AGENT_TRACES, window, "trace_id", "experiment_id", "session_id")
+def _results_on_sessions(
+    lake: LakeResource, hour: datetime, ids: set[str], digests: frozenset[str]
+) -> list[dict[str, Any]]:
+    """The results on sessions of the traces of the hour, which describe the traces too; with their ids and hours."""
+    traces = lake.read_columns(AGENT_TRACES, hour_window(hour), "trace_id", "experiment_id", "session_id")
     traces = traces.filter(pc.is_in(traces["trace_id"], pa.array(ids, pa.string())))
     sessions = {(row["experiment_id"], row["session_id"]) for row in traces.to_pylist() if row["session_id"]}
-    if not sessions:
-        return set()
-    around = Window(window.start - SPAN, window.end + SPAN)
-    columns = ("assessment_id", "trace_hour", "experiment_id", "session_id")
-    hours: set[datetime] = set()
-    for table in (ASSESSMENTS, SUPERSEDED_ASSESSMENTS):
-        results = lake.read_columns(table, around, *columns).to_pylist()
-        affected = [row for row in results if (row["experiment_id"], row["session_id"]) in sessions]
-        if affected:
-            rows[table.name] += lake.remove(table, around, "assessment_id", {row["assessment_id"] for row in affected})
-            hours |= {row["trace_hour"] for row in affected}
-    return hours
+    columns = ("assessment_id", "trace_id", "trace_hour", "experiment_id", "session_id", OF_SESSION)
+    found: list[dict[str, Any]] = []
+    for table in OF_SESSIONS:
+        results = lake.read_columns(table, _around(hour), *columns)
+        results = results.filter(pc.is_valid(results["session_id"]))
+        pairs = zip(results["experiment_id"].to_pylist(), results["session_id"].to_pylist(), strict=True)
+        is_of = pa.array([pair in sessions for pair in pairs], pa.bool_())
+        affected = results.filter(pc.or_(is_of, is_about(results, digests)))
+        found += affected.select(["assessment_id", "trace_id", "trace_hour"]).to_pylist()
+    return found
+
+
+def _around(hour: datetime) -> Window:
+    """The hours of results on sessions that may contain a trace of the hour."""
+    return Window(hour - SPAN, hour + HOUR + SPAN)
+
+
+def _withdraw(lake: LakeResource, recount: Recount, results: list[dict[str, Any]], trace_ids: Collection[str]) -> None:
+    """Delete the feedback with these results in MLflow, and the archive's copy of it, except on deleted traces."""
+    kept = [row for row in results if row["trace_id"] not in trace_ids]
+    if not kept:
+        return
+    sent = lake.read_columns(
+        WRITTEN_BACK, Window.covering([row["trace_hour"] for row in kept]), "assessment_id", "outcome"
+    )
+    sent_ids = set(sent.filter(pc.equal(sent["outcome"], WRITTEN))["assessment_id"].to_pylist())
+    if feedback := {row["assessment_id"]: row["trace_id"] for row in kept if row["assessment_id"] in sent_ids}:
+        withdraw(recount.tracking, feedback)
+        erase_deleted_rows(recount.tracking)
+        for hour in sorted({row["trace_hour"] for row in kept if row["assessment_id"] in feedback}):
+            archive_window(recount.settings.archive, recount.tracking, lake, hour_window(hour))
 
 
 def _check_gone(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:
     digests = frozenset().union(*wanted.values())
-    hours = Window(min(wanted), max(wanted) + HOUR)
+    hours = Window(min(wanted) - SPAN, max(wanted) + HOUR)
     for table in OF_TRACES:
         for part in hours.by_day():
-            found = pc.unique(lake.read_columns(table, part, "trace_id")["trace_id"]).to_pylist()
-            if left := sum(trace_digest(trace_id) in digests for trace_id in found):
-                raise LakeError(f"{left} deleted traces are in {table.name} again; run the deletion again")
+            rows = lake.read_columns(table, part, *DESCRIBED.intersection(table.schema.names))
+            if left := pc.sum(is_about(rows, digests)).as_py():
+                raise LakeError(f"{left} rows about deleted traces are in {table.name} again; run the deletion again")
 
 
 def _complete(lake: LakeResource, wanted: dict[datetime, frozenset[str]]) -> None:

@@ -10,28 +10,41 @@ import dagster as dg
 
 from monitoring_pipeline.compat.dagster import NOT_FINISHED_STATUSES, active_backfills
 from monitoring_pipeline.errors import MonitoringError
-from monitoring_pipeline.keys import PARTITION, RANGE_START, Names
+from monitoring_pipeline.keys import DELETE, PARTITION, RANGE_START, Names
 from monitoring_pipeline.upkeep.lost_runs import end_lost_runs
+from monitoring_pipeline.upkeep.turns import began_before
 
 PATIENCE = timedelta(minutes=10)
 POLL_SECONDS = 2.0
 SHOWN = 5
 
 
-def readers(
-    instance: dg.DagsterInstance, names: Names, own_run_id: str | None, before: datetime | None = None
-) -> list[str]:
-    """Return descriptions of the pipeline's runs and backfills in progress, without the caller's own run.
+def readers(instance: dg.DagsterInstance, names: Names, own_run_id: str | None, before: datetime) -> list[str]:
+    """Return descriptions of the pipeline's runs and backfills in progress that may read rows older than `before`.
 
-    With `before`, only those that may read older rows: runs without a partition or with an older one, and all
-    backfills.
+    These are runs without a partition or with an older one, except the caller's own run, and all backfills.
     """
     runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     backfills = active_backfills(instance)
     others = [run for run in runs if names.owns(run.job_name, run.asset_selection) and run.run_id != own_run_id]
     return [
-        *(f"run {run.run_id} of {run.job_name}" for run in others if _reads(run, before)),
+        *(_described(run) for run in others if _reads(run, before)),
         *(f"backfill {each.backfill_id}" for each in backfills if names.owns(each.job_name, each.asset_selection)),
+    ]
+
+
+def begun(instance: dg.DagsterInstance, names: Names, own_run_id: str | None, before: datetime) -> list[str]:
+    """Return descriptions of the pipeline's runs in progress that began before `before`, without the caller's own.
+
+    Runs that delete traces are left out, because they take turns.
+    """
+    records = instance.get_run_records(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    return [
+        _described(run)
+        for run in (record.dagster_run for record in records if began_before(record, before))
+        if names.owns(run.job_name, run.asset_selection)
+        and run.run_id != own_run_id
+        and run.job_name != names.definition(DELETE)
     ]
 
 
@@ -39,16 +52,17 @@ def wait_for_others(
     instance: dg.DagsterInstance,
     names: Names,
     own_run_id: str | None,
+    before: datetime,
     on_wait: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Wait until no other run or backfill of the pipeline is in progress; runs that are lost meanwhile are ended.
+    """Wait until no other run of the pipeline that began before `before` is in progress; lost runs are ended.
 
     Raises:
         MonitoringError: one is still in progress after `PATIENCE`.
     """
     deadline = time.monotonic() + PATIENCE.total_seconds()
     has_reported = False
-    while found := readers(instance, names, own_run_id):
+    while found := begun(instance, names, own_run_id, before):
         if time.monotonic() >= deadline:
             raise MonitoringError(
                 f"{named(found)} may be reading the rows to delete; wait for it, or end it in the UI, and try again"
@@ -66,9 +80,13 @@ def named(found: list[str]) -> str:
     return ", ".join(found[:SHOWN]) + more
 
 
-def _reads(run: dg.DagsterRun, before: datetime | None) -> bool:
+def _described(run: dg.DagsterRun) -> str:
+    return f"run {run.run_id} of {run.job_name}"
+
+
+def _reads(run: dg.DagsterRun, before: datetime) -> bool:
     key = run.tags.get(RANGE_START) or run.tags.get(PARTITION)
-    if before is None or key is None:
+    if key is None:
         return True
     try:
         return datetime.fromisoformat(key[:10]).replace(tzinfo=UTC) < before  # an hourly or daily partition

@@ -115,6 +115,17 @@ class Recount:
             for changed in forget(Path(entry.location) / entry.name, digests)
         ]
 
+    def datasets_in_mlflow(self, digests: Collection[str]) -> int:
+        """Delete the records of deleted traces from the configured datasets in MLflow; returns how many.
+
+        Raises:
+            TrackingError: MLflow cannot be reached, or rejects the request.
+        """
+        from monitoring_pipeline.datasets.managed import forget_in_mlflow
+
+        names = {entry.mlflow_name or entry.name for entry in self.settings.datasets if entry.mlflow}
+        return sum(forget_in_mlflow(self.tracking, name, digests) for name in sorted(names))
+
     def _ledger(self, window: Window) -> None:
         lake = self.lake
         lines = lake.read_columns(SCORER_COVERAGE, window, "scorer", "scorer_digest").to_pylist()

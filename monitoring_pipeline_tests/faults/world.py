@@ -246,14 +246,14 @@ def perform(settings: Settings, step: Step) -> Outcome:
             expire(lake, settings.upkeep)
         case "forget":
             ids = {truth.trace_id(number) for number in step.numbers}
-            recount = Recount.of(settings, lake, tracking)
+            recount, instance = Recount.of(settings, lake, tracking), dg.DagsterInstance.ephemeral()
             try:
                 deletion.find(lake, ids, [])
             except MonitoringError as error:
                 if deletion.has_unfinished(lake):
-                    deletion.carry_out(lake, recount)
+                    deletion.carry_out(lake, recount, instance, None)
                 return Outcome(True, str(error), is_refused=True)
-            deletion.delete(lake, recount, dg.DagsterInstance.ephemeral(), None, ids, [])
+            deletion.delete(lake, recount, instance, None, ids, [])
         case action:
             raise ValueError(action)
     return Outcome(True)

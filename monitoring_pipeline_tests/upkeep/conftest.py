@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -16,6 +17,7 @@ from monitoring_pipeline.orchestration.runs import run_chain
 from monitoring_pipeline.orchestration.unchanged import Work
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.settings import LakeSettings, MlflowSettings, ReportSettings, Settings
+from monitoring_pipeline.upkeep import turns
 from monitoring_pipeline_tests.conftest import MakeOnce
 from monitoring_pipeline_tests.made_project import QUALITY, WINDOW, MadeProject, scorer
 from monitoring_pipeline_tests.sources.stores import Store, span_json
@@ -73,3 +75,9 @@ def run(run_folder: Path, tmp_path: Path) -> MadeProject:
     """The test's own copy of the project."""
     shutil.copytree(run_folder, tmp_path / "run")
     return project_in(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def _short_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a deletion announce itself without waiting for runs that start at the same time."""
+    monkeypatch.setattr(turns, "NOTICE", timedelta(0))

@@ -199,7 +199,7 @@ def test_rows_written_during_a_deletion_are_removed_again(
     assert {row["trace_id"] for row in run.rows(ASSESSMENTS)}.isdisjoint(ANNS)
     assert deletion.has_unfinished(run.lake)
     recount = Recount.of(run.settings, run.lake, build_resources(run.settings)["tracking"])
-    deletion.carry_out(run.lake, recount)
+    deletion.carry_out(run.lake, recount, dg.DagsterInstance.ephemeral(), None)
     assert not deletion.has_unfinished(run.lake)
     assert holding(run.folder / "lake", MARK, ANN) == []
 
@@ -368,6 +368,9 @@ def test_the_command_previews_and_deletes(
     done = call("--user-id", ANN, "--reference", "ticket 7", *config)
     assert done.code == 0, done.error
     assert ["agent_traces", "3"] in done.table()
+    assert "of Dagster for 3 trace ids" in done.out
+    assert "words of theirs: nothing found" in done.out
+    assert "not searched, because the pipeline does not know where they are" in done.out
     assert holding(run.folder / "lake", MARK) == []
 
     again = call("--user-id", ANN, *config)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def test_nobody_waits_for_a_run_whose_process_is_killed_meanwhile(
             waited.append(message)
             process.kill()
 
-        others.wait_for_others(instance, NO_PREFIX, None, kill)
+        others.wait_for_others(instance, NO_PREFIX, None, datetime.now(UTC) + timedelta(hours=1), kill)
     assert waited == [f"waiting for run {run_id} of archive_job"]
     assert status(instance, run_id) == DagsterRunStatus.FAILURE
 
