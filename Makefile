@@ -22,7 +22,7 @@ run: $(READY)
 	@$(BIN)/monitoring-pipeline make-run
 
 ui: $(READY)
-	@mkdir -p data/dagster && ln -sf ../../dagster.yaml data/dagster/dagster.yaml
+	@(umask 077 && mkdir -p data/dagster) && ln -sf ../../dagster.yaml data/dagster/dagster.yaml
 	DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)/data/dagster}" $(BIN)/dagster dev --workspace workspace.yaml
 
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
