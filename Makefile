@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Tests and commands start many processes; without compiled files each compiles the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install run ui test test-all test-random conformance scenario bench lint lock
+.PHONY: install run ui test test-all test-random fuzz conformance scenario bench lint audit lock
 
 install: $(READY)
 
@@ -39,6 +39,10 @@ test-all: $(READY)
 test-random: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) --tier=python -p randomly --hypothesis-profile=default
 
+# Hostile and random traces for the flattener, the filters and the sources, far longer than the short form in `make test`.
+fuzz: $(READY)
+	MONITORING_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest -p randomly --hypothesis-profile=default monitoring_pipeline_tests/sources/test_fuzzing.py
+
 # The embedded engine and a Spark cluster side by side, on 200,000 made-up traces and with a worker lost.
 conformance: $(READY)
 	scripts/install-spark
@@ -58,6 +62,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive monitoring_pipeline deploy
+
+# Known vulnerabilities of the locked packages, and build/sbom.json; needs the network, so it is no part of CI.
+audit: $(READY)
+	@$(BIN)/python scripts/audit
 
 # Pins all dependencies anew, with hashes and without addresses; needs pip-tools.
 lock:
