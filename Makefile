@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Tests and commands start many processes; without compiled files each compiles the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install run ui test test-all test-random conformance scenario soak bench lint lock
+.PHONY: install run ui test test-all test-random fuzz conformance scenario soak bench lint audit lock
 
 install: $(READY)
 
@@ -22,7 +22,7 @@ run: $(READY)
 	@$(BIN)/monitoring-pipeline make-run
 
 ui: $(READY)
-	@mkdir -p data/dagster && ln -sf ../../dagster.yaml data/dagster/dagster.yaml
+	@(umask 077 && mkdir -p data/dagster) && ln -sf ../../dagster.yaml data/dagster/dagster.yaml
 	DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)/data/dagster}" $(BIN)/dagster dev --workspace workspace.yaml
 
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -38,6 +38,10 @@ test-all: $(READY)
 # The tests of `make test` in another order and with other random numbers each time; the output says how to repeat them.
 test-random: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) --tier=python -p randomly --hypothesis-profile=default
+
+# Hostile and random traces for the flattener, the filters and the sources, far longer than the short form in `make test`.
+fuzz: $(READY)
+	MONITORING_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest -p randomly --hypothesis-profile=default monitoring_pipeline_tests/sources/test_fuzzing.py
 
 # The embedded engine and a Spark cluster side by side, on 200,000 made-up traces and with a worker lost.
 conformance: $(READY)
@@ -63,6 +67,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive monitoring_pipeline deploy
+
+# Known vulnerabilities of the locked packages, and build/sbom.json; needs the network, so it is no part of CI.
+audit: $(READY)
+	@$(BIN)/python scripts/audit
 
 # Pins all dependencies anew, with hashes and without addresses; needs pip-tools.
 lock:

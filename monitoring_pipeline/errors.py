@@ -36,6 +36,11 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
-def first_line(error: Exception) -> str:
+def is_panic(error: BaseException) -> bool:
+    """Return whether the error is a panic of a library in Rust; such errors are no Exceptions."""
+    return type(error).__name__ == "PanicException"
+
+
+def first_line(error: BaseException) -> str:
     """Return the first line of the error's text, or the name of its type if the text is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)

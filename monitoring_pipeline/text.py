@@ -20,6 +20,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]()#!|~$])")
 # positions at which GitHub-flavoured Markdown would turn bare text into a link
 _AUTOLINK = re.compile(r"(?<=www)(?=\.)|(?<=:)(?=//)|(?<=@)", re.IGNORECASE)
 _SECRET = re.compile("key|token|secret|passw|credential", re.IGNORECASE)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how formulas of spreadsheet programs start
 SHORTEST_SECRET = 8  # a shorter value may be part of any word
 _ZERO_WIDTH_SPACE = "\u200b"
 
@@ -79,6 +80,11 @@ def plain(text: str, limit: int = 300) -> str:
     if len(line) <= limit and len(text) <= 4 * limit:
         return line
     return line[: limit - 1].rstrip() + "…"
+
+
+def cell(text: str) -> str:
+    """`text` for a cell of a CSV file: a quote comes before what a spreadsheet program would compute as a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def escape_html(text: str, limit: int = 300) -> str:

@@ -142,3 +142,13 @@ def test_other_numbers() -> None:
         *("$0.00", "$0.0123", "$1,234.50", text.MISSING)
     ]
     assert [text.interval(0.812, 0.9), text.interval(math.nan, 1)] == ["0.81 to 0.90", text.MISSING]
+
+
+@pytest.mark.parametrize("given", ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_a_cell_is_no_formula(given: str) -> None:
+    assert text.cell(given) == f"'{given}"
+
+
+@pytest.mark.parametrize("given", ["", "yes", "a=b", "'=1", " x"])
+def test_other_cells_stay_as_they_are(given: str) -> None:
+    assert text.cell(given) == given

@@ -80,10 +80,13 @@ def _post(url: str, payload: dict[str, Any], key: str) -> None:
         raise NotifierError("the address does not start with https:// or http://")
     # The errors of requests contain the address, which is the secret.
     try:
-        with _silent_about_addresses():
-            answer = requests.post(
-                url, json=payload, headers={"Idempotency-Key": key}, timeout=TIMEOUT_S, allow_redirects=False
-            )
+        # The content of the answer is not read: a receiver that never ends it would hold the check of the alerts.
+        options: dict[str, Any] = {"timeout": TIMEOUT_S, "allow_redirects": False, "stream": True}
+        with (
+            _silent_about_addresses(),
+            requests.post(url, json=payload, headers={"Idempotency-Key": key}, **options) as answer,
+        ):
+            status = answer.status_code
     except requests.Timeout:
         raise NotifierError(f"no answer within {TIMEOUT_S:g} s", retry_after_s=1.0) from None
     except requests.exceptions.SSLError:
@@ -92,7 +95,6 @@ def _post(url: str, payload: dict[str, Any], key: str) -> None:
         raise NotifierError("no connection", retry_after_s=1.0) from None
     except (requests.RequestException, ValueError, UnicodeError):
         raise NotifierError("the address cannot be used") from None
-    status = answer.status_code
     if status == 429 or status >= 500:
         raise NotifierError(f"it answered {status}", retry_after_s=_retry_after_s(answer.headers.get("Retry-After")))
     if not 200 <= status < 300:

@@ -73,11 +73,13 @@ def _backfill(
     )
     from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import start_instance
+    from monitoring_pipeline.resources.build import build_resources
 
     if unknown := sorted(set(scorer_names) - {entry.name for entry in settings.scorers}):
         known = ", ".join(entry.name for entry in settings.scorers)
         raise SettingsError([f"no scorer {', '.join(unknown)}; configured are {known}"])
-    instance, definitions = start_instance(config_folder(), settings.dagster.names), build_definitions(settings)
+    instance = start_instance(config_folder(), settings.dagster.names, build_resources(settings)["lake"])
+    definitions = build_definitions(settings)
     options = ScorerOptions(sample_rate)
     if not daemon_is_running(instance):
         return run_backfills(definitions, settings, window, scorer_names, options, instance, lambda event: None)

@@ -6,7 +6,6 @@ An error that the user can fix is one line on stderr with exit code 1; wrong usa
 from __future__ import annotations
 
 import gc
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,12 +19,12 @@ from monitoring_pipeline.cli.common import (
     End,
     Start,
     check_scorer_names,
-    printable,
     settings_of,
     shown,
     window_of,
 )
 from monitoring_pipeline.cli.delete import delete
+from monitoring_pipeline.cli.failures import report as report_failure
 from monitoring_pipeline.cli.metrics import metrics
 from monitoring_pipeline.cli.report import report
 from monitoring_pipeline.cli.setup import setup
@@ -76,9 +75,10 @@ def main() -> None:
     gc.set_threshold(200_000, 20, 50)
     try:
         app()
-    except MonitoringError as error:
-        for line in str(error).splitlines():
-            print(f"error: {printable(line)}", file=sys.stderr)
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            raise
+        report_failure(error)
         raise SystemExit(1) from None
 
 
@@ -150,9 +150,10 @@ def _run(settings: Settings, window: Window, scorers: list[str] | None) -> int:
     from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import ChainResult, run_chain, start_instance, step_count
     from monitoring_pipeline.orchestration.unchanged import Work, work_left
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.settings import config_folder
 
-    instance = start_instance(config_folder(), settings.dagster.names)
+    instance = start_instance(config_folder(), settings.dagster.names, build_resources(settings)["lake"])
     work = Work([window], window.days()) if scorers else work_left(settings, window, instance)
     show_work(window, work)
     result = ChainResult({}, [])

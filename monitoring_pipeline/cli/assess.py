@@ -40,6 +40,7 @@ def assess(
         chosen_traces,
         shortfalls,
     )
+    from monitoring_pipeline.text import cell
 
     resources = build_resources(settings)
     scorers = chosen_scorers(settings.scorers, scorer)
@@ -47,7 +48,8 @@ def assess(
     traces = chosen_traces(resources["lake"], None, trace_id, window, filter)
     assessed = assess_chosen(resources["lake"], resources["tracking"], scorers, traces, experiment)
     if output:
-        assessed.results.to_csv(output, index=False)
+        cells = assessed.results.map(lambda value: cell(value) if isinstance(value, str) else value)
+        cells.to_csv(output, index=False, errors="backslashreplace")
     short = shortfalls(assessed.outcomes, thresholds)
     show_outcomes(len(traces), assessed, short)
     raise typer.Exit(1 if short else 0)

@@ -63,10 +63,11 @@ def _run(settings: Settings, window: Window, scorers: list[str], options: Scorer
     )
     from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import start_instance
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.settings import config_folder
     from monitoring_pipeline.windows import parts
 
-    instance = start_instance(config_folder(), settings.dagster.names)
+    instance = start_instance(config_folder(), settings.dagster.names, build_resources(settings)["lake"])
     if daemon_is_running(instance):
         definitions = build_definitions(settings)
         for name, backfill_id in launch_backfills(definitions, settings, window, scorers, options, instance).items():

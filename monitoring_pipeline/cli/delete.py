@@ -45,7 +45,7 @@ def delete(
     done = deletion.delete(
         lake,
         Recount.of(settings, lake, resources["tracking"]),
-        start_instance(config_folder(), settings.dagster.names),
+        start_instance(config_folder(), settings.dagster.names, lake),
         None,
         trace_id or [],
         user_id or [],

@@ -37,7 +37,7 @@ def metrics(
 
     lake, names = build_resources(settings)["lake"], settings.dagster.names
     scorers = load_scorers(settings.scorers)
-    instance = start_instance(config_folder(), names)
+    instance = start_instance(config_folder(), names, lake)
 
     def gather() -> list:
         now = datetime.now(UTC)

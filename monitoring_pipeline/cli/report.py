@@ -27,6 +27,7 @@ def report(
     from monitoring_pipeline.keys import DAILY_REPORT, WEEKLY_REPORT
     from monitoring_pipeline.orchestration.build import build_definitions
     from monitoring_pipeline.orchestration.runs import execute, failures, start_instance
+    from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.settings import config_folder
 
     names = settings.dagster.names
@@ -36,7 +37,7 @@ def report(
         names.definition(DAILY_REPORT if period.kind == "day" else WEEKLY_REPORT),
         None,
         (period.partition_key, period.partition_key),
-        start_instance(config_folder(), names),
+        start_instance(config_folder(), names, build_resources(settings)["lake"]),
         lambda event: None,
     )
     if not result.success:

@@ -117,6 +117,21 @@ def write_events_together(instance: dg.DagsterInstance) -> None:
     storage.has_table = has_table  # type: ignore[method-assign]
 
 
+def recall(instance: dg.DagsterInstance, key: str) -> str | None:
+    """Return the text that the instance keeps under the key; None if it keeps none."""
+    return instance.daemon_cursor_storage.get_cursor_values({key}).get(key) or None
+
+
+def remember(instance: dg.DagsterInstance, key: str, text: str) -> None:
+    """Let the instance keep the text under the key, for all processes that use the instance."""
+    instance.daemon_cursor_storage.set_cursor_values({key: text})
+
+
+def forget(instance: dg.DagsterInstance, key: str) -> None:
+    """Let the instance keep nothing under the key."""
+    instance.daemon_cursor_storage.set_cursor_values({key: ""})  # there is no way to remove a key
+
+
 def has_heartbeat(instance: dg.DagsterInstance, tolerance_seconds: float) -> bool:
     """Return whether the daemon that launches backfills had a heartbeat within the last `tolerance_seconds`."""
     from dagster._daemon.controller import get_daemon_statuses

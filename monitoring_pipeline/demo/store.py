@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from monitoring_pipeline.demo.traffic import fill
+from monitoring_pipeline.folders import make_private
 from monitoring_pipeline.windows import HOUR, Window, floor_hour, from_milliseconds
 
 EXPERIMENT = "support_agent"
@@ -22,7 +23,7 @@ def filled_store(tracking_uri: str, echo: Callable[[str], None]) -> Window:
     store = Path(tracking_uri.removeprefix("sqlite:///"))
     if not store.exists():
         partial = store.with_suffix(".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        make_private(partial.parent)
         partial.unlink(missing_ok=True)
         _fill(f"sqlite:///{partial}", echo)
         partial.rename(store)

@@ -145,7 +145,7 @@ def _run_job(context: dg.AssetExecutionContext, settings: DatabricksSettings, ex
     except (DatabricksError, TimeoutError) as error:
         if done is None:
             raise refusal(client.config.host, error) from None
-        context.log.warning(f"the job's messages stay in {volume}/tmp: {refusal(client.config.host, error)}")
+        context.log.warning(f"the job's messages stay in {volume}: {refusal(client.config.host, error)}")
     assert done is not None  # the session suppresses no exception
     run, session = done
     return _reported(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from monitoring_pipeline.compat.dagster import make_new_run_id, write_events_together
+from monitoring_pipeline.folders import make_private
 from monitoring_pipeline.keys import (
     DAILY_REPORT,
     MONITORING,
@@ -21,12 +22,14 @@ from monitoring_pipeline.keys import (
     scorer_key,
 )
 from monitoring_pipeline.orchestration.unchanged import Work
+from monitoring_pipeline.resources.known_lakes import check_known
 from monitoring_pipeline.settings import Settings
 from monitoring_pipeline.upkeep.lost_runs import end_lost_runs, process_tags
 from monitoring_pipeline.windows import HOUR, Window, parts
 
 if TYPE_CHECKING:
     from monitoring_pipeline.compat.dagster import EventLogEntry
+    from monitoring_pipeline.resources.lake import LakeResource
 
 # Callers receive the log messages of steps as events, and print what they want.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -55,15 +58,18 @@ class ChainResult:
         )
 
 
-def start_instance(folder: Path, names: Names) -> dg.DagsterInstance:
+def start_instance(folder: Path, names: Names, lake: LakeResource | None = None) -> dg.DagsterInstance:
     """The Dagster instance of DAGSTER_HOME; if that is unset or empty, of data/dagster in `folder`, which is created.
 
     If `folder` has a dagster.yaml, it configures the instance of data/dagster. Runs that a command on this machine left
     when it was killed are marked as failed, so that nothing waits for them.
+
+    Raises:
+        LakeError: the instance has used another lake in the place of `lake`.
     """
     if not os.environ.get("DAGSTER_HOME"):
         home = folder.absolute() / "data" / "dagster"
-        home.mkdir(parents=True, exist_ok=True)
+        make_private(home)
         configuration, used = folder.absolute() / "dagster.yaml", home / "dagster.yaml"
         if not used.exists():
             if configuration.is_file():
@@ -72,6 +78,8 @@ def start_instance(folder: Path, names: Names) -> dg.DagsterInstance:
                 used.write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
         os.environ["DAGSTER_HOME"] = str(home)
     instance = dg.DagsterInstance.get()
+    if lake is not None:
+        check_known(lake, instance)
     write_events_together(instance)
     end_lost_runs(instance, names)
     return instance
@@ -199,11 +207,14 @@ def _step_event(entry: EventLogEntry) -> StepEvent | None:
 
 
 def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
-    """The steps that failed, with the reason."""
+    """What failed, with the reason: steps, or the run if it failed before its first step."""
     failed: dict[str, str] = {}
+    before_steps = "unknown reason"
     for event in result.all_events:
+        if event.is_run_failure and (thrown := event.job_failure_data.error):
+            before_steps = (thrown.cause or thrown).message.strip()
         if event.is_step_failure and event.step_key:
             error = event.step_failure_data.error
             raised = error.cause or error if error else None  # Dagster wraps the error that was raised
             failed[event.step_key.replace("__", "/")] = raised.message.strip() if raised else "unknown reason"
-    return failed
+    return failed or ({} if result.success else {"run": before_steps})

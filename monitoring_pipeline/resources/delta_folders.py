@@ -20,7 +20,10 @@ from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from tenacity import stop_after_attempt
 
-from monitoring_pipeline.errors import LakeError, first_line
+from monitoring_pipeline import __version__
+from monitoring_pipeline.errors import LakeError
+from monitoring_pipeline.folders import make_private
+from monitoring_pipeline.resources.delta_errors import VERSION, check_version, is_unsupported, lake_errors
 from monitoring_pipeline.resources.rows import (
     CLOCK_SKEW,
     conform,
@@ -64,6 +67,17 @@ class DeltaFolders:
     def version(self, table: Table) -> int:
         return self._open(table).version()
 
+    def identity(self, table: Table) -> str | None:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        path = self.path(table)
+        with lake_errors("open", path):
+            try:
+                return str(DeltaTable(path).metadata().id)
+            except TableNotFoundError:
+                return None
+
     def read(self, table: Table, window: Window | None, version: int | None) -> DataFrame:
         reader = self.spark.session.read.format("delta")
         if version is not None:
@@ -76,16 +90,19 @@ class DeltaFolders:
         return rows if window is None else rows.where(in_window(table, window))
 
     def read_columns(self, table: Table, window: Window, *columns: str) -> pa.Table:
-        return self._rows(self._open(table), table, window).to_table(columns=list(columns))
+        delta = self._open(table)
+        with lake_errors("read", self.path(table)):
+            return self._rows(delta, table, window).to_table(columns=list(columns))
 
     def read_written_since(self, table: Table, moment: datetime, *columns: str) -> pa.Table:
         delta = self._open(table)
         files = pa.table(delta.get_add_actions(flatten=True)).select(["path", "modification_time"]).to_pylist()
         since_ms = to_milliseconds(moment - CLOCK_SKEW)
         recent = {file["path"] for file in files if file["modification_time"] >= since_ms}
-        dataset = delta.to_pyarrow_dataset(filesystem=_filesystem(self.path(table)))
-        fragments = [fragment for fragment in dataset.get_fragments() if fragment.path in recent]
-        return FileSystemDataset(fragments, dataset.schema, ParquetFileFormat()).to_table(columns=list(columns))
+        with lake_errors("read", self.path(table)):
+            dataset = delta.to_pyarrow_dataset(filesystem=_filesystem(self.path(table)))
+            fragments = [fragment for fragment in dataset.get_fragments() if fragment.path in recent]
+            return FileSystemDataset(fragments, dataset.schema, ParquetFileFormat()).to_table(columns=list(columns))
 
     def replace(self, table: Table, window: Window, rows: DataFrame | pa.Table) -> int:
         new = conform(table, rows)
@@ -164,15 +181,17 @@ class DeltaFolders:
     def _open(self, table: Table) -> DeltaTable:
         """Open the Delta table; creates it if it does not exist."""
         from deltalake import CommitProperties, DeltaTable
-        from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+        from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
         path = self.path(table)
         if "://" not in path and (refused := re.search(DELTA_REFUSES, path)):
             raise LakeError(f"cannot open {path!r}: a path must not contain {refused[0]!r}; change [lake] location")
-        try:
+        with lake_errors("open", path):
             try:
                 delta = _grown(DeltaTable(path), table)
             except TableNotFoundError:
+                if "://" not in path:
+                    make_private(Path(self.location))
                 with contextlib.suppress(CommitFailedError):  # another process has just created it
                     DeltaTable.create(
                         path,
@@ -183,12 +202,15 @@ class DeltaFolders:
                         partition_by=["date"],
                         # Statistics only for the hour: Sail reads columns that are constant in a file from statistics,
                         # and so loses the last digits of floating-point numbers.
-                        configuration={"delta.dataSkippingStatsColumns": table.hour, **table.properties},
+                        configuration={
+                            "delta.dataSkippingStatsColumns": table.hour,
+                            VERSION: __version__,
+                            **table.properties,
+                        },
+                        raise_if_key_not_exists=False,
                         commit_properties=CommitProperties(max_commit_retries=0),
                     )
                 delta = DeltaTable(path)
-        except (DeltaError, OSError) as error:
-            raise LakeError(f"cannot open {path}: {first_line(error)}; check [lake] location") from error
         _opened.add(path)
         return delta
 
@@ -212,18 +234,16 @@ class DeltaFolders:
 
     def _retried(self, table: Table, attempt: Callable[[DeltaTable], T]) -> T:
         """The result of `attempt` on the table's latest version, retried if another commit comes first."""
-        from deltalake.exceptions import CommitFailedError, DeltaError
+        from deltalake.exceptions import CommitFailedError
 
-        try:
+        with lake_errors("write", self.path(table)):
             return retried(
                 lambda: attempt(self._open(table)),
-                lambda error: isinstance(error, CommitFailedError),
+                lambda error: isinstance(error, CommitFailedError) and not is_unsupported(error),
                 stop_after_attempt(COMMIT_ATTEMPTS),
                 first_wait_s=0.02,
                 longest_wait_s=2,
             )
-        except (DeltaError, OSError) as error:
-            raise LakeError(f"cannot write {self.path(table)}: {first_line(error)}") from error
 
 
 def _vacuum(delta: DeltaTable, retention_hours: int, is_checked: bool = True) -> int:
@@ -250,11 +270,13 @@ def _grown(delta: DeltaTable, table: Table) -> DeltaTable:
     from deltalake import DeltaTable, Schema
     from deltalake.exceptions import CommitFailedError
 
+    check_version(delta.table_uri, delta.metadata().configuration)
     present = {column.name for column in delta.schema().fields}
     missing = [column for column in table.schema if column.name not in present]
     if not missing:
         return delta
     with contextlib.suppress(CommitFailedError):  # another process has just added them
+        delta.alter.set_table_properties({VERSION: __version__}, raise_if_not_exists=False)
         delta.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields)
     return DeltaTable(delta.table_uri)
 
@@ -288,13 +310,9 @@ def _filesystem(path: str) -> SubTreeFileSystem | None:
 
 def _pin(delta: DeltaTable, path: str, version: int) -> None:
     """Create a checkpoint at `version`: Sail 0.7.2 reads versions before the last checkpoint only at checkpoints."""
-    from deltalake.exceptions import DeltaError
-
     checkpoint = Path(path) / "_delta_log" / f"{version:020}.checkpoint.parquet"
     if checkpoint.exists():
         return
-    try:
+    with lake_errors(f"read version {version} of", path):
         delta.load_as_version(version)
         delta.create_checkpoint()
-    except (DeltaError, OSError) as error:
-        raise LakeError(f"cannot read version {version} of {path}: {first_line(error)}") from error

@@ -30,7 +30,7 @@ from monitoring_pipeline.resources.tombstones import (
 )
 from monitoring_pipeline.settings import in_catalog
 from monitoring_pipeline.settings.upkeep import oldest_kept
-from monitoring_pipeline.tables import Table
+from monitoring_pipeline.tables import AGENT_TRACES, Table
 from monitoring_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -72,6 +72,18 @@ class LakeResource(dg.ConfigurableResource):
     def path(self, table: Table) -> str:
         """Return the table's folder, address or full name."""
         return self._tables.path(table)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Refuse to run if the instance has used another lake here, see `check_known`."""
+        from monitoring_pipeline.resources.known_lakes import check_known
+
+        if context.instance is not None:
+            check_known(self, context.instance)
+
+    def identity(self) -> str | None:
+        """Return the id that agent_traces got when it was created; None if it does not exist. Only for folders."""
+        assert not self.is_in_catalog
+        return DeltaFolders(self.location, self.spark).identity(AGENT_TRACES)
 
     def version(self, table: Table) -> int:
         """Return the version of the table's latest commit; two reads at the same version see the same rows."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -109,6 +111,32 @@ def test_a_busy_webhook_is_retried(endpoint: Hook, answers: list[tuple[int, dict
     endpoint.answers = [*answers]
     send(WEBHOOK, message_of(EPISODE, OPEN), LOG)
     assert len(endpoint.payloads) == len(answers) + 1
+
+
+def test_a_webhook_that_never_ends_its_answer_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            while not ended.wait(0.05):
+                self.wfile.write(b".")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Log nothing, to keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("ALERT_HOOK", f"http://127.0.0.1:{server.server_port}/")
+    sending = threading.Thread(target=send, args=(WEBHOOK, message_of(EPISODE, OPEN), LOG), daemon=True)
+    sending.start()
+    sending.join(30)
+    was_held = sending.is_alive()
+    ended.set()
+    server.shutdown()
+    server.server_close()
+    assert not was_held
 
 
 def test_retry_after_is_a_number_or_a_date(endpoint: Hook, monkeypatch: pytest.MonkeyPatch) -> None:

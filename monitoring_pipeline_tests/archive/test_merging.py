@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import threading
 from collections import Counter
@@ -384,6 +385,8 @@ def test_a_source_that_stops_answering_raises_and_quarantines_no_trace(
 Spans = Callable[[int], list[dict[str, Any]]]
 Contents = Callable[[int], list[str]]
 Log = Callable[[Store, int], object]
+LARGE = 50_000_000 if "MONITORING_LONG_TESTS" in os.environ else 20_000_000
+YEAR_9999 = 253_402_300_799_000_000_000
 DEEP = "[" * 2000 + "]" * 2000
 NOT_JSON = {"mlflow.spanInputs": "{broken", "mlflow.spanType": "bare", "n": 5, "list": [1], "none": None}
 
@@ -397,8 +400,14 @@ LOGGED_AND_ARCHIVED: dict[str, Spans] = {
     "an escaped lone surrogate": lambda n: [span_json(n, attributes={"mlflow.spanInputs": '"\\ud800"'})],
     "cyclic parents": lambda n: [span_json(n, 1, parent=2), span_json(n, 2, parent=1), span_json(n, 3, parent=3)],
     "attributes that are no JSON": lambda n: [span_json(n, attributes=NOT_JSON)],
-    "20 MB of input": lambda n: [span_json(n, attributes={"mlflow.spanInputs": json.dumps("x" * 20_000_000)})],
+    "20 MB of input": lambda n: [span_json(n, attributes={"mlflow.spanInputs": json.dumps("x" * LARGE)})],
     "end before start": lambda n: [span_json(n, end_time_unix_nano=1)],
+    "formulas, templates, escape sequences and paths": lambda n: [
+        span_json(n, name="=cmd|' /C calc'!A0", attributes={"mlflow.spanInputs": json.dumps("\x1b]0;x\x07\x1b[2J")}),
+        span_json(n, 2, parent=1, name="{{ 7*7 }}${7*7}", attributes={"../../etc/passwd": '"@SUM(1)"'}),
+        span_json(n, 3, parent=1, name="../../../etc/passwd", attributes={"mlflow.spanType": '"../../x"'}),
+        span_json(n, 4, parent=1, name="[x](javascript:alert(1)) ![y](http://example.test/y.png)"),
+    ],
     "markup and SQL": lambda n: [span_json(n, name="<script>alert(1)</script>'; DROP TABLE agent_traces; --")],
 }
 STORED_AND_ARCHIVED: dict[str, Contents] = {  # written into the database without MLflow
@@ -406,6 +415,10 @@ STORED_AND_ARCHIVED: dict[str, Contents] = {  # written into the database withou
     "30,000 spans": lambda n: [json.dumps(span_json(n, index, parent=index // 2)) for index in range(1, 30_001)],
     "2,000 levels in an attribute": lambda n: [json.dumps(span_json(n, attributes={"mlflow.spanInputs": DEEP}))],
     "an empty object for a span": lambda n: ["{}"],
+    "years 1970 and 9999": lambda n: [
+        json.dumps(span_json(n, 1, end_time_unix_nano=YEAR_9999)),
+        json.dumps(span_json(n, 2, parent=1, start_time_unix_nano=YEAR_9999, end_time_unix_nano=2)),
+    ],
     "a time out of range": lambda n: [json.dumps(span_json(n, start_time_unix_nano=10**30))],
 }
 STORED_AND_QUARANTINED: dict[str, Contents] = {
@@ -453,7 +466,10 @@ OTHERS_QUARANTINED: dict[str, Log] = {
         "UPDATE spans SET content = '{oops' WHERE trace_id = ?", log_with_feedback(NAN)
     ),
 }
-ARCHIVED = [*LOGGED_AND_ARCHIVED, *STORED_AND_ARCHIVED, *UNREADABLE_FEEDBACK]
+OTHERS_ARCHIVED: dict[str, Log] = {
+    "10,000 tags": lambda store, n: store.log(n, tags={f"../{index}": "=1+1" for index in range(10_000)}),
+}
+ARCHIVED = [*LOGGED_AND_ARCHIVED, *STORED_AND_ARCHIVED, *UNREADABLE_FEEDBACK, *OTHERS_ARCHIVED]
 HOSTILE = [*ARCHIVED, *STORED_AND_QUARANTINED, *OTHERS_QUARANTINED]
 # Between any two hostile traces there is a healthy one.
 NUMBER = {name: 2 * index for index, name in enumerate(HOSTILE, 1)}
@@ -468,7 +484,7 @@ def log_hostile(store: Store) -> None:
     for name, contents in (STORED_AND_ARCHIVED | STORED_AND_QUARANTINED).items():
         store.log(NUMBER[name])
         store.store_spans(NUMBER[name], *contents(NUMBER[name]))
-    for name, log in (UNREADABLE_FEEDBACK | OTHERS_QUARANTINED).items():
+    for name, log in (UNREADABLE_FEEDBACK | OTHERS_ARCHIVED | OTHERS_QUARANTINED).items():
         log(store, NUMBER[name])
 
 

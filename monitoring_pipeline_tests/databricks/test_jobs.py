@@ -366,8 +366,7 @@ def test_messages_that_cannot_be_removed_do_not_fail_a_successful_job(
 
     assert failures(result) == {}
     assert (
-        f"the job's messages stay in {VOLUME}/tmp: Databricks at {workspace.host} denies access: not yours"
-        in remote.log()
+        f"the job's messages stay in {VOLUME}: Databricks at {workspace.host} denies access: not yours" in remote.log()
     )
     assert remote.metadata(ERRORS) == finished.metadata(ERRORS)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from monitoring_pipeline.errors import LakeError
 from monitoring_pipeline.keys import NO_PREFIX
-from monitoring_pipeline.orchestration.runs import start_instance
+from monitoring_pipeline.orchestration.runs import failures, start_instance
 
 
 @pytest.mark.parametrize("home", [None, ""])
@@ -29,3 +31,22 @@ def test_the_home_of_the_environment_is_used(dagster_home: Path, tmp_path: Path)
     with start_instance(tmp_path, NO_PREFIX) as instance:
         assert Path(instance.root_directory) == dagster_home
     assert not (tmp_path / "data").exists()
+
+
+def test_a_run_that_fails_before_its_first_step_says_why() -> None:
+    class Broken(dg.ConfigurableResource):
+        def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+            raise LakeError("the lake is missing")
+
+    @dg.op(required_resource_keys={"lake"})
+    def use() -> None:
+        raise AssertionError("the run ends before")
+
+    @dg.job(resource_defs={"lake": Broken()})
+    def work() -> None:
+        use()
+
+    result = work.execute_in_process(instance=dg.DagsterInstance.ephemeral(), raise_on_error=False)
+    assert {step: reason.rpartition(": ")[2] for step, reason in failures(result).items()} == {
+        "run": "the lake is missing"
+    }
