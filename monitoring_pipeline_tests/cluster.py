@@ -1,4 +1,8 @@
-"""A Spark cluster for tests on loopback: a master, two workers and a Spark Connect server with Delta Lake."""
+"""A Spark cluster for tests on loopback: a master, workers with two cores in all, and a Spark Connect server with Delta Lake.
+
+It has one worker, and Spark interprets its plans. With MONITORING_LONG_TESTS=1 it has two workers, so that one can be
+lost, and Spark compiles its plans, as it does by default: for few rows that takes half of the time of the workers.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,18 @@ JARS = Path.home() / ".cache" / "monitoring-pipeline" / "spark-jars"
 ROOT = Path(__file__).parents[1]
 LEAST_JAVA = 17
 START_SECONDS = 240
+LONG = "MONITORING_LONG_TESTS" in os.environ
+CORES = 2
+WORKERS = 2 if LONG else 1
 # Short-lived processes on few cores: neither the second compiler nor a parallel collector pays off. The cache for
 # compiled code has to be large, because so many different queries run.
 JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m -XX:+UseSerialGC"
+# For few rows, what prepares a query takes longer than the query.
+INTERPRETED = {
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.adaptive.enabled": "false",
+}
 LOGGING = """
 rootLogger.level = warn
 rootLogger.appenderRef.stderr.ref = stderr
@@ -41,7 +54,7 @@ appender.stderr.layout.pattern = %d %p %c{1}: %m%n%ex
 class SparkCluster:
     """The processes of a cluster, with their files in `folder`; `remote` is its Spark Connect address.
 
-    Each worker has one core. The tables of the catalog outlive the Connect server.
+    The tables of the catalog outlive the Connect server.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,24 +63,24 @@ class SparkCluster:
         self.remote = f"sc://127.0.0.1:{self.connect_port}"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, workers: int) -> None:
+    def start(self) -> None:
         """Start all processes, and wait until the Connect server answers."""
         (self.folder / "log4j2.properties").write_text(LOGGING, encoding="utf-8")
         self._start(
             "master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(self.master_port)
         )
         self._wait_for("master", self.master_port)
-        for number in range(workers):
+        for number in range(WORKERS):
             self.start_worker(number)
         self.start_connect()
 
     def start_worker(self, number: int) -> None:
-        """Start a worker of one core."""
+        """Start a worker with its share of the cores."""
         self._start(
             f"worker-{number}",
             "org.apache.spark.deploy.worker.Worker",
             self._master_address,
-            *("--host", "127.0.0.1", "--cores", "1", "--memory", "2g"),
+            *("--host", "127.0.0.1", "--cores", str(CORES // WORKERS), "--memory", "2g"),
             *("--work-dir", str(self.folder / f"worker-{number}")),
         )
 
@@ -86,7 +99,7 @@ class SparkCluster:
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.driver.memory": "4g",
             "spark.executor.memory": "1g",
-            "spark.executor.cores": "1",
+            "spark.executor.cores": str(CORES // WORKERS),
             "spark.driver.extraJavaOptions": JVM,
             "spark.executor.extraJavaOptions": JVM,
             "spark.locality.wait": "0s",  # by default a task waits three seconds for the worker that stores its data
@@ -95,6 +108,8 @@ class SparkCluster:
             "spark.databricks.delta.snapshotPartitions": "1",
             "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
             "spark.ui.enabled": "false",
+            "spark.sql.ui.explainMode": "simple",  # otherwise each query is also printed in full, for the interface
+            **({} if LONG else INTERPRETED),
         }
         self._start(
             "connect",
@@ -152,7 +167,7 @@ class SparkCluster:
 
 
 @contextmanager
-def running(folder: Path, workers: int = 2) -> Iterator[SparkCluster]:
+def running(folder: Path) -> Iterator[SparkCluster]:
     """A cluster for the length of a `with` block; skips the test if none can start (in CI: fails it)."""
     services.starting("a Spark cluster")
     if reason := why_not():
@@ -161,7 +176,7 @@ def running(folder: Path, workers: int = 2) -> Iterator[SparkCluster]:
         pytest.skip(reason)
     cluster = SparkCluster(folder)
     try:
-        cluster.start(workers)
+        cluster.start()
         yield cluster
     finally:
         cluster.stop()

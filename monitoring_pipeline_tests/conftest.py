@@ -270,7 +270,7 @@ def recorded_server(recorded_store: str, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
-    """A Spark cluster with two workers."""
+    """A Spark cluster."""
     from monitoring_pipeline_tests.cluster import running
 
     with running(tmp_path_factory.mktemp("cluster")) as cluster:

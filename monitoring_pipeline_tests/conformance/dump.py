@@ -1,4 +1,4 @@
-"""Writes the tables of a lake to Parquet files: python -m monitoring_pipeline_tests.conformance.dump CONFIG FOLDER."""
+"""Writes tables of a lake to Parquet files: python -m monitoring_pipeline_tests.conformance.dump CONFIG FOLDER TABLE…"""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.settings import load_settings
-from monitoring_pipeline.tables import AGENT_TRACES, TABLES
+from monitoring_pipeline.tables import AGENT_TRACES, TABLES, Table
 from monitoring_pipeline.windows import Window
 
 
-def dump_tables(lake: LakeResource, folder: Path, parts: Iterable[Window | None] = (None,)) -> None:
-    """Write each table into a folder below `tables`: one file, and for the archive one file for each of `parts`."""
-    for table in TABLES:
+def dump_tables(
+    lake: LakeResource, folder: Path, parts: Iterable[Window | None] = (None,), tables: Iterable[Table] = TABLES
+) -> None:
+    """Write each of the tables into a folder below `tables`: one file, and for the archive one file for each of `parts`."""
+    for table in tables:
         for number, part in enumerate(parts if table is AGENT_TRACES else [None]):
             save(folder / "tables" / table.name / f"{number}.parquet", lake.read(table, part).toArrow())
 
@@ -30,4 +32,5 @@ def save(file: Path, rows: pa.Table) -> None:
 
 
 if __name__ == "__main__":
-    dump_tables(build_resources(load_settings(Path(sys.argv[1])))["lake"], Path(sys.argv[2]))
+    named = [table for table in TABLES if table.name in sys.argv[3:]]
+    dump_tables(build_resources(load_settings(Path(sys.argv[1])))["lake"], Path(sys.argv[2]), tables=named)

@@ -55,7 +55,7 @@ DATASETS: list[dict[str, Any]] = [
     {"kind": "traces", "max_records": 100, "filter": FILTER},
     {"kind": "expectations"},
     {"kind": "tagged", "tag": "environment"},
-    {"kind": "failures", "scorer": "response_quality"},
+    {"kind": "failures", "scorer": "even"},
     {"kind": "regression", "scorer": "task_success"},
     {"kind": "diverse", "sample_size": 100},
 ]
@@ -66,6 +66,7 @@ def all_transformations(
 ) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
     """The transformations by name; when called, each computes its rows from the archive of `window`."""
     traces = lake.read(AGENT_TRACES, window)
+    yield "columns of all tables", lambda: columns(lake)
     yield "trace_performance", lambda: performance.trace_performance(traces).toArrow()
     yield "trace_errors", lambda: performance.trace_errors(traces).toArrow()
     yield "hourly_performance", lambda: performance.hourly_performance(lake.read(TRACE_PERFORMANCE, window)).toArrow()
@@ -142,6 +143,16 @@ def all_transformations(
         yield f"sql, {file.stem}", lambda file=file: by_sql(lake, file)
     *_, last = window.days()  # it has a previous day
     yield f"report of {last}", lambda: pa.table({"data": [repr_of_report(lake, scorers, Period.day(last))]})
+
+
+def columns(lake: LakeResource) -> pa.Table:
+    """The names and types of each table's columns."""
+    # Only Spark tracks whether nested fields may be null, so this is not compared.
+    types = {
+        table.name: [(field.name, field.dataType.simpleString()) for field in lake.read(table).schema]
+        for table in TABLES
+    }
+    return pa.table({"table": [*types], "columns": [str(columns) for columns in types.values()]})
 
 
 def records(lake: LakeResource, query: Query) -> pa.Table:
