@@ -1,4 +1,4 @@
-"""A Spark cluster for tests on loopback: a master, workers with two cores in all, and a Spark Connect server with Delta Lake.
+"""A Spark cluster for tests on loopback: a master, workers with two cores, and a Connect server with Delta Lake.
 
 It has one worker, and Spark interprets its plans. With MONITORING_LONG_TESTS=1 it has two workers, so that one can be
 lost, and Spark compiles its plans, as it does by default: for few rows that takes half of the time of the workers.

@@ -1,4 +1,7 @@
-"""Writes tables of a lake to Parquet files: python -m monitoring_pipeline_tests.conformance.dump CONFIG FOLDER TABLE…"""
+"""Writes tables of a lake to Parquet files.
+
+python -m monitoring_pipeline_tests.conformance.dump CONFIG FOLDER TABLE…
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from monitoring_pipeline.windows import Window
 def dump_tables(
     lake: LakeResource, folder: Path, parts: Iterable[Window | None] = (None,), tables: Iterable[Table] = TABLES
 ) -> None:
-    """Write each of the tables into a folder below `tables`: one file, and for the archive one file for each of `parts`."""
+    """Write each table into a folder below `tables`: one file, and for the archive one file for each of `parts`."""
     for table in tables:
         for number, part in enumerate(parts if table is AGENT_TRACES else [None]):
             save(folder / "tables" / table.name / f"{number}.parquet", lake.read(table, part).toArrow())

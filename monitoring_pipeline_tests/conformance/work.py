@@ -56,7 +56,7 @@ def main(config: Path, folder: Path) -> None:
 
 
 def run_chain(settings: Settings, window: Window, folder: Path, say: Callable[[str], None]) -> None:
-    """Materialize all hourly assets of the window and the agreement of its days; if LONG, the report of the last day."""
+    """Materialize all hourly assets of the window, the agreement of its days and, if LONG, the last day's report."""
     definitions, instance, days = build_definitions(settings), start_instance(folder, NO_PREFIX), window.days()
     hours = (partition_key(window.start), partition_key(window.end - HOUR))
     agreement, report = [dg.AssetKey("scorer_agreement")], [dg.AssetKey(DAILY_REPORT_KEY)]
