@@ -1,4 +1,4 @@
-"""A workspace on loopback, and 48 hours of traces processed in process, to compare with."""
+"""A workspace on loopback, and 24 hours of traces processed in process, to compare with."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from monitoring_pipeline_tests.databricks.workspace_double import TOKEN, Workspa
 from monitoring_pipeline_tests.made_project import QUALITY, scorer
 from monitoring_pipeline_tests.sources.stores import START, Store
 
-HOURS = 48
-FIRST, LAST = "2026-01-01-05:00", "2026-01-03-04:00"
+HOURS = 24
+FIRST, LAST = "2026-01-01-05:00", "2026-01-02-04:00"
 FOLDER, VOLUME = "/Volumes/main/monitoring/project", "/Volumes/main/monitoring/pipeline"
 SERVERLESS = DatabricksSettings(jobs="serverless", volume=VOLUME, packages=[f"{VOLUME}/monitoring_pipeline.whl"])
 ODD = "monitoring_pipeline_tests.odd_scorers"
@@ -84,7 +84,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Two traces in each of 48 hours, processed by the hourly chain in process; to read only."""
+    """Two traces in each of 24 hours, processed by the hourly chain in process; to read only."""
     folder = tmp_path_factory.mktemp("finished")
     store = Store.create(folder)
     for number in range(2 * HOURS):

@@ -304,8 +304,8 @@ def test_a_killed_task_fails_the_step(remote: Project, workspace: WorkspaceDoubl
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        (WITHOUT_REPORT, "ended without reporting 48 partitions, 2026-01-01-05:00 first; see "),
-        (OPENED_AND_CLOSED, "ended without reporting 48 partitions, 2026-01-01-05:00 first; see "),
+        (WITHOUT_REPORT, f"ended without reporting {HOURS} partitions, 2026-01-01-05:00 first; see "),
+        (OPENED_AND_CLOSED, f"ended without reporting {HOURS} partitions, 2026-01-01-05:00 first; see "),
         (BAD_START, "failed: ModuleNotFoundError: no module <b>mine</b>; see "),
     ],
 )
