@@ -193,7 +193,7 @@ def test_single_hours_and_a_range_write_the_same_rows(finished: Project, tmp_pat
 
 def test_running_again_changes_no_row_and_scores_nothing(copied: Project, finished: Project) -> None:
     versions = {table.name: copied.lake.version(table) for table in (AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE)}
-    assert copied.run().success
+    assert copied.run("2026-01-01-18:00", "2026-01-02-05:00").success
     assert {
         table.name: copied.lake.version(table) for table in (AGENT_TRACES, ASSESSMENTS, SCORER_COVERAGE)
     } == versions
