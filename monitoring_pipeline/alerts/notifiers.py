@@ -81,10 +81,12 @@ def _post(url: str, payload: dict[str, Any], key: str) -> None:
     # The errors of requests contain the address, which is the secret.
     try:
         # The content of the answer is not read: a receiver that never ends it would hold the check of the alerts.
-        options: dict[str, Any] = {"timeout": TIMEOUT_S, "allow_redirects": False, "stream": True}
+        headers = {"Idempotency-Key": key}
         with (
             _silent_about_addresses(),
-            requests.post(url, json=payload, headers={"Idempotency-Key": key}, **options) as answer,
+            requests.post(
+                url, json=payload, headers=headers, timeout=TIMEOUT_S, allow_redirects=False, stream=True
+            ) as answer,
         ):
             status = answer.status_code
     except requests.Timeout:
