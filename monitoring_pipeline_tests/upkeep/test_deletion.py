@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from monitoring_pipeline.resources.build import build_resources
 from monitoring_pipeline.resources.delta_folders import DeltaFolders
 from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.resources.tombstones import trace_digest
-from monitoring_pipeline.scoring import pool
 from monitoring_pipeline.scoring.coverage import ledger_problems
+from monitoring_pipeline.scoring.isolation import IsolatedScorer
 from monitoring_pipeline.scoring.registry import load_scorers
 from monitoring_pipeline.scoring.run import score_window
+from monitoring_pipeline.scoring.runner import PendingTrace
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
@@ -156,15 +157,16 @@ def test_results_of_traces_that_were_deleted_while_they_were_scored_do_not_come_
     run: MadeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (scorer,) = (scorer for scorer in load_scorers(run.settings.scorers) if scorer.name == "echo")
-    assess_one = pool.assess
+    scorer = replace(scorer, limits=replace(scorer.limits, concurrency=1))
+    assess_one = IsolatedScorer.assess
 
-    def assess_and_delete(*arguments: Any) -> Any:
-        found = assess_one(*arguments)
+    def assess_and_delete(self: IsolatedScorer, pending: PendingTrace) -> Any:
+        found = assess_one(self, pending)
         if ANN in run.lake.read(AGENT_TRACES).toPandas()["user_id"].tolist():
             delete(run, user=ANN)
         return found
 
-    monkeypatch.setattr(pool, "assess", assess_and_delete)
+    monkeypatch.setattr(IsolatedScorer, "assess", assess_and_delete)
     for table in (ASSESSMENTS, NOT_APPLICABLE):
         ids = set(run.lake.read(table).toPandas()["assessment_id"])
         run.lake.remove(table, WINDOW, "assessment_id", ids)
