@@ -27,7 +27,7 @@ from monitoring_pipeline.resources.servers import (
 from monitoring_pipeline.resources.tracking import TrackingResource, global_tracking_uri
 from monitoring_pipeline.retries import retried
 from monitoring_pipeline.sources.base import HourCounts
-from monitoring_pipeline.sources.mlflow_server import PageInParts, page_token, trace_without_assessments
+from monitoring_pipeline.sources.mlflow_server import PageInParts, ServerHealth, page_token, trace_without_assessments
 from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace
 from monitoring_pipeline.windows import HOUR, Window, floor_hour, from_milliseconds, to_milliseconds
 
@@ -247,8 +247,9 @@ def _all_with_spans(
 
     if not isinstance(client.store, RestStore):
         for listed in batches:
-            yield _with_spans(client, listed, lambda listed=listed: _batch(client, listed))
+            yield _with_spans(client, listed, lambda listed=listed: _batch(client, listed), None)
         return
+    health = ServerHealth()
     requested: deque[tuple[Sequence[TraceInfo | UnreadableTrace], Future[list[Trace]]]] = deque()
     with ThreadPoolExecutor(IN_FLIGHT, "requests") as threads:
         try:
@@ -256,11 +257,12 @@ def _all_with_spans(
                 requested.append((listed, threads.submit(_batch, client, listed)))
                 if len(requested) > IN_FLIGHT:
                     first, answer = requested.popleft()
-                    yield _with_spans(client, first, answer.result)
+                    yield _with_spans(client, first, answer.result, health)
             for first, answer in requested:
-                yield _with_spans(client, first, answer.result)
+                yield _with_spans(client, first, answer.result, health)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+    health.check_end()
 
 
 def _batch(client: TracingClient, listed: Sequence[TraceInfo | UnreadableTrace]) -> list[Trace]:
@@ -288,8 +290,9 @@ def _with_spans(
     client: TracingClient,
     listed: Sequence[TraceInfo | UnreadableTrace],
     batch: Callable[[], list[Trace]],
+    health: ServerHealth | None,
 ) -> list[Trace | UnreadableTrace]:
-    """The listed traces with their spans, from `batch` or one by one."""
+    """The listed traces with their spans, from `batch` or one by one; `health` is that of a server."""
     whole, marked = _readable(client, listed)
     partial = [trace_without_assessments(cast("RestStore", client.store), info) for info in marked]
     try:
@@ -298,7 +301,12 @@ def _with_spans(
         raise_if_lacking(client, error, BATCH_GET)
         log.warning("MLflow cannot read a batch of %d traces; reading them one by one: %s", len(whole), error)
         complete = {}
-    traces = [complete.get(info.trace_id) or _with_spans_alone(client, info) for info in whole]
+    traces: list[Trace | UnreadableTrace | None] = []
+    for info in whole:
+        trace = complete.get(info.trace_id) or _with_spans_alone(client, info)
+        if health:
+            health.note(trace)
+        traces.append(trace)
     unlisted = [trace for trace in listed if isinstance(trace, UnreadableTrace)]
     return [trace for trace in traces if trace is not None] + partial + unlisted
 

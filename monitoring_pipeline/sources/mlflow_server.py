@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from monitoring_pipeline.errors import TrackingError, one_line
 from monitoring_pipeline.resources.tracking import impatience
 from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace
 
@@ -17,9 +18,48 @@ if TYPE_CHECKING:
 LIST_V2, SPANS = "/api/2.0/mlflow/traces", "/ajax-api/2.0/mlflow/get-trace-artifact"
 ALONE_ATTEMPTS = 3  # for a single trace, so that a passing fault of the server is not taken for one of the trace
 MOST_ON_A_PAGE = 20  # traces that a server may fail to send before it counts as failing altogether
+MOST_UNSENT, SEVERAL = 20, 3  # traces without spans
 ASSESSMENTS = "assessments not sent by the server"
 
 log = logging.getLogger(__name__)
+
+
+class ServerHealth:
+    """Tells a server that fails to send spans from single traces that cannot be sent, within one read.
+
+    A failing server fails the read, so that none of its traces goes into quarantine and the hour is asked for again.
+    """
+
+    def __init__(self) -> None:
+        self._sent, self._failed, self._reason = 0, 0, ""
+
+    def note(self, trace: Trace | UnreadableTrace | None) -> None:
+        """Count a trace that the server was asked for; None if it has been deleted.
+
+        Raises:
+            TrackingError: the server has failed on more than `MOST_UNSENT` traces, and on most of them.
+        """
+        if isinstance(trace, UnreadableTrace):
+            self._failed, self._reason = self._failed + 1, trace.reason
+        elif trace is not None:
+            self._sent += 1
+        if self._failed > max(MOST_UNSENT, self._sent):
+            self._fail()
+
+    def check_end(self) -> None:
+        """Check the server at the end of the read.
+
+        Raises:
+            TrackingError: it has sent none of several traces.
+        """
+        if not self._sent and self._failed >= SEVERAL:
+            self._fail()
+
+    def _fail(self) -> NoReturn:
+        raise TrackingError(
+            f"the MLflow server did not send the spans of {self._failed} of {self._failed + self._sent} traces "
+            f"({one_line(self._reason)}); the hour is asked for again"
+        )
 
 
 class PageInParts:

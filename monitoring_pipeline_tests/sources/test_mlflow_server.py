@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from typing import Any, cast
 
 import pytest
-from mlflow.entities import Feedback, Trace
+from mlflow.entities import Feedback, Trace, TraceData
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 
+from monitoring_pipeline.errors import TrackingError
 from monitoring_pipeline.resources.tracking import TrackingResource
 from monitoring_pipeline.sources import mlflow as mlflow_source
 from monitoring_pipeline.sources import mlflow_server
 from monitoring_pipeline.sources.mlflow import MlflowSource
-from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, flatten
+from monitoring_pipeline.sources.mlflow_server import MOST_UNSENT, ServerHealth
+from monitoring_pipeline.traces.flatten import UNREADABLE_VALUE, UnreadableTrace, flatten
 from monitoring_pipeline_tests.sources.stores import HOUR, START, Store, span_json, trace_id
 
 pytestmark = pytest.mark.usefixtures("few_retries")
@@ -132,3 +135,42 @@ def test_a_server_that_fails_on_many_traces_is_an_error(
     source = MlflowSource(TrackingResource(tracking_uri=server), {traces.experiment_id: "made"})
     with pytest.raises(MlflowException, match="500"):
         list(source.read(HOUR))
+
+
+@pytest.mark.parametrize(("failing", "stops"), [(COUNT, True), (COUNT - 2, False)], ids=["all", "all but one"])
+def test_a_server_that_sends_no_spans_fails_the_read_and_quarantines_no_trace(
+    traces: Store, server: str, monkeypatch: pytest.MonkeyPatch, failing: int, stops: bool
+) -> None:
+    failed = {trace_id(number) for number in range(failing)}
+
+    def times_out(self: RestStore, trace_ids: list[str], location: str | None = None) -> list[Trace]:
+        raise MlflowException("timed out")
+
+    def alone(client: Any, info: Any) -> Trace:
+        if info.trace_id in failed:
+            raise MlflowException("timed out")
+        return Trace(info, TraceData([]))
+
+    monkeypatch.setattr(RestStore, "batch_get_traces", times_out)
+    monkeypatch.setattr(mlflow_source, "_alone", alone)
+    source = MlflowSource(TrackingResource(tracking_uri=server), {traces.experiment_id: "made"})
+    if stops:
+        with pytest.raises(TrackingError, match=r"not send the spans of \d+ of \d+ traces \(.*timed out\); the hour"):
+            list(source.read(HOUR))
+    else:
+        found = [trace for batch in source.read(HOUR) for trace in batch]
+        assert sum(isinstance(trace, Trace) for trace in found) >= 1
+
+
+def test_a_server_that_fails_on_most_of_many_traces_is_not_asked_for_the_rest() -> None:
+    health, unreadable = ServerHealth(), UnreadableTrace("tr-1", START, "502", "")
+    for _ in range(MOST_UNSENT):
+        health.note(unreadable)
+    health.note(None)
+    with pytest.raises(TrackingError, match="the spans of 21 of 21 traces"):
+        health.note(unreadable)
+    mostly_well = ServerHealth()
+    for _ in range(3 * MOST_UNSENT):
+        mostly_well.note(cast("Trace", object()))
+        mostly_well.note(unreadable)
+    mostly_well.check_end()
