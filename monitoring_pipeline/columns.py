@@ -110,6 +110,9 @@ COMMENTS: dict[str, str] = {
     "pass_rate": "share of passing scores, 0 to 1",
     "ci_low": "lower bound of the 95 % interval of the mean",
     "ci_high": "upper bound of the 95 % interval of the mean",
+    "pass_low": "lower bound of the 95 % interval of the pass rate",
+    "pass_high": "upper bound of the 95 % interval of the pass rate",
+    "population": "traces that the figures stand for: those of the hour that pass the scorer's filter",
     # results in MLflow
     "written_at": "when the result was sent to MLflow",
     "outcome": "written, withdrawn, or the reason why not written",

@@ -20,7 +20,7 @@ from monitoring_pipeline.databricks.managed import is_managed
 from monitoring_pipeline.databricks.managed_results import update_managed_ledger
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.coverage import ledger_problems, update_ledger
-from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, reading_of
 from monitoring_pipeline.scoring.states import Change
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
@@ -99,7 +99,7 @@ def derive_quality(lake: LakeResource, window: Window, scorers: Sequence[Configu
         LakeError: a table cannot be read or written.
     """
     results, coverage = lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window)
-    rows = quality(results, coverage, pass_rules(scorers), by_hour=True)
+    rows = quality(results, coverage, reading_of(scorers), "hour").drop(columns=["covered_hours", "hours"])
     rows["hour"] = pd.to_datetime(rows["hour"], utc=True)
     lake.replace(HOURLY_QUALITY, window, pa.Table.from_pandas(rows, preserve_index=False))
     return rows

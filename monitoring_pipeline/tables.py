@@ -404,8 +404,9 @@ SCORER_COVERAGE = Table(
 
 HOURLY_QUALITY = Table(
     "hourly_quality",
-    "Mean score and 95 % interval per hour, experiment, scorer and digest. pass_rate follows the scorer's pass_if; "
-    "without pass_if it is set only if every score is a pass or a fail.",
+    "Mean score and pass rate per hour, experiment, scorer and digest, each with its 95 % interval. pass_rate follows "
+    "the scorer's pass_if; without pass_if it is set only if every score is a pass or a fail. population counts the "
+    "traces that the figures stand for: weigh hours by it.",
     _schema(
         ("hour", TIME),
         ("experiment_id", pa.string()),
@@ -416,6 +417,9 @@ HOURLY_QUALITY = Table(
         ("pass_rate", pa.float64()),
         ("ci_low", pa.float64()),
         ("ci_high", pa.float64()),
+        ("pass_low", pa.float64()),
+        ("pass_high", pa.float64()),
+        ("population", pa.int64()),
         ("failed", pa.int64()),
         ("cost_usd", pa.float64()),
     ),

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import from_json
@@ -155,6 +156,6 @@ def score(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else MISSING
 
 
-def interval(low: float, high: float) -> str:
-    """An interval of scores, such as 0.81 to 0.94."""
-    return f"{score(low)} to {score(high)}" if math.isfinite(low) and math.isfinite(high) else MISSING
+def interval(low: float, high: float, shown: Callable[[float], str] = score) -> str:
+    """An interval, such as 0.81 to 0.94."""
+    return f"{shown(low)} to {shown(high)}" if math.isfinite(low) and math.isfinite(high) else MISSING

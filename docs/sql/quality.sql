@@ -1,66 +1,137 @@
--- Quality by day: the mean score of each scorer and digest with its 95 % interval, for all traces that pass its filter.
--- Days are pooled from the scores themselves, as intervals of hours cannot be averaged. A complete sample has no
--- uncertainty. Where all scores are 0 or 1: Wilson's interval with n (N - 1) / (N - n) for n. Else the mean plus or
--- minus 1.96 standard errors, corrected for the sampled share: good for some 30 scores and more.
-WITH scores AS (
+-- Quality by day: the mean score of each scorer and digest with its 95 % interval, for all traces that pass its filter in
+-- the hours that have scores (covered_hours of hours). Hours count by their traces, not by their scores, so that a
+-- change of the sample rate shifts nothing. A complete sample has no uncertainty. The hours of a sample rate have
+-- Wilson's interval where all scores are 0 or 1, else the mean plus or minus 1.96 standard errors; Zou's sum combines
+-- rates. The report is exact for single hours and allows for failed results: see docs/numbers.md.
+WITH strata AS (
+  SELECT
+    date,
+    trace_hour AS hour,
+    experiment_id,
+    scorer,
+    scorer_digest,
+    count(score) AS n,
+    avg(score) AS mean,
+    coalesce(var_samp(score), 0) * (count(score) - 1) AS squares,
+    max(sample_rate) AS rate,
+    min(CASE WHEN score IN (0, 1) THEN 1 ELSE 0 END) AS is_pass_fail
+  FROM assessments
+  WHERE score IS NOT NULL
+  GROUP BY date, trace_hour, experiment_id, scorer, scorer_digest
+),
+ledger AS (
+  SELECT date, hour, experiment_id, scorer, scorer_digest, sum(eligible + unsampled) AS population
+  FROM scorer_coverage
+  GROUP BY date, hour, experiment_id, scorer, scorer_digest
+  HAVING sum(eligible + unsampled) > 0
+),
+sized AS (
+  SELECT
+    ledger.date,
+    ledger.experiment_id,
+    ledger.scorer,
+    ledger.scorer_digest,
+    greatest(ledger.population, coalesce(strata.n, 0)) * 1E0 AS population,
+    strata.n,
+    strata.mean,
+    strata.squares,
+    strata.rate,
+    strata.is_pass_fail,
+    CASE WHEN strata.n >= ledger.population THEN 1 ELSE 0 END AS is_complete
+  FROM ledger
+  LEFT JOIN strata
+    ON strata.hour = ledger.hour
+    AND strata.experiment_id IS NOT DISTINCT FROM ledger.experiment_id
+    AND strata.scorer = ledger.scorer
+    AND strata.scorer_digest = ledger.scorer_digest
+),
+days AS (
   SELECT
     date,
     experiment_id,
     scorer,
     scorer_digest,
-    count(score) AS n,
-    avg(score) AS mean_score,
-    stddev_samp(score) AS deviation,
-    min(CASE WHEN score IN (0, 1) THEN 1 ELSE 0 END) AS is_pass_fail
-  FROM assessments
-  WHERE score IS NOT NULL
+    sum(n) AS scored,
+    sum(CASE WHEN n IS NOT NULL THEN population END) AS population,
+    count(n) AS covered_hours,
+    count(*) AS hours,
+    sum(mean * population) / sum(CASE WHEN n IS NOT NULL THEN population END) AS mean_score,
+    min(is_pass_fail) AS is_pass_fail
+  FROM sized
   GROUP BY date, experiment_id, scorer, scorer_digest
+  HAVING count(n) > 0
 ),
-populations AS (
-  SELECT date, experiment_id, scorer, scorer_digest, sum(eligible + unsampled) AS population
-  FROM scorer_coverage
+rates AS (
+  SELECT
+    date,
+    experiment_id,
+    scorer,
+    scorer_digest,
+    rate,
+    is_complete,
+    sum(population) AS size,
+    sum(mean * population) / sum(population) AS mean,
+    sum(squares) / nullif(sum(n - 1), 0) AS variance,
+    -- the variance of the mean for scores of variance 1
+    sum(population * population / n * (1 - n / population)) / (sum(population) * sum(population)) AS spread
+  FROM sized
+  WHERE n IS NOT NULL
+  GROUP BY date, experiment_id, scorer, scorer_digest, rate, is_complete
+),
+bounded AS (
+  SELECT
+    days.date,
+    days.experiment_id,
+    days.scorer,
+    days.scorer_digest,
+    rates.size / days.population AS weight,
+    rates.mean,
+    CASE
+      WHEN rates.is_complete = 1 THEN rates.mean
+      WHEN days.is_pass_fail = 1 THEN (rates.mean + 1.920729410347062E0 * spread) / (1 + 3.841458820694124E0 * spread)
+      ELSE rates.mean
+    END AS centre,
+    CASE
+      WHEN rates.is_complete = 1 THEN 0
+      WHEN days.is_pass_fail = 1
+        THEN 1.959963984540054E0 / (1 + 3.841458820694124E0 * spread)
+          * sqrt(rates.mean * (1 - rates.mean) * spread + 0.960364705173531E0 * spread * spread)
+      ELSE 1.959963984540054E0 * sqrt(rates.variance * spread)
+    END AS margin
+  FROM rates
+  JOIN days
+    ON days.date = rates.date
+    AND days.experiment_id IS NOT DISTINCT FROM rates.experiment_id
+    AND days.scorer = rates.scorer
+    AND days.scorer_digest = rates.scorer_digest
+),
+summed AS (
+  SELECT
+    date,
+    experiment_id,
+    scorer,
+    scorer_digest,
+    sqrt(sum(power(weight * (mean - centre + margin), 2))) AS below,
+    sqrt(sum(power(weight * (centre + margin - mean), 2))) AS above
+  FROM bounded
   GROUP BY date, experiment_id, scorer, scorer_digest
-),
-known AS (
-  SELECT
-    scores.*,
-    populations.population,
-    1.959963984540054E0 AS z,
-    -- null for a complete sample, which needs none
-    n * (population - 1) / nullif(greatest(population - n, 0), 0) AS effective,
-    deviation / sqrt(n) * sqrt(greatest(1 - n / population, 0)) AS standard_error
-  FROM scores
-  JOIN populations
-    ON populations.date = scores.date
-    AND populations.experiment_id IS NOT DISTINCT FROM scores.experiment_id
-    AND populations.scorer = scores.scorer
-    AND populations.scorer_digest = scores.scorer_digest
-),
-shaped AS (
-  SELECT
-    known.*,
-    (mean_score + z * z / (2 * effective)) / (1 + z * z / effective) AS centre,
-    z / (1 + z * z / effective)
-      * sqrt(mean_score * (1 - mean_score) / effective + z * z / (4 * effective * effective)) AS margin
-  FROM known
 )
 SELECT
-  date,
-  experiment_id,
-  scorer,
-  scorer_digest,
-  n AS scored,
-  population,
-  mean_score,
-  CASE
-    WHEN n >= population THEN mean_score
-    WHEN is_pass_fail = 1 THEN greatest(centre - margin, 0)
-    ELSE mean_score - z * standard_error
-  END AS ci_low,
-  CASE
-    WHEN n >= population THEN mean_score
-    WHEN is_pass_fail = 1 THEN least(centre + margin, 1)
-    ELSE mean_score + z * standard_error
-  END AS ci_high
-FROM shaped
-ORDER BY date, experiment_id NULLS FIRST, scorer, scorer_digest
+  days.date,
+  days.experiment_id,
+  days.scorer,
+  days.scorer_digest,
+  days.scored,
+  cast(days.population AS bigint) AS population,
+  days.covered_hours,
+  days.hours,
+  days.mean_score,
+  days.mean_score - summed.below AS ci_low,
+  days.mean_score + summed.above AS ci_high
+FROM days
+JOIN summed
+  ON summed.date = days.date
+  AND summed.experiment_id IS NOT DISTINCT FROM days.experiment_id
+  AND summed.scorer = days.scorer
+  AND summed.scorer_digest = days.scorer_digest
+ORDER BY days.date, days.experiment_id NULLS FIRST, days.scorer, days.scorer_digest

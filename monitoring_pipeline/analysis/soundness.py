@@ -26,6 +26,7 @@ ORDERED = (
     ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms"),
     ("p50_ms", "p95_ms", "p99_ms", "max_ms"),
     ("ci_low", "mean_score", "ci_high"),
+    ("pass_low", "pass_rate", "pass_high"),
     ("kappa_low", "kappa", "kappa_high"),
 )
 TOLERANCE = 1e-9  # for floating-point rounding

@@ -1,11 +1,10 @@
-"""Statistics: intervals of means, shares, quantiles and their differences, and agreement of verdicts."""
+"""Statistics: intervals of shares, quantiles and their differences, and agreement of verdicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from fractions import Fraction
-from statistics import NormalDist, variance
+from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -14,33 +13,6 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 FEWEST_BEYOND = 10  # minimum values on either side of a quantile for its interval to reach its nominal coverage
-
-
-def mean_interval(scores: Sequence[float], population: int) -> tuple[float, float] | None:
-    """The 95 % interval of a population's mean, from a simple random sample without replacement.
-
-    `population` counts the sampled traces and those they represent. A complete sample has no uncertainty: both bounds
-    are its mean. None without a score, and for a single score other than 0 or 1 from a larger population, because one
-    value does not determine the spread.
-
-    Source: W. G. Cochran, Sampling Techniques, 3rd ed., 1977: eq. 2.20 with Student's t for means. If all scores are 0
-    or 1, E. B. Wilson's score interval (JASA 22, 1927), with n (N - 1) / (N - n) for n, which has the variance of
-    Cochran's eq. 3.8; t breaks down near 0 and 1.
-    """
-    count = len(scores)
-    if count == 0:
-        return None
-    mean = sum(scores) / count
-    if count >= population:
-        return mean, mean
-    if all(score in (0, 1) for score in scores):
-        effective = count * (population - 1) / (population - count)
-        return _wilson(mean, effective)
-    if count == 1:
-        return None
-    error = math.sqrt(variance(scores, mean) / count * (1 - count / population))
-    margin = t_quantile((1 + CONFIDENCE) / 2, count - 1) * error
-    return mean - margin, mean + margin
 
 
 def t_quantile(probability: float, freedom: float) -> float:
@@ -52,10 +24,11 @@ def t_quantile(probability: float, freedom: float) -> float:
 
 def share_interval(successes: float, trials: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The interval of a probability from independent trials (at least one), by E. B. Wilson (JASA 22, 1927)."""
-    return _wilson(successes / trials, trials, NormalDist().inv_cdf((1 + confidence) / 2))
+    return wilson(successes / trials, trials, NormalDist().inv_cdf((1 + confidence) / 2))
 
 
-def _wilson(share: float, count: float, z: float = Z) -> tuple[float, float]:
+def wilson(share: float, count: float, z: float = Z) -> tuple[float, float]:
+    """The interval of a probability whose share among `count` independent trials (not necessarily whole) is `share`."""
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     margin = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return max(0.0, centre - margin), min(1.0, centre + margin)

@@ -16,7 +16,7 @@ from monitoring_pipeline.reports.data import AGREEMENT_DAYS, EXPLAINED_INCIDENTS
 from monitoring_pipeline.reports.period import Period
 from monitoring_pipeline.reports.standouts import Incident, incidents, standouts
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, reading_of
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
     ASSESSMENTS,
@@ -48,7 +48,7 @@ def report_data(
     window = period.window
     days_before = _days_with_traces(lake, period)
     trailing = Window(window.end - timedelta(days=AGREEMENT_DAYS), window.end)
-    rules = pass_rules(scorers)
+    reading = reading_of(scorers)
 
     def current(rows: DataFrame) -> DataFrame:
         return rows.where(is_current(scorers))
@@ -63,10 +63,9 @@ def report_data(
     else:
         by_day = hourly_performance(by_slot(lake.read(TRACE_PERFORMANCE, window), "trace_hour"))
         trend = _frame(by_day.where(F.col("trace_name").isNull()), "hour")
-        days = quality(by_slot(assessments, "trace_hour"), by_slot(coverage, "hour"), rules, by_hour=True)
-        quality_trend = _with_utc(days, "hour")
+        quality_trend = _with_utc(quality(assessments, coverage, reading, "day"), "hour")
     errors = lake.read(TRACE_ERRORS, window)
-    by_hour = score_moments(assessments, rules, "trace_hour").withColumnRenamed("trace_hour", "hour")
+    by_hour = score_moments(assessments, reading.pass_if, "trace_hour").withColumnRenamed("trace_hour", "hour")
     found = incidents(standouts(hours, _frame(by_hour, "hour")))
     stages = stage_sums(_of_periods(lake, SPAN_PROFILE, period), "period").toPandas()
     names = lake.read(AGENT_TRACES, window).select("experiment_id", "experiment_name").distinct().toPandas()
@@ -76,8 +75,8 @@ def report_data(
         trend=trend,
         totals=_totals(lake, period),
         quality_trend=quality_trend,
-        quality_total=quality(assessments, coverage, rules, by_hour=False),
-        scores=score_moments(current(_of_periods(lake, ASSESSMENTS, period)), rules, "period").toPandas(),
+        quality_total=quality(assessments, coverage, reading, "all"),
+        scores=score_moments(current(_of_periods(lake, ASSESSMENTS, period)), reading.pass_if, "period").toPandas(),
         coverage=_frame(coverage, "hour"),
         errors=_groups(errors),
         known_errors=_groups(lake.read(TRACE_ERRORS, _known(period))) if days_before else None,

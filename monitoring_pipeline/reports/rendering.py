@@ -107,6 +107,7 @@ def _environment(escape: Callable[..., str], autoescape: bool) -> Environment:
     }
     environment.filters |= numbers | {
         "sentence": lambda sentence: Markup(escape(sentence, limit=1500)),
+        "pass_interval": lambda row: text.interval(_number(row["pass_low"]), _number(row["pass_high"]), text.percent),
         "interval": lambda row: text.interval(_number(row["ci_low"]), _number(row["ci_high"])),
         "known": lambda value: text.MISSING if value is None or value == "" else value,
         "time": lambda moment, kind: f"{moment:%H:%M}" if kind == "day" else f"{moment:%a %H:%M}",

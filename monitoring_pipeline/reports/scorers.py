@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from monitoring_pipeline.analysis.agreement import COUNTS, with_kappa
+from monitoring_pipeline.analysis.quality import FIGURES
 
 LEDGER = ["archived", "filtered_out", "unsampled", "eligible", "scored", "failed", "over_budget", "pending"]
 LABELS = ["hour", "date", "experiment_id", "trace_name", "scorer", "scorer_digest"]
@@ -23,15 +24,15 @@ def as_floats(rows: pd.DataFrame) -> pd.DataFrame:
 def scorer_rows(quality_total: pd.DataFrame, coverage: pd.DataFrame) -> pd.DataFrame:
     """One row per experiment, scorer and digest: the sums of the period's ledger, and its quality.
 
-    Columns: experiment_id, scorer, scorer_digest, the ledger's counts, covered (scored / eligible), mean_score,
-    pass_rate, ci_low, ci_high, scoring_cost_usd. Coverage of a digest other than the one with quality is left out.
+    Columns: experiment_id, scorer, scorer_digest, the ledger's counts, covered (scored / eligible), the figures
+    of `analysis.quality.quality`, scoring_cost_usd. Coverage of a digest other than the one with quality is left out.
     Without coverage rows, scored and failed come from the quality row.
     """
     key = ["experiment_id", "scorer", "scorer_digest"]
     ledger = coverage.groupby(key, as_index=False)[LEDGER].sum()
     quality = quality_total.rename(columns={"cost_usd": "scoring_cost_usd"})
     quality = quality.filter(
-        [*key, "scored", "failed", "mean_score", "pass_rate", "ci_low", "ci_high", "scoring_cost_usd"]
+        [*key, "scored", "failed", *FIGURES, "population", "covered_hours", "hours", "scoring_cost_usd"]
     )
     digests = set(quality.set_index(key).index)
     scorers = {(experiment_id, scorer) for experiment_id, scorer, _ in digests}

@@ -16,6 +16,7 @@ from mlflow.genai.scorers import Scorer
 from mlflow.genai.scorers import scorer as as_scorer
 from mlflow.genai.scorers.base import ScorerKind
 
+from monitoring_pipeline.analysis.quality import Reading
 from monitoring_pipeline.errors import SettingsError, one_line
 from monitoring_pipeline.scoring.builtins import build, default_rate, model_of, takes_expectations
 from monitoring_pipeline.scoring.limits import Budget, Limits, Price, cores, listed_price
@@ -49,6 +50,7 @@ class ConfiguredScorer:
     budget: Budget = field(default_factory=Budget)
     session_idle: timedelta | None = None
     pass_if: str | None = None
+    score_range: tuple[float, float] | None = None
     compare_with: tuple[str, ...] = ()
     active: bool = True
     version: int | None = None
@@ -77,9 +79,13 @@ def load_scorers(
     return loaded
 
 
-def pass_rules(scorers: Iterable[ConfiguredScorer]) -> dict[str, str]:
-    """The `pass_if` of each scorer that has one, by scorer name."""
-    return {scorer.name: scorer.pass_if for scorer in scorers if scorer.pass_if}
+def reading_of(scorers: Iterable[ConfiguredScorer]) -> Reading:
+    """How the scores of the scorers are read: the rule and the scale of each scorer that has one."""
+    scorers = list(scorers)
+    return Reading(
+        {scorer.name: scorer.pass_if for scorer in scorers if scorer.pass_if},
+        {scorer.name: scorer.score_range for scorer in scorers if scorer.score_range},
+    )
 
 
 def configured(scorer: Scorer) -> ConfiguredScorer:
@@ -154,6 +160,7 @@ def _load(entry: ScorerSettings, unfinished_after_hours: int) -> ConfiguredScore
         budget=Budget(entry.max_usd_per_day, entry.max_traces_per_hour),
         session_idle=timedelta(minutes=entry.session_idle_minutes) if scorer.is_session_level_scorer else None,
         pass_if=entry.pass_if,
+        score_range=entry.score_range,
         compare_with=tuple(entry.compare_with or [entry.name]),
         active=entry.state == "active",
         reads=tuple(sorted({*entry.reads, *(["expectations"] if takes_expectations(bound) else [])})),

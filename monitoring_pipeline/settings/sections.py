@@ -145,6 +145,11 @@ class ScorerSettings(Section):
         description="scores that pass; default: 1 for pass rates of scores that are all 0 or 1, the upper half for "
         "agreement",
     )
+    score_range: tuple[float, float] | None = Field(
+        default=None,
+        description="lowest and highest possible score, such as [1, 5]; default: 0 to 1 where no score lies outside. "
+        "Intervals of the mean stay within it",
+    )
     compare_with: list[str] = Field(
         default=[], description="names of human feedback to compare the scorer with; default: the name of the scorer"
     )
@@ -194,6 +199,12 @@ class ScorerSettings(Section):
             raise ValueError(f"{given} of scorer and builtin given; give exactly one")
         if self.model is not None and self.builtin is None:
             raise ValueError(f"model = {self.model!r} is for a builtin; your own scorer chooses its model in its code")
+        return self
+
+    @model_validator(mode="after")
+    def _range_in_order(self) -> Self:
+        if self.score_range and not self.score_range[0] < self.score_range[1]:
+            raise ValueError(f"score_range = {list(self.score_range)}: the first number must be less than the second")
         return self
 
     @model_validator(mode="after")

@@ -10,9 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame
-from scipy import stats
 
-from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.analysis.quality import Reading, Slot, quality
 from monitoring_pipeline.analysis.verdicts import as_score
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.resources.rows import conform
@@ -54,8 +53,8 @@ def summed_up(
     lake: LakeResource,
     assessments: list[dict[str, Any]],
     lines: list[dict[str, Any]],
-    by_hour: bool = True,
-    pass_if: dict[str, str] | None = None,
+    slot: Slot = "hour",
+    reading: Reading | None = None,
 ) -> list[dict[str, Any]]:
     """The rows that `quality` computes from the stored tables, in order, with None for null."""
 
@@ -66,7 +65,7 @@ def summed_up(
         arrow = conform(table, pa.Table.from_pylist(rows, schema=schema))
         return lake.spark.session.createDataFrame(arrow)
 
-    frame = quality(stored(ASSESSMENTS, assessments), stored(SCORER_COVERAGE, lines), pass_if or {}, by_hour=by_hour)
+    frame = quality(stored(ASSESSMENTS, assessments), stored(SCORER_COVERAGE, lines), reading or Reading(), slot)
     keys = [column for column in ("hour", "experiment_id", "scorer", "scorer_digest") if column in frame]
     ordered = frame.sort_values(keys).astype(object)
     return ordered.where(frame.notna(), None).to_dict("records")
@@ -79,7 +78,9 @@ def of_values(lake: LakeResource, *values: Any, population: int | None = None) -
 
 
 def test_the_columns_match_the_table(lake: LakeResource) -> None:
-    assert [*of_values(lake, True), "date"] == HOURLY_QUALITY.schema.names
+    row = of_values(lake, True)
+    assert (row.pop("covered_hours"), row.pop("hours")) == (1, 1)
+    assert [*row, "date"] == HOURLY_QUALITY.schema.names
 
 
 def test_the_mean_is_the_mean_of_the_scores(lake: LakeResource) -> None:
@@ -150,12 +151,13 @@ def test_a_complete_sample_has_an_interval_of_zero_width(lake: LakeResource) -> 
 
 
 def test_the_population_is_all_traces_that_passed_the_filter(lake: LakeResource) -> None:
-    values = [0.2, 0.4, 0.9, 0.7]
-    error = stats.sem(values) * (1 - 4 / 10) ** 0.5
+    few, many = (of_values(lake, True, False, True, True, population=size) for size in (10, 1000))
 
-    row = of_values(lake, *values, population=10)
-
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.t.interval(0.95, 3, 0.55, error))
+    assert (few["population"], many["population"]) == (10, 1000)
+    # 3 of 4 passing is too unlikely if only 3 of the 10 pass; 9 at most do, as one fails
+    assert (few["ci_low"], few["ci_high"]) == (0.4, 0.9)
+    assert many["ci_low"] < few["ci_low"]
+    assert (few["pass_low"], few["pass_high"]) == (few["ci_low"], few["ci_high"])
 
 
 def test_failed_traces_belong_to_the_population_but_not_to_the_sample(lake: LakeResource) -> None:
@@ -177,13 +179,25 @@ def test_hours_have_separate_rows(lake: LakeResource) -> None:
 def test_a_day_combines_its_hours(lake: LakeResource) -> None:
     rows = [assessment(1), assessment(3, trace_hour=SIX), assessment(5, trace_hour=SIX)]
 
-    (row,) = summed_up(lake, rows, [ledger(1, 7), ledger(2, 90, hour=SIX)], by_hour=False)
+    lines = [ledger(1, 7), ledger(2, 90, hour=SIX), ledger(0, 50, hour=SIX + timedelta(hours=1))]
+    (row,) = summed_up(lake, rows, lines, "all")
+    (of_day,) = summed_up(lake, rows, lines, "day")
 
-    error = stats.sem([1, 3, 5]) * (1 - 3 / 100) ** 0.5
     assert "hour" not in row
-    assert (row["ci_low"], row["mean_score"], row["ci_high"]) == pytest.approx(
-        (3 - stats.t.ppf(0.975, 2) * error, 3, 3 + stats.t.ppf(0.975, 2) * error)
-    )
+    assert pd.Timestamp(of_day.pop("hour"), tz="UTC") == FIVE.replace(hour=0)
+    assert of_day == row
+    assert row["mean_score"] == pytest.approx((8 * 1 + 92 * 4) / 100)  # by traces, not by scores
+    assert (row["population"], row["covered_hours"], row["hours"]) == (100, 2, 3)
+    assert (row["ci_low"], row["ci_high"]) == (None, None)  # three scores on a scale that is not known
+
+
+def test_an_interval_stays_on_the_scale_of_the_scorer(lake: LakeResource) -> None:
+    rows = [assessment(5), assessment(5), assessment(4)]
+
+    (row,) = summed_up(lake, rows, [ledger(3, 97)], reading=Reading(scales={"judge": (1.0, 5.0)}))
+
+    assert 1 <= row["ci_low"] < row["mean_score"] < row["ci_high"] <= 5
+    assert (row["pass_rate"], row["pass_low"]) == (None, None)
 
 
 @pytest.mark.parametrize("column", ["scorer_digest", "scorer", "experiment_id"])
@@ -227,13 +241,14 @@ def test_a_ledger_without_assessments_yields_no_row(lake: LakeResource) -> None:
     assert summed_up(lake, [], [ledger(5)]) == []
 
 
-@pytest.mark.parametrize("by_hour", [True, False])
-def test_empty_input_yields_an_empty_frame_that_can_be_stored(lake: LakeResource, by_hour: bool) -> None:
-    frame = quality(lake.read(ASSESSMENTS), lake.read(SCORER_COVERAGE), {}, by_hour=by_hour)
+@pytest.mark.parametrize("slot", ["hour", "day", "all"])
+def test_empty_input_yields_an_empty_frame_that_can_be_stored(lake: LakeResource, slot: Slot) -> None:
+    frame = quality(lake.read(ASSESSMENTS), lake.read(SCORER_COVERAGE), Reading(), slot)
 
     assert len(frame) == 0
-    assert ("hour" in frame) == by_hour
-    if by_hour:
+    assert ("hour" in frame) == (slot != "all")
+    if slot == "hour":
+        frame = frame.drop(columns=["covered_hours", "hours"])
         frame["hour"] = pd.to_datetime(frame["hour"], utc=True)
         assert conform(HOURLY_QUALITY, pa.Table.from_pandas(frame, preserve_index=False)).num_rows == 0
 
@@ -252,5 +267,5 @@ def test_the_pass_rule_of_the_scorer_determines_which_scores_pass(
     rule: str, values: list[Any], rate: float | None, lake: LakeResource
 ) -> None:
     rows = [assessment(value) for value in values]
-    (row,) = summed_up(lake, rows, [ledger(len(values))], pass_if={"judge": rule, "other": ">= 0"})
+    (row,) = summed_up(lake, rows, [ledger(len(values))], reading=Reading({"judge": rule, "other": ">= 0"}))
     assert row["pass_rate"] == pytest.approx(rate) if rate is not None else row["pass_rate"] is None

@@ -15,7 +15,6 @@ from sklearn.metrics import cohen_kappa_score
 from monitoring_pipeline.analysis.statistics import (
     Kappa,
     cohen_kappa,
-    mean_interval,
     quantile_difference,
     share_difference,
     share_interval,
@@ -24,125 +23,6 @@ from monitoring_pipeline.analysis.statistics import (
 SEED = 20260101
 scores = st.lists(st.floats(-1e3, 1e3).map(lambda score: round(score, 3)), min_size=2, max_size=40)
 passes = st.lists(st.booleans().map(float), min_size=1, max_size=40)
-
-
-def interval(values: list[float], population: int) -> tuple[float, float]:
-    bounds = mean_interval(values, population)
-    assert bounds
-    return bounds
-
-
-@given(scores, st.integers(1, 1000))
-def test_means_have_students_interval_with_the_finite_population_correction(values: list[float], more: int) -> None:
-    assume(not set(values) <= {0.0, 1.0} and np.ptp(values) > 0)
-    population = len(values) + more
-    error = stats.sem(values) * math.sqrt(1 - len(values) / population)
-
-    expected = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=error)
-
-    assert interval(values, population) == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-@given(passes, st.integers(1, 1000))
-def test_proportions_have_wilsons_interval(values: list[float], more: int) -> None:
-    # Wilson's bounds are where the distance from the share seen is 1.96 standard errors of the share supposed.
-    population = len(values) + more
-    share = np.mean(values)
-
-    for bound in interval(values, population):
-        variance = bound * (1 - bound) / len(values) * (population - len(values)) / (population - 1)
-        assert (share - bound) ** 2 == pytest.approx(stats.norm.ppf(0.975) ** 2 * variance, abs=1e-12)
-
-
-@pytest.mark.parametrize("passed", [0, 1, 30, 99, 100])
-def test_proportions_of_a_vast_population_have_scipys_wilson_interval(passed: int) -> None:
-    expected = stats.binomtest(passed, 100).proportion_ci(0.95, method="wilson")
-
-    assert interval([1.0] * passed + [0.0] * (100 - passed), 10**12) == pytest.approx(
-        (expected.low, expected.high), abs=1e-9
-    )
-
-
-@given(st.one_of(scores, passes), st.integers(0, 3))
-def test_a_complete_sample_has_no_width(values: list[float], missing_from_ledger: int) -> None:
-    low, high = interval(values, len(values) - missing_from_ledger)
-
-    assert low == high == pytest.approx(np.mean(values), abs=1e-9)
-
-
-@given(passes, st.integers(0, 10**6))
-def test_bounds_of_a_proportion_are_proportions_around_it(values: list[float], more: int) -> None:
-    low, high = interval(values, len(values) + more)
-
-    assert 0 <= low <= np.mean(values) + 1e-12
-    assert np.mean(values) - 1e-12 <= high <= 1
-
-
-@pytest.mark.parametrize("values", [[0.0, 1.0, 1.0, 1.0], [0.1, 0.5, 0.6, 0.9]], ids=["proportion", "mean"])
-def test_fewer_scores_of_the_same_spread_have_a_wider_interval(values: list[float]) -> None:
-    widths = [high - low for low, high in (interval(values * times, 1000) for times in (1, 2, 5, 20, 100, 250))]
-
-    assert widths == sorted(widths, reverse=True)
-    assert widths[-1] == 0
-
-
-@pytest.mark.parametrize("values", [[0.0, 1.0, 1.0], [0.1, 0.5, 0.9]], ids=["proportion", "mean"])
-def test_the_same_scores_have_a_wider_interval_in_a_larger_population(values: list[float]) -> None:
-    widths = [high - low for low, high in (interval(values, size) for size in (3, 4, 10, 100, 10**6))]
-
-    assert widths == sorted(widths)
-
-
-@pytest.mark.parametrize(("values", "population"), [([], 0), ([], 10), ([0.5], 2), ([7.0], 100)])
-def test_too_few_scores_have_no_interval(values: list[float], population: int) -> None:
-    assert mean_interval(values, population) is None
-
-
-@pytest.mark.parametrize("score", [0.0, 1.0])
-def test_one_pass_or_fail_of_many_still_bounds_the_share(score: float) -> None:
-    low, high = interval([score], 100)
-
-    assert 0 <= low < high <= 1
-
-
-def share_covered(population: np.ndarray, count: int, trials: int, rng: np.random.Generator) -> float:
-    """The share of intervals from `count` scores of `population` that contain its mean."""
-    truth = population.mean()
-    samples = (rng.choice(population, count, replace=False, shuffle=False).tolist() for _ in range(trials))
-    bounds = [interval(sample, len(population)) for sample in samples]
-    return float(np.mean([low - 1e-12 <= truth <= high + 1e-12 for low, high in bounds]))
-
-
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
-@pytest.mark.parametrize("count", [100, 200])
-def test_proportions_are_covered_about_95_times_in_100(share: float, count: int) -> None:
-    # Wilson's coverage swings around 95 % with count and share, by up to 3 points here (Brown, Cai and DasGupta,
-    # Statistical Science 16, 2001); 2,000 trials add 1.5 points (three standard errors).
-    population = (np.arange(400) < 400 * share).astype(float)
-
-    covered = share_covered(population, count, 2000, np.random.default_rng(SEED))
-
-    assert covered == pytest.approx(0.95, abs=0.045)
-
-
-@pytest.mark.parametrize(("a", "b"), [(2, 2), (5, 2), (8, 1.5), (0.7, 0.7)])
-@pytest.mark.parametrize("count", [20, 100])
-def test_graded_scores_are_covered_about_95_times_in_100(a: float, b: float, count: int) -> None:
-    # Skew costs Student's interval up to 2 points at 20 scores; 800 trials add 2.3 points (three standard errors).
-    rng = np.random.default_rng(SEED)
-
-    covered = share_covered(rng.beta(a, b, 300), count, 800, rng)
-
-    assert covered == pytest.approx(0.95, abs=0.043)
-
-
-def test_ignoring_the_finite_population_would_be_noticed() -> None:
-    rng = np.random.default_rng(SEED)
-    population = rng.beta(2, 2, 300)
-    truth = population.mean()
-    bounds = [interval(rng.choice(population, 200, replace=False).tolist(), 10**9) for _ in range(300)]
-
-    assert np.mean([low <= truth <= high for low, high in bounds]) > 0.99
 
 
 # ---- kappa ----

@@ -17,7 +17,7 @@ from monitoring_pipeline.analysis.breakdown import break_down
 from monitoring_pipeline.analysis.errors import error_groups
 from monitoring_pipeline.analysis.overview import overview
 from monitoring_pipeline.analysis.profiling import profile
-from monitoring_pipeline.analysis.quality import quality
+from monitoring_pipeline.analysis.quality import Slot, quality
 from monitoring_pipeline.analysis.releases import compare_releases
 from monitoring_pipeline.analysis.signatures import signature_column, telling_line_column
 from monitoring_pipeline.archive.frames import redacted_rows
@@ -32,7 +32,7 @@ from monitoring_pipeline.scoring.coverage import ledger_problems, trace_states, 
 from monitoring_pipeline.scoring.forecast import forecast
 from monitoring_pipeline.scoring.on_demand import archived_traces
 from monitoring_pipeline.scoring.pending import pending_rows
-from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, reading_of
 from monitoring_pipeline.scoring.sessions import session_heads, whole_sessions
 from monitoring_pipeline.settings import RedactSettings
 from monitoring_pipeline.sources.tables import ARCHIVED, QUARANTINE
@@ -82,16 +82,12 @@ def all_transformations(
     for order in (["execution_time_ms DESC"], ["tags.task_id", "status DESC"]):
         yield f"search by {order}", lambda order=order: numbered(find_traces(lake, window, "status != 'x'", order, 50))
     yield "agreement", lambda: of_pandas(agreement(traces, lake.read(ASSESSMENTS, window), scorers))
-    for by_hour in (False, True):
+    slots: tuple[Slot, ...] = ("all", "hour")
+    for slot in slots:
         yield (
-            f"quality, by hour: {by_hour}",
-            lambda by_hour=by_hour: of_pandas(
-                quality(
-                    lake.read(ASSESSMENTS, window),
-                    lake.read(SCORER_COVERAGE, window),
-                    pass_rules(scorers),
-                    by_hour=by_hour,
-                )
+            f"quality, {slot}",
+            lambda slot=slot: of_pandas(
+                quality(lake.read(ASSESSMENTS, window), lake.read(SCORER_COVERAGE, window), reading_of(scorers), slot)
             ),
         )
     version = lake.version(AGENT_TRACES)

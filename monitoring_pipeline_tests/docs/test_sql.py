@@ -17,7 +17,8 @@ import pytest
 from deltalake import DeltaTable
 from mlflow import MlflowClient
 
-from monitoring_pipeline.analysis.statistics import cohen_kappa, mean_interval
+from monitoring_pipeline.analysis.estimation import Stratum, figure
+from monitoring_pipeline.analysis.statistics import cohen_kappa
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.tables import (
     AGENT_TRACES,
@@ -209,24 +210,33 @@ def test_traffic_cost_and_tokens_add_up_to_the_traces(engines: Engines, lake: La
 
 
 def test_intervals_of_quality_equal_those_of_the_statistics(engines: Engines, lake: LakeResource) -> None:
-    scores, coverage = frame_of(lake, ASSESSMENTS).dropna(subset="score"), frame_of(lake, SCORER_COVERAGE)
     keys = ["date", "scorer", "scorer_digest"]
-    populations = coverage.groupby(keys)[["eligible", "unsampled"]].sum().sum(axis=1)
+    results = frame_of(lake, ASSESSMENTS).rename(columns={"trace_hour": "hour"})
+    scores = results.dropna(subset="score").groupby([*keys, "hour"])
+    by_hour = pd.DataFrame({"scores": scores["score"].apply(list), "rate": scores["sample_rate"].max()})
+    coverage = frame_of(lake, SCORER_COVERAGE).groupby([*keys, "hour"])[["eligible", "unsampled"]].sum().sum(axis=1)
+    hours = by_hour.join(coverage.rename("population"), how="outer")
     rows = {tuple(row[key] for key in keys): row for row in engines.rows("quality")}
     checked = {"complete": 0, "pass or fail": 0, "measured": 0}
-    for key, values in scores.groupby(keys)["score"]:
-        row, population = rows.pop(key), populations[key]
-        bounds = mean_interval(values.tolist(), int(population))
-        assert bounds is not None
-        assert row["mean_score"] == pytest.approx(values.mean())
-        assert (row["scored"], row["population"]) == (len(values), population)
-        if len(values) == population or values.isin([0, 1]).all():
-            assert (row["ci_low"], row["ci_high"]) == pytest.approx(bounds)
-            checked["complete" if len(values) == population else "pass or fail"] += 1
+    for key, of_day in hours[(hours["population"] > 0)].groupby(keys):
+        strata = [
+            Stratum(row["scores"] if isinstance(row["scores"], list) else [], int(row["population"]), 0, row["rate"])
+            for row in of_day.to_dict("records")
+        ]
+        expected = figure(strata)
+        if expected is None:
+            continue
+        row, values = rows.pop(key), [score for stratum in strata for score in stratum.scores]
+        assert row["mean_score"] == pytest.approx(expected.mean)
+        assert (row["scored"], row["population"]) == (len(values), expected.population)
+        assert (row["covered_hours"], row["hours"]) == (expected.covered, expected.hours)
+        assert expected.low is not None
+        assert expected.high is not None
+        if expected.low == expected.high or (set(values) <= {0, 1} and expected.covered > 1):
+            assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high))
+            checked["complete" if expected.low == expected.high else "pass or fail"] += 1
         else:  # the normal distribution's 1.96 instead of Student's t
-            error = values.std() / len(values) ** 0.5 * (1 - len(values) / population) ** 0.5
-            assert row["ci_high"] - row["mean_score"] == pytest.approx(1.959963984540054 * error)
-            assert row["ci_high"] - row["ci_low"] == pytest.approx(bounds[1] - bounds[0], rel=0.1)
+            assert row["ci_high"] - row["ci_low"] == pytest.approx(expected.high - expected.low, rel=0.15)
             checked["measured"] += 1
     assert rows == {}
     assert all(checked.values()), checked

@@ -8,7 +8,7 @@ from monitoring_pipeline.orchestration.assets.common import record_hours, table_
 from monitoring_pipeline.orchestration.checks import CheckedAsset, checked, table_checks
 from monitoring_pipeline.orchestration.partitions import run_window
 from monitoring_pipeline.resources.lake import LakeResource
-from monitoring_pipeline.scoring.registry import ConfiguredScorer, pass_rules
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, reading_of
 from monitoring_pipeline.tables import HOURLY_QUALITY, SCORER_COVERAGE
 
 
@@ -17,9 +17,11 @@ def quality_assets(
 ) -> list[dg.AssetsDefinition]:
     """The asset `hourly_quality`."""
     current = {(scorer.name, scorer.digest) for scorer in scorers}
-    rules = " ".join(["1", *(f"{name} {rule}" for name, rule in sorted(pass_rules(scorers).items()))])
+    reading = reading_of(scorers)
+    read_as = [*sorted(reading.pass_if.items()), *sorted(reading.scales.items())]
+    version = " ".join(["2", *(f"{name} {how}" for name, how in read_as)])
 
-    @table_asset(HOURLY_QUALITY, hours, "quality", deps=[SCORER_COVERAGE.name], code_version=rules)
+    @table_asset(HOURLY_QUALITY, hours, "quality", deps=[SCORER_COVERAGE.name], code_version=version)
     def hourly_quality(context: dg.AssetExecutionContext, lake: LakeResource) -> CheckedAsset:
         window = run_window(context, lake)
         record_hours(context, window, _figures(derive_quality(lake, window, scorers), current))
