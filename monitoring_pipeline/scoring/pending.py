@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring.builtins import asks_repeatedly, reads_spans, request_count
 from monitoring_pipeline.scoring.coverage import OF_CONTENT, SPENT, trace_states, waiting_hours
+from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
 from monitoring_pipeline.scoring.runner import PendingTrace, Spent
+from monitoring_pipeline.scoring.sampling import draw
 from monitoring_pipeline.scoring.sessions import earlier, text_bytes, whole_sessions
 from monitoring_pipeline.tables import AGENT_TRACES
 from monitoring_pipeline.windows import HOUR, Window, from_milliseconds, to_milliseconds
@@ -35,10 +37,12 @@ def pending_traces(
 ) -> Iterator[PendingTrace]:
     """Traces and sessions due in `window`, at `version` of the archive, by day or, with `newest_first`, by hour.
 
-    With `retry_failed`, also those whose result is an error.
+    With `retry_failed`, also those whose result is an error. A scorer with a budget gets the traces of a day or hour in
+    the order of the sample's hash: if the budget ends, those that were scored are a random sample of a lower rate.
     """
     for rows in pending_rows(lake, scorer, window, version, _parts(window, newest_first), retry_failed):
-        for row in rows.toLocalIterator():
+        ordered = rows if scorer.budget == Budget() else rows.orderBy(draw(scorer.name))
+        for row in ordered.toLocalIterator():
             yield pending_trace(row.asDict())
 
 

@@ -29,8 +29,17 @@ def drawn(scorer: str, rate: float) -> Column:
     threshold = _threshold(rate)
     if threshold >= HASHES:
         return F.lit(True)
-    # Hexadecimal numbers of equal length sort in numeric order.
-    return F.sha2(F.concat(F.col("trace_id"), F.lit(f":{scorer}")), 256) < F.lit(f"{threshold:064x}")
+    return draw(scorer) < F.lit(f"{threshold:064x}")
+
+
+def draw(scorer: str) -> Column:
+    """The hash that decides whether the scorer's sample has the trace, in hexadecimal: these sort as their numbers do.
+
+    The first traces in its order are the sample of a lower rate.
+    """
+    from pyspark.sql import functions as F
+
+    return F.sha2(F.concat(F.col("trace_id"), F.lit(f":{scorer}")), 256)
 
 
 def _threshold(rate: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections import Counter
@@ -223,6 +224,8 @@ def test_an_hours_budget_is_kept_and_later_hours_finish(
             assert counts.over_budget == ("" if total == 20 else "8 traces of max_traces_per_hour = 8")
     table = NOT_APPLICABLE if answers is None else ASSESSMENTS
     assert lake.read_columns(table, WINDOW, "trace_id").num_rows == 20
+    # Each hour's traces are those that a lower sample rate would have, not the first of the day.
+    assert calls == sorted(calls, key=lambda trace_id: hashlib.sha256(f"{trace_id}:judge".encode()).digest())
 
 
 @pytest.mark.usefixtures("clock")
