@@ -12,7 +12,7 @@ from monitoring_pipeline.lifecycle.setup import set_up
 
 def setup(
     new_lake: Annotated[
-        bool, typer.Option("--new-lake", help="Use what is at [lake] location now, in place of the lake used before.")
+        bool, typer.Option("--new-lake", help="Use the lake that is configured now, in place of the one used before.")
     ] = False,
     config: Config = None,
 ) -> None:
