@@ -1,8 +1,8 @@
--- Quality by day: the mean score of each scorer and digest with its 95 % interval, for all traces that pass its filter in
--- the hours that have scores (covered_hours of hours). Hours count by their traces, not by their scores, so that a
--- change of the sample rate shifts nothing. A complete sample has no uncertainty. The hours of a sample rate have
--- Wilson's interval where all scores are 0 or 1, else the mean plus or minus 1.96 standard errors; Zou's sum combines
--- rates. The report is exact for single hours and allows for failed results: see docs/numbers.md.
+-- Quality by day: the mean score of each scorer and digest with its 95 % interval, for all traces that pass its filter.
+-- The figures are those of the hours that have scores (covered_hours of hours). Hours count by their traces, not by
+-- their scores, so that a change of the sample rate shifts nothing. A complete sample has no uncertainty. The hours of a
+-- sample rate have Wilson's interval where all scores are 0 or 1, else the mean plus or minus 1.96 standard errors;
+-- Zou's sum combines rates. The report is exact for single hours and allows for failed results: see docs/numbers.md.
 WITH strata AS (
   SELECT
     date,

@@ -209,20 +209,27 @@ def test_traffic_cost_and_tokens_add_up_to_the_traces(engines: Engines, lake: La
     assert tokens["total_tokens"].tolist() == traces.groupby("date")["total_tokens"].sum().tolist()
 
 
-def test_intervals_of_quality_equal_those_of_the_statistics(engines: Engines, lake: LakeResource) -> None:
-    keys = ["date", "scorer", "scorer_digest"]
+def strata_by(keys: list[str], lake: LakeResource) -> dict[Any, list[Stratum]]:
+    """The hours with traces, with their scores, for each combination of the keys."""
     results = frame_of(lake, ASSESSMENTS).rename(columns={"trace_hour": "hour"})
     scores = results.dropna(subset="score").groupby([*keys, "hour"])
     by_hour = pd.DataFrame({"scores": scores["score"].apply(list), "rate": scores["sample_rate"].max()})
     coverage = frame_of(lake, SCORER_COVERAGE).groupby([*keys, "hour"])[["eligible", "unsampled"]].sum().sum(axis=1)
     hours = by_hour.join(coverage.rename("population"), how="outer")
+    return {
+        key: [
+            Stratum(row["scores"] if isinstance(row["scores"], list) else [], int(row["population"]), 0, row["rate"])
+            for row in of_key.to_dict("records")
+        ]
+        for key, of_key in hours[(hours["population"] > 0)].groupby(keys)
+    }
+
+
+def test_intervals_of_quality_equal_those_of_the_statistics(engines: Engines, lake: LakeResource) -> None:
+    keys = ["date", "scorer", "scorer_digest"]
     rows = {tuple(row[key] for key in keys): row for row in engines.rows("quality")}
     checked = {"complete": 0, "pass or fail": 0, "measured": 0}
-    for key, of_day in hours[(hours["population"] > 0)].groupby(keys):
-        strata = [
-            Stratum(row["scores"] if isinstance(row["scores"], list) else [], int(row["population"]), 0, row["rate"])
-            for row in of_day.to_dict("records")
-        ]
+    for key, strata in strata_by(keys, lake).items():
         expected = figure(strata)
         if expected is None:
             continue
@@ -275,12 +282,18 @@ def test_a_change_of_digest_is_compared_on_the_same_traces(engines: Engines, lak
     assert row["went_down"] == (scores[second] < scores[first]).sum() > 0
     assert row["went_up"] == (scores[second] > scores[first]).sum()
 
+    strata = {digest: hours for (_, digest), hours in strata_by(["scorer", "scorer_digest"], lake).items()}
     digests = engines.frame("digests").query("scorer == 'response_quality'")
     for digest, of_digest in results.groupby("scorer_digest")["score"]:
         (found,) = digests[digests["scorer_digest"] == digest].to_dict("records")
         assert found["scored"] == len(of_digest)
-        assert found["mean_score"] == pytest.approx(of_digest.mean())
-        assert found["pass_rate"] == pytest.approx((of_digest >= 0.8).mean())
+        expected = figure(strata[digest])
+        assert expected
+        assert found["mean_score"] == pytest.approx(expected.mean)
+        passed = [Stratum([score >= 0.8 for score in hour.scores], hour.population) for hour in strata[digest]]
+        rate = figure(passed)
+        assert rate
+        assert found["pass_rate"] == pytest.approx(rate.mean)
 
 
 def test_agreement_is_pooled_over_days(engines: Engines, lake: LakeResource) -> None:
