@@ -19,6 +19,8 @@ from monitoring_pipeline.resources import delta_folders
 from monitoring_pipeline.resources.lake import LakeResource
 from monitoring_pipeline.scoring import coverage, sampling
 from monitoring_pipeline.tables import ARCHIVED_HOURS, SUPERSEDED_ASSESSMENTS, TRACE_ERRORS, Table
+from monitoring_pipeline.upkeep import deletion
+from monitoring_pipeline.upkeep.searching import Search
 from monitoring_pipeline_tests.conftest import MakeOnce
 from monitoring_pipeline_tests.faults.faults import OF_THE_LAKE
 from monitoring_pipeline_tests.faults.invariants import INVARIANTS
@@ -88,6 +90,7 @@ def takes_unsampled_for_filtered_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leaves_old_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LakeResource, "purge", lambda self, table: None)
+    monkeypatch.setattr(deletion, "search", lambda lake, settings, marks, *more: Search(marks))
 
 
 def derives_no_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,9 @@ def quality_row(hour: int, experiment: str, scorer: str, scored: int, mean: floa
         "pass_rate": mean,
         "ci_low": max(0.0, mean - half),
         "ci_high": min(1.0, mean + half),
+        "pass_low": max(0.0, mean - half),
+        "pass_high": min(1.0, mean + half),
+        "population": 2 * scored,
         "failed": 1,
         "cost_usd": 0.001 * scored,
     }
@@ -305,10 +308,11 @@ def worst() -> pd.DataFrame:
 
 def quality_total(hourly: list[dict[str, Any]]) -> pd.DataFrame:
     """One row per experiment, scorer and digest; means of the hours are good enough here."""
-    rows = frame(HOURLY_QUALITY, hourly).groupby(["experiment_id", "scorer", "scorer_digest"], as_index=False)
+    rows = frame(HOURLY_QUALITY, hourly).assign(covered_hours=1, hours=1)
+    rows = rows.groupby(["experiment_id", "scorer", "scorer_digest"], as_index=False)
     sums, means = (
-        dict.fromkeys(["scored", "failed", "cost_usd"], "sum"),
-        ["mean_score", "pass_rate", "ci_low", "ci_high"],
+        dict.fromkeys(["scored", "failed", "cost_usd", "population", "covered_hours", "hours"], "sum"),
+        ["mean_score", "pass_rate", "ci_low", "ci_high", "pass_low", "pass_high"],
     )
     return pd.DataFrame(rows.agg(sums | dict.fromkeys(means, "mean")))
 

@@ -320,7 +320,7 @@ def test_no_markup_of_the_markdown_comes_from_the_data(data: ReportData) -> None
     assert all(source.startswith("data:image/png;base64,") for source in images)
     widths = {len(row) for row in markdown_rows(markdown)}
     earlier = 2 if data.period.kind == "day" else 1
-    assert widths == {5, 6, 7, 8, 10, 11, 14 + earlier} - (set() if data.period.kind == "day" else {6})
+    assert widths == {5, 6, 7, 8, 10, 11, 15 + earlier} - (set() if data.period.kind == "day" else {6})
     assert "evil.example" in markdown
     assert "http://evil" not in markdown
     assert "www." not in re.sub(r"\]\([^)]*\)", "", markdown)
