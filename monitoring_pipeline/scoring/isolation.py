@@ -36,6 +36,7 @@ SCORER_TIMEOUT = "SCORER_TIMEOUT"
 SCORER_CRASHED = "SCORER_CRASHED"
 LOADING_SECONDS = 600.0  # a scorer's module may load a model
 OUTPUT_CHARACTERS = 20_000  # of what a scorer prints for one trace
+_STARTING = threading.Lock()
 
 
 class IsolatedScorer(AbstractContextManager[Callable[[PendingTrace], tuple[dict[str, Any], bool]]]):
@@ -82,7 +83,7 @@ class IsolatedScorer(AbstractContextManager[Callable[[PendingTrace], tuple[dict[
     def _answer(self, worker: _Worker, pending: PendingTrace) -> tuple[dict[str, Any], bool] | AssessmentError:
         timeout_seconds = self._scorer.limits.timeout_seconds
         try:
-            answer = worker.ask(Task(pending, self._dagster_run_id), timeout_seconds)
+            answer = worker.ask(Task(self._spec.key, pending, self._dagster_run_id), timeout_seconds)
         except TimeoutError:
             worker.end(KILL)
             return AssessmentError(SCORER_TIMEOUT, f"no result within timeout_seconds = {timeout_seconds:g}")
@@ -97,7 +98,7 @@ class _Worker:
     def __init__(self, template: _Template) -> None:
         self._template = template
         self._output = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115 - closed with the worker
-        self._spec: ScorerSpec | None = None
+        self._loaded: set[str] = set()
         self._exit_code: int | None = None
         self._ending = threading.Lock()
         ours, theirs = socket.socketpair()
@@ -115,7 +116,7 @@ class _Worker:
         Raises:
             EngineError: it cannot be loaded.
         """
-        if self._spec == spec:
+        if spec.key in self._loaded:
             return
         try:
             answer = self.ask(spec, LOADING_SECONDS)
@@ -125,7 +126,7 @@ class _Worker:
             self.end(KILL)  # a module that was imported in part stays so
             name = spec.settings.name
             raise EngineError(f"scorer {name!r} cannot run in a worker process: {without_secrets(answer.reason)}")
-        self._spec = spec
+        self._loaded.add(spec.key)
 
     def ask(self, message: object, timeout_seconds: float) -> Any:
         """The worker's answer.
@@ -251,14 +252,26 @@ class _Workers:
             self._template.close()
 
 
-@cache
 def _workers() -> _Workers:
+    """The workers of this process; the first call, of whichever thread, starts the template."""
+    with _STARTING:
+        return _started()
+
+
+@cache
+def _started() -> _Workers:
     workers = _Workers()
     atexit.register(workers.close)
     return workers
 
 
-os.register_at_fork(after_in_child=_workers.cache_clear)
+def _forget() -> None:
+    """Leave the workers to the process that this one was forked from."""
+    _STARTING.release()
+    _started.cache_clear()
+
+
+os.register_at_fork(before=_STARTING.acquire, after_in_parent=_STARTING.release, after_in_child=_forget)
 
 
 def _ending(code: int) -> str:

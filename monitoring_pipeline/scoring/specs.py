@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 from monitoring_pipeline.errors import EngineError
@@ -26,6 +27,12 @@ class ScorerSpec:
         if scorer.settings is None:
             raise ValueError(f"scorer {scorer.name!r} has no settings that another process could load it from")
         return cls(scorer.settings, added_folders(), scorer.digest, scorer.sample_rate, scorer.version)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A text that is equal for equal specs."""
+        fields = (self.python_path, self.digest, self.sample_rate, self.version)
+        return f"{self.settings.model_dump_json()} {fields}"
 
     def load(self) -> ConfiguredScorer:
         """Load the scorer in this process.

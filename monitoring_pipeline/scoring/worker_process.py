@@ -6,6 +6,7 @@ worker leads a process group, so that what a scorer has started ends with it, an
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -20,21 +21,28 @@ from pathlib import Path
 from pickle import PicklingError
 from typing import Any
 
+from mlflow.entities import Trace, TraceData, TraceInfo, TraceState
+from mlflow.entities.trace_location import TraceLocation
+
 from monitoring_pipeline.errors import one_line
 from monitoring_pipeline.scoring.metering import Meter
-from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.registry import ConfiguredScorer, configured
 from monitoring_pipeline.scoring.runner import PendingTrace, assess
+from monitoring_pipeline.scoring.scorers import response_quality
 from monitoring_pipeline.scoring.specs import ScorerSpec
+from monitoring_pipeline.windows import EPOCH
 
 FORK, END, KILL = b"f", b"e", b"k"
 NUMBER = struct.Struct("!i")
+COLLECTION_OBJECTS = 50_000  # that a worker makes between two looks for garbage
 DYING_SECONDS = 1.0  # from the end of a worker's connection to the end of its process
 
 
 @dataclass(frozen=True)
 class Task:
-    """A trace for the scorer that the worker has loaded last."""
+    """A trace for the scorer that the worker has loaded by this key."""
 
+    scorer: str
     pending: PendingTrace
     dagster_run_id: str
 
@@ -49,6 +57,7 @@ class Refused:
 def serve(descriptor: int) -> None:
     """Run the template until the process that it serves closes the socket."""
     commands = socket.socket(fileno=descriptor)
+    _warm_up()
     workers: set[int] = set()
     try:
         while True:
@@ -66,6 +75,24 @@ def serve(descriptor: int) -> None:
     finally:
         for worker in workers:
             _end(worker, 0.0)
+
+
+def _warm_up() -> None:
+    """Import what the first call of a scorer imports, once for all workers, and keep it out of their collections."""
+    info = TraceInfo("tr-0", TraceLocation.from_experiment_id("0"), 0, TraceState.OK)
+    scorer = _without_thread(configured(response_quality))
+    trace_json = Trace(info, TraceData([])).to_json()
+    assess(scorer, PendingTrace("tr-0", EPOCH, None, (trace_json,)), "", Meter(scorer.limits))
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECTION_OBJECTS)
+
+
+def _without_thread(scorer: ConfiguredScorer) -> ConfiguredScorer:
+    """The scorer, which MLflow runs in a thread to limit its time, without that: the process is limited already."""
+    if getattr(scorer.scorer, "timeout", 0) is None:
+        scorer.scorer.timeout = 0
+    return scorer
 
 
 def _end(worker: int, patience_seconds: float) -> int:
@@ -107,7 +134,7 @@ def _die_first() -> None:
 
 
 def _work(connection: Connection) -> None:
-    scorer: ConfiguredScorer | None = None
+    scorers: dict[str, ConfiguredScorer] = {}
     while True:
         try:
             message = connection.recv()
@@ -116,12 +143,11 @@ def _work(connection: Connection) -> None:
         answer: Any = None
         if isinstance(message, ScorerSpec):
             try:
-                scorer = message.load()
-                _limit_memory(message.settings.memory_limit_mb)
+                scorers[message.key] = _without_thread(message.load())
             except BaseException as error:  # noqa: BLE001 - a module may raise anything when it is imported
                 answer = Refused(one_line(error))
-        elif scorer is not None:
-            answer = _assess(scorer, message)
+        else:
+            answer = _assess(scorers[message.scorer], message)
         sys.stdout.flush()
         sys.stderr.flush()
         try:
@@ -131,6 +157,8 @@ def _work(connection: Connection) -> None:
 
 
 def _assess(scorer: ConfiguredScorer, task: Task) -> tuple[dict[str, Any], bool] | Refused:
+    if scorer.settings:
+        _limit_memory(scorer.settings.memory_limit_mb)
     try:
         return assess(scorer, task.pending, task.dagster_run_id, Meter(scorer.limits))
     except BaseException as error:  # noqa: BLE001 - `assess` lets interrupts through, which here only a scorer raises

@@ -123,7 +123,7 @@ def test_the_output_of_a_scorer_is_shown_without_secrets(
     monkeypatch.setenv("LOUD_TOKEN", "sk-very-secret-words")
     secrets.cache_clear()
     isolation._workers().close()  # the next one has this environment
-    isolation._workers.cache_clear()
+    isolation._started.cache_clear()
     with IsolatedScorer(loaded("loud"), "run") as isolated:
         isolated(pending())
         shown = capsys.readouterr().err
@@ -164,3 +164,15 @@ def test_a_template_that_was_killed_is_named_and_replaced() -> None:
         os.kill(isolation._workers()._template._process.pid, signal.SIGKILL)
         isolation._workers()._template._process.wait()
         assert isolated(pending())[0]["error_code"] is None
+
+
+def test_threads_that_come_first_together_share_a_template() -> None:
+    isolation._workers().close()
+    isolation._started.cache_clear()
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(isolation._workers())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(each) for each in found}) == 1
