@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monitoring_pipeline.errors import LakeError, MonitoringError, TrackingError
+from monitoring_pipeline.errors import REASON_CHARACTERS, LakeError, MonitoringError, TrackingError, one_line
 from monitoring_pipeline.settings import Settings, without_password
 from monitoring_pipeline.windows import to_milliseconds
 
 if TYPE_CHECKING:
+    from monitoring_pipeline.resources.lake import LakeResource
     from monitoring_pipeline.resources.tracking import TrackingResource
 
+LATELY = timedelta(days=14)
 DAY = timedelta(days=1)  # clocks differ, and a day is longer than they do
 
 
@@ -32,14 +34,15 @@ class Finding:
 def examine(settings: Settings, in_detail: bool = False) -> Iterator[Finding]:
     """Yield a finding for scorers, store, engine and lake, and for Databricks if it runs scorers.
 
-    With `in_detail`, that of the store also names traces that no hour of the archive holds. The detail of a failed
+    With `in_detail`, that of the store also names traces that no hour of the archive holds, and that of the lake those
+    that lately could not be read. The detail of a failed
     check says how to fix it.
     """
     checks: dict[str, Callable[[Settings], str]] = {
         "scorers": _scorers,
         "store": partial(_store, in_detail=in_detail),
         "engine": _engine,
-        "lake": _lake,
+        "lake": partial(_lake, in_detail=in_detail),
     }
     if any(entry.managed for entry in settings.scorers):
         checks["databricks"] = _databricks
@@ -100,13 +103,14 @@ def _engine(settings: Settings) -> str:
     return f"Spark {session.version}, {settings.spark.remote or 'Sail, inside this process'}"
 
 
-def _lake(settings: Settings) -> str:
+def _lake(settings: Settings, in_detail: bool) -> str:
     from monitoring_pipeline.resources.build import build_resources
     from monitoring_pipeline.tables import AGENT_TRACES
 
     lake = build_resources(settings)["lake"]
     if "://" in lake.location or lake.is_in_catalog:
-        return f"{lake.location}: agent_traces at version {lake.version(AGENT_TRACES)}"
+        found = f"{lake.location}: agent_traces at version {lake.version(AGENT_TRACES)}"
+        return found + (_quarantined(lake) if in_detail else "")
     place = Path(lake.location)
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
     try:
@@ -114,7 +118,25 @@ def _lake(settings: Settings) -> str:
             pass
     except OSError as error:
         raise LakeError(f"cannot write to {place}: {existing}: {error.strerror}; check [lake] location") from error
-    return f"{place}: {'exists' if existing == place else 'will be created'}, writable"
+    if existing != place:
+        return f"{place}: will be created, writable"
+    return f"{place}: exists, writable{_quarantined(lake) if in_detail else ''}"
+
+
+def _quarantined(lake: LakeResource) -> str:
+    """What is said of the traces that lately could not be read; empty if there are none."""
+    from monitoring_pipeline.tables import QUARANTINED_TRACES
+    from monitoring_pipeline.windows import HOUR, Window, floor_hour
+
+    now = floor_hour(datetime.now(UTC))
+    rows = lake.read_columns(QUARANTINED_TRACES, Window(now - LATELY, now + HOUR), "trace_id", "reason").to_pylist()
+    if not rows:
+        return ""
+    example = min(rows, key=lambda row: row["trace_id"])
+    return (
+        f"; {len(rows)} traces of the last {LATELY.days} days could not be read, such as {example['trace_id']} "
+        f"({one_line(example['reason'])[:REASON_CHARACTERS]}); they are in quarantined_traces, and are tried again"
+    )
 
 
 def _databricks(settings: Settings) -> str:

@@ -8,14 +8,16 @@ import sqlite3
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from monitoring_pipeline.resources.lake import LakeResource
+from monitoring_pipeline.resources.rows import from_dicts
 from monitoring_pipeline.resources.spark import SparkResource
-from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, TABLES
+from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, QUARANTINED_TRACES, TABLES
+from monitoring_pipeline.windows import floor_hour
 from monitoring_pipeline_tests.cli.calling import Called, calling, run_command
 from monitoring_pipeline_tests.forks import Fork
 from monitoring_pipeline_tests.sources.stores import Store
@@ -214,6 +216,21 @@ def test_doctor_names_traces_that_no_hour_of_the_archive_holds(shell: Shell) -> 
     out = shell.call("doctor").out
     assert "traces dated before 2026-01-01 00:00 ([archive] start) are not archived" in out
     assert "traces dated in the future are not archived" in out
+
+
+def test_doctor_names_traces_that_could_not_be_read(shell: Shell, spark: SparkResource) -> None:
+    store = Store.create(shell.folder)
+    shell.configure(f'[mlflow]\ntracking_uri = "{store.uri}"\nexperiments = ["made"]\n[lake]\nlocation = "lake"\n')
+    lake = LakeResource(location=str(shell.folder / "lake"), spark=spark)
+    hour = floor_hour(datetime.now(UTC))
+    old = {"trace_id": "tr-0", "trace_hour": hour - timedelta(days=30), "reason": "long ago", "raw": "{}"}
+    for row in (old, {"trace_id": "tr-1", "trace_hour": hour, "reason": "its spans\nare \x1b[31mcorrupt", "raw": "{}"}):
+        lake.upsert(QUARANTINED_TRACES, from_dicts(QUARANTINED_TRACES, [row]))
+    out = shell.call("doctor").out
+    assert (
+        "; 1 traces of the last 14 days could not be read, such as tr-1 (its spans are �[31mcorrupt); they are" in out
+    )
+    assert "\x1b[31m" not in out
 
 
 def test_demo_refuses_a_configured_store(airline: Shell) -> None:
