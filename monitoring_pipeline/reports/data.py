@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -41,6 +42,7 @@ class ReportData:
     experiment_names: names by experiment id; an experiment without a name is shown by its id.
     mlflow_ui: the base address of links to traces; None: no links.
     is_complete: whether the period was over when the data was read.
+    unread: trace_id and reason of the traces that could not be read, and are in quarantine.
     """
 
     period: Period
@@ -64,6 +66,7 @@ class ReportData:
     experiment_names: dict[str, str]
     mlflow_ui: str | None = None
     is_complete: bool = True
+    unread: list[dict[str, Any]] = field(default_factory=list)
 
     def name_of(self, experiment_id: str | None) -> str:
         """The experiment's name, else its id."""

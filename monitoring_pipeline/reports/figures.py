@@ -34,8 +34,8 @@ def figures(data: ReportData) -> dict[str, Any]:
       cost_per_trace_usd, scoring_cost_usd, input_tokens, output_tokens, total_tokens
     - hourly_volume (only for a day): traces by hour of the day; daily_volume (only for a week): traces by date
     - verdict: state (trouble, watch, good, empty), headline, sentences
-    - findings, most urgent first: kind (incident, new_error, change, unscored), severity (critical, warning, info),
-      what, details, experiment_id, start, end, trace_id, url
+    - findings, most urgent first: kind (incident, new_error, change, unread, unscored), severity (critical, warning,
+      info), what, details, experiment_id, start, end, trace_id, url
     - changes: measure, experiment_id (None: all), scorer, against (the name of the earlier period), against_label,
       value, before, amount (value - before; value / before for counts, latencies and costs), low and high (its 99 %
       interval), beyond_noise, better

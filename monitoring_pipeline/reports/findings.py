@@ -58,7 +58,7 @@ class Finding:
     from traces, shortened to one line, and must be escaped.
     """
 
-    kind: Literal["incident", "new_error", "change", "unscored"]
+    kind: Literal["incident", "new_error", "change", "unread", "unscored"]
     severity: Severity
     what: str
     details: list[str]
@@ -71,11 +71,12 @@ class Finding:
 def findings(
     data: ReportData, changes: Sequence[Change], scorers: pd.DataFrame, fresh: pd.DataFrame | None
 ) -> list[Finding]:
-    """All findings by severity, within it in this order: incidents, new errors, changes, unscored traces."""
+    """All findings by severity, within it in this order: incidents, new errors, changes, traces not read or scored."""
     found = [
         *(_incident(data, position, incident, fresh) for position, incident in enumerate(data.incidents)),
         *_new_errors(data, fresh),
         *_changes(data, changes),
+        *_unread(data),
         *_unscored(data, scorers),
     ]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -260,6 +261,14 @@ def shown(measure: str, value: float) -> str:
         "mean_score": text.score,
     }
     return formats[measure](value)
+
+
+def _unread(data: ReportData) -> Iterator[Finding]:
+    if data.unread:
+        count, example = len(data.unread), min(data.unread, key=lambda row: row["trace_id"])
+        what = f"{text.count(count)} {'trace' if count == 1 else 'traces'} could not be read and are in no figure."
+        reason = text.plain(f"{example['trace_id']}: {example['reason']}")
+        yield Finding("unread", "warning", what, [f"They are in quarantine and are tried again. An example: {reason}."])
 
 
 def _unscored(data: ReportData, scorers: pd.DataFrame) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from monitoring_pipeline.tables import (
     ASSESSMENTS,
     HOURLY_PERFORMANCE,
     HOURLY_QUALITY,
+    QUARANTINED_TRACES,
     SCORER_AGREEMENT,
     SCORER_COVERAGE,
     SPAN_PROFILE,
@@ -91,6 +92,7 @@ def report_data(
         experiment_names=dict(zip(names["experiment_id"].fillna(""), names["experiment_name"].fillna(""), strict=True)),
         mlflow_ui=mlflow_ui,
         is_complete=window.end <= datetime.now(UTC),
+        unread=lake.read_columns(QUARANTINED_TRACES, window, "trace_id", "reason").to_pylist(),
     )
 
 

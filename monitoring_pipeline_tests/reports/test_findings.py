@@ -141,6 +141,14 @@ def test_the_mean_of_a_scorer_with_a_pass_rate_is_not_reported() -> None:
     assert finding.what == "polite: pass rate worse: 70 %, after 95.0 % the day before."
 
 
+def test_traces_that_could_not_be_read_are_reported() -> None:
+    unread = [{"trace_id": f"tr-{n}", "reason": "its spans\nare missing"} for n in (2, 1)]
+    (finding,) = (each for each in found(replace(steady(), unread=unread)) if each.kind == "unread")
+    assert finding.severity == "warning"
+    assert finding.what == "2 traces could not be read and are in no figure."
+    assert finding.details == ["They are in quarantine and are tried again. An example: tr-1: its spans are missing."]
+
+
 def test_unscored_traces_are_reported() -> None:
     rows = [
         coverage_row(1, "1", "judge", archived=100, eligible=100, scored=80, failed=10),
