@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -106,12 +108,13 @@ def test_a_deletion_on_another_host_is_over_when_it_has_been_silent_for_long(
     assert (under_way(instance, NO_PREFIX) is None) == is_over
 
 
-def test_a_deletion_reports_that_it_is_alive(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "HEARTBEAT", timedelta(milliseconds=5))
-    with announced(instance, NO_PREFIX):
+def test_a_deletion_reports_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "HEARTBEAT", timedelta(milliseconds=50))
+    # In a file: a database in memory refuses to be read by one thread while another writes.
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, announced(instance, NO_PREFIX):
         first = under_way(instance, NO_PREFIX)
         assert first is not None
         while (found := under_way(instance, NO_PREFIX)) and found.seen == first.seen:
-            pass
+            time.sleep(0.01)
         assert found is not None
         assert found.seen > first.seen
