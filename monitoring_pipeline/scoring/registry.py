@@ -19,7 +19,7 @@ from mlflow.genai.scorers.base import ScorerKind
 from monitoring_pipeline.analysis.quality import Reading
 from monitoring_pipeline.errors import SettingsError, one_line
 from monitoring_pipeline.scoring.builtins import build, default_rate, model_of, takes_expectations
-from monitoring_pipeline.scoring.limits import Budget, Limits, Price, cores, listed_price
+from monitoring_pipeline.scoring.limits import Budget, Limits, Price, listed_price
 from monitoring_pipeline.scoring.metering import is_metered
 from monitoring_pipeline.settings import ScorerSettings
 from monitoring_pipeline.traces.filters import parse_filter
@@ -152,7 +152,7 @@ def _load(entry: ScorerSettings, unfinished_after_hours: int) -> ConfiguredScore
         model=model,
         price=price,
         limits=Limits(
-            entry.concurrency or (JUDGE_CONCURRENCY if model else cores()),
+            entry.concurrency or (JUDGE_CONCURRENCY if model else 1),
             entry.requests_per_minute,
             entry.timeout_seconds,
             entry.max_attempts,

@@ -153,9 +153,7 @@ class ScorerSettings(Section):
     compare_with: list[str] = Field(
         default=[], description="names of human feedback to compare the scorer with; default: the name of the scorer"
     )
-    concurrency: int | None = Field(
-        default=None, ge=1, description="concurrent calls; default: judges 8, code one per core"
-    )
+    concurrency: int | None = Field(default=None, ge=1, description="concurrent calls; default: judges 8, code 1")
     requests_per_minute: int | None = Field(
         default=None, ge=1, description="limit of requests to the model; none: no limit"
     )

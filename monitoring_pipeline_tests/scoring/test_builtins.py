@@ -12,7 +12,6 @@ from mlflow.entities import Expectation, Trace
 
 from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.scoring import builtins
-from monitoring_pipeline.scoring.limits import cores
 from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.scoring.runner import PendingTrace, assess
@@ -82,7 +81,7 @@ def test_each_scorer_can_be_configured_and_has_its_rate(name: str) -> None:
     assert scorer.model == (None if name in KEY_FREE else MODEL)
     assert scorer.sample_rate == RATES.get(name, 0.05)
     assert load(name, sample_rate=0.7).sample_rate == 0.7
-    assert scorer.limits.concurrency == (cores() if name in KEY_FREE else 8)
+    assert scorer.limits.concurrency == (1 if name in KEY_FREE else 8)
 
 
 @pytest.mark.parametrize(

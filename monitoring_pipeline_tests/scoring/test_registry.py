@@ -14,7 +14,7 @@ import pytest
 
 from monitoring_pipeline.errors import SettingsError
 from monitoring_pipeline.scoring import builtins
-from monitoring_pipeline.scoring.limits import Price, cores
+from monitoring_pipeline.scoring.limits import Price
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, load_scorers
 from monitoring_pipeline.settings import SHIPPED_SCORERS, ScorerSettings
 from monitoring_pipeline.traces import reading
@@ -227,7 +227,7 @@ def test_all_problems_are_reported_together() -> None:
 @pytest.mark.parametrize("name", ["characters", "order_number", "both_words", "whole_session"])
 def test_a_scorer_without_a_model_samples_everything_and_costs_nothing(name: str) -> None:
     scorer = load(name)
-    assert (scorer.sample_rate, scorer.model, scorer.price, scorer.limits.concurrency) == (1.0, None, None, cores())
+    assert (scorer.sample_rate, scorer.model, scorer.price, scorer.limits.concurrency) == (1.0, None, None, 1)
 
 
 @pytest.mark.parametrize(("name", "rate"), [("relevance", 0.2), ("polite", 0.05)])
