@@ -182,6 +182,8 @@ class _Template:
                 stdout=self._said,
                 stderr=self._said,
                 pass_fds=[theirs.fileno()],
+                # MLflow would look for the caller and try imports for each run of a scorer: 7 ms in place of 0.5.
+                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
                 start_new_session=True,  # Ctrl-C in a terminal is for this process alone
             )
 
