@@ -27,7 +27,7 @@ from mlflow.entities import AssessmentError
 from monitoring_pipeline.errors import EngineError
 from monitoring_pipeline.scoring.limits import cores
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.runner import SCORER_ERROR, PendingTrace, failed_row
+from monitoring_pipeline.scoring.runner import SCORER_ERROR, PendingTrace, Result, failed_row
 from monitoring_pipeline.scoring.specs import ScorerSpec
 from monitoring_pipeline.scoring.worker_process import END, FORK, KILL, NUMBER, Refused, Task, serve
 from monitoring_pipeline.text import without_secrets
@@ -39,7 +39,7 @@ OUTPUT_CHARACTERS = 20_000  # of what a scorer prints for one trace
 _STARTING = threading.Lock()
 
 
-class IsolatedScorer(AbstractContextManager[Callable[[PendingTrace], tuple[dict[str, Any], bool]]]):
+class IsolatedScorer(AbstractContextManager[Callable[[PendingTrace], Result]]):
     """`assess` for a code scorer in worker processes; leaving the context ends the workers that are still busy.
 
     Threads may share it: each call has a worker of its own.
@@ -51,14 +51,14 @@ class IsolatedScorer(AbstractContextManager[Callable[[PendingTrace], tuple[dict[
         self._dagster_run_id = dagster_run_id
         self._busy: set[_Worker] = set()
 
-    def __enter__(self) -> Callable[[PendingTrace], tuple[dict[str, Any], bool]]:
+    def __enter__(self) -> Callable[[PendingTrace], Result]:
         return self.assess
 
     def __exit__(self, *_: object) -> None:
         for worker in [*self._busy]:
             worker.end(KILL)
 
-    def assess(self, pending: PendingTrace) -> tuple[dict[str, Any], bool]:
+    def assess(self, pending: PendingTrace) -> Result:
         """As `runner.assess`; the row has the error SCORER_TIMEOUT or SCORER_CRASHED if the worker had to be replaced.
 
         Raises:
@@ -80,7 +80,7 @@ class IsolatedScorer(AbstractContextManager[Callable[[PendingTrace], tuple[dict[
             return failed_row(self._scorer, pending, answer, duration_ms, self._dagster_run_id), True
         return answer
 
-    def _answer(self, worker: _Worker, pending: PendingTrace) -> tuple[dict[str, Any], bool] | AssessmentError:
+    def _answer(self, worker: _Worker, pending: PendingTrace) -> Result | AssessmentError:
         timeout_seconds = self._scorer.limits.timeout_seconds
         try:
             answer = worker.ask(Task(self._spec.key, pending, self._dagster_run_id), timeout_seconds)

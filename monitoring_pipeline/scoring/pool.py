@@ -6,15 +6,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 from monitoring_pipeline.scoring.budgets import Purse
 from monitoring_pipeline.scoring.isolation import IsolatedScorer
 from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
-from monitoring_pipeline.scoring.runner import PendingTrace, assess
+from monitoring_pipeline.scoring.runner import PendingTrace, Result, assess
 
-Result = tuple[dict[str, Any], bool]  # a row, and whether the scorer applies to its trace
 Assess = Callable[[PendingTrace], Result]
 
 

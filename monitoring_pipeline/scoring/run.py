@@ -17,8 +17,9 @@ from monitoring_pipeline.scoring.coverage import update_ledger, waiting_hours
 from monitoring_pipeline.scoring.isolation import SCORER_CRASHED, SCORER_TIMEOUT
 from monitoring_pipeline.scoring.metering import meter_of
 from monitoring_pipeline.scoring.pending import pending_rows, pending_traces
-from monitoring_pipeline.scoring.pool import Result, run_all
+from monitoring_pipeline.scoring.pool import run_all
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.runner import Result
 from monitoring_pipeline.scoring.sessions import later
 from monitoring_pipeline.scoring.workers import run_in_engine, runs_in_engine
 from monitoring_pipeline.tables import AGENT_TRACES, ASSESSMENTS, NOT_APPLICABLE, SUPERSEDED_ASSESSMENTS

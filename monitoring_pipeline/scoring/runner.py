@@ -31,6 +31,7 @@ SCORER_ERROR = "SCORER_ERROR"
 INVALID_VALUE = "INVALID_VALUE"
 MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
 MALFORMED_OUTPUT = "MALFORMED_OUTPUT"
+Result = tuple[dict[str, Any], bool]  # a row, and whether the scorer applies to its trace
 UNFINISHED_NOTE = "(The trace had not ended when it was scored.)"
 
 
@@ -87,9 +88,7 @@ def assessment_id(trace_id: str, scorer: ConfiguredScorer) -> str:
     return f"a-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
 
-def assess(
-    scorer: ConfiguredScorer, pending: PendingTrace, dagster_run_id: str, meter: Meter
-) -> tuple[dict[str, Any], bool]:
+def assess(scorer: ConfiguredScorer, pending: PendingTrace, dagster_run_id: str, meter: Meter) -> Result:
     """Run the scorer; returns its row for the trace and whether the scorer applies.
 
     The row has the columns of `assessments` if it applies (with the error if the scorer raised), and those of

@@ -27,7 +27,7 @@ from mlflow.entities.trace_location import TraceLocation
 from monitoring_pipeline.errors import one_line
 from monitoring_pipeline.scoring.metering import Meter
 from monitoring_pipeline.scoring.registry import ConfiguredScorer, configured
-from monitoring_pipeline.scoring.runner import PendingTrace, assess
+from monitoring_pipeline.scoring.runner import PendingTrace, Result, assess
 from monitoring_pipeline.scoring.scorers import response_quality
 from monitoring_pipeline.scoring.specs import ScorerSpec
 from monitoring_pipeline.windows import EPOCH
@@ -157,7 +157,7 @@ def _work(connection: Connection) -> None:
             connection.send(Refused(f"its result cannot be sent: {one_line(error)}"))
 
 
-def _assess(scorer: ConfiguredScorer, task: Task) -> tuple[dict[str, Any], bool] | Refused:
+def _assess(scorer: ConfiguredScorer, task: Task) -> Result | Refused:
     if scorer.settings:
         _limit_memory(scorer.settings.memory_limit_mb)
     try:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Generator, Iterable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -20,6 +20,7 @@ from monitoring_pipeline.scoring.isolation import IsolatedScorer
 from monitoring_pipeline.scoring.limits import Budget
 from monitoring_pipeline.scoring.pending import pending_trace
 from monitoring_pipeline.scoring.registry import ConfiguredScorer
+from monitoring_pipeline.scoring.runner import Result
 from monitoring_pipeline.scoring.specs import ScorerSpec
 from monitoring_pipeline.tables import ASSESSMENTS
 from monitoring_pipeline.windows import EPOCH
@@ -43,9 +44,7 @@ def runs_in_engine(lake: LakeResource, scorer: ConfiguredScorer) -> bool:
     return not (scorer.model or scorer.settings.concurrency or scorer.budget != Budget())
 
 
-def run_in_engine(
-    scorer: ConfiguredScorer, parts: Iterable[DataFrame], dagster_run_id: str
-) -> Generator[tuple[dict[str, Any], bool]]:
+def run_in_engine(scorer: ConfiguredScorer, parts: Iterable[DataFrame], dagster_run_id: str) -> Generator[Result]:
     """Results of `assess` for the rows of `pending_rows`, in order of completion.
 
     Only for a scorer that `runs_in_engine`.
@@ -81,7 +80,7 @@ def _work(batches: Iterator[pa.RecordBatch], spec: ScorerSpec, dagster_run_id: s
                 yield from pa.Table.from_pylist(rows, schema=RESULTS).to_batches()
 
 
-def _result(row: Row) -> tuple[dict[str, Any], bool]:
+def _result(row: Row) -> Result:
     values = row.asDict()
     applies = values.pop("applies")
     times = {name: EPOCH + timedelta(microseconds=values[name]) for name in TIMES}

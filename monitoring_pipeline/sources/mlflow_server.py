@@ -34,7 +34,7 @@ class ServerHealth:
         self._sent, self._failed, self._reason = 0, 0, ""
 
     def note(self, trace: Trace | UnreadableTrace | None) -> None:
-        """Count a trace that the server was asked for; None if it has been deleted.
+        """Count the server's answer for one trace; None means that the trace has been deleted meanwhile.
 
         Raises:
             TrackingError: the server has failed on more than `MOST_UNSENT` traces, and on most of them.

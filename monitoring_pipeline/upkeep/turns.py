@@ -18,6 +18,7 @@ from uuid import uuid4
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from monitoring_pipeline.compat.dagster import forget, recall, remember
 from monitoring_pipeline.keys import PIPELINE_TAG, Names
 from monitoring_pipeline.upkeep.processes import Process
 
@@ -49,8 +50,7 @@ class Announcement(BaseModel):
 
 def under_way(instance: dg.DagsterInstance, names: Names) -> Announcement | None:
     """Return the deletion of this pipeline that is under way; None if there is none."""
-    key = _key(names)
-    text = instance.run_storage.get_cursor_values({key}).get(key)
+    text = recall(instance, _key(names))
     if not text:
         return None
     try:
@@ -77,7 +77,7 @@ def announced(
     finally:
         ended.set()
         heart.join()
-        instance.run_storage.set_cursor_values({_key(names): ""})
+        forget(instance, _key(names))
 
 
 def wait_for_deletion(
@@ -113,7 +113,7 @@ def _announce(instance: dg.DagsterInstance, names: Names, on_wait: Callable[[str
             continue
         now = datetime.now(UTC)
         own = Announcement(token=token, process=Process.of(os.getpid()), at=now + NOTICE, seen=now)
-        instance.run_storage.set_cursor_values({_key(names): own.model_dump_json()})
+        remember(instance, _key(names), own.model_dump_json())
         time.sleep(NOTICE.total_seconds())  # also until the last of several announcements at a time is written
         found = under_way(instance, names)
         if found and found.token == token:
@@ -124,7 +124,7 @@ def _beat(instance: dg.DagsterInstance, names: Names, own: Announcement, ended: 
     while not ended.wait(HEARTBEAT.total_seconds()):
         current = own.model_copy(update={"seen": datetime.now(UTC)})
         try:
-            instance.run_storage.set_cursor_values({_key(names): current.model_dump_json()})
+            remember(instance, _key(names), current.model_dump_json())
         except Exception as error:  # noqa: BLE001 - a busy database may raise anything; the next beat tries again
             log.warning("the deletion could not report that it is under way: %s", error)
 
