@@ -45,93 +45,62 @@ sized AS (
     AND strata.scorer = ledger.scorer
     AND strata.scorer_digest = ledger.scorer_digest
 ),
-days AS (
-  SELECT
-    date,
-    experiment_id,
-    scorer,
-    scorer_digest,
-    sum(n) AS scored,
-    sum(CASE WHEN n IS NOT NULL THEN population END) AS population,
-    count(n) AS covered_hours,
-    count(*) AS hours,
-    sum(mean * population) / sum(CASE WHEN n IS NOT NULL THEN population END) AS mean_score,
-    min(is_pass_fail) AS is_pass_fail
-  FROM sized
-  GROUP BY date, experiment_id, scorer, scorer_digest
-  HAVING count(n) > 0
-),
 rates AS (
   SELECT
     date,
     experiment_id,
     scorer,
     scorer_digest,
-    rate,
     is_complete,
-    sum(population) AS size,
-    sum(mean * population) / sum(population) AS mean,
+    count(*) AS hours,
+    count(n) AS covered_hours,
+    sum(n) AS n,
+    sum(CASE WHEN n IS NOT NULL THEN population END) AS size,
+    sum(mean * population) / sum(CASE WHEN n IS NOT NULL THEN population END) AS mean,
+    min(is_pass_fail) AS is_pass_fail,
     sum(squares) / nullif(sum(n - 1), 0) AS variance,
     -- the variance of the mean for scores of variance 1
     sum(population * population / n * (1 - n / population)) / (sum(population) * sum(population)) AS spread
   FROM sized
-  WHERE n IS NOT NULL
   GROUP BY date, experiment_id, scorer, scorer_digest, rate, is_complete
+),
+of_days AS (
+  SELECT
+    rates.*,
+    min(is_pass_fail) OVER (PARTITION BY date, experiment_id, scorer, scorer_digest) AS day_is_pass_fail,
+    size / sum(size) OVER (PARTITION BY date, experiment_id, scorer, scorer_digest) AS weight
+  FROM rates
 ),
 bounded AS (
   SELECT
-    days.date,
-    days.experiment_id,
-    days.scorer,
-    days.scorer_digest,
-    rates.size / days.population AS weight,
-    rates.mean,
+    of_days.*,
     CASE
-      WHEN rates.is_complete = 1 THEN rates.mean
-      WHEN days.is_pass_fail = 1 THEN (rates.mean + 1.920729410347062E0 * spread) / (1 + 3.841458820694124E0 * spread)
-      ELSE rates.mean
+      WHEN is_complete = 0 AND day_is_pass_fail = 1
+        THEN (mean + 1.920729410347062E0 * spread) / (1 + 3.841458820694124E0 * spread)
+      ELSE mean
     END AS centre,
     CASE
-      WHEN rates.is_complete = 1 THEN 0
-      WHEN days.is_pass_fail = 1
+      WHEN is_complete = 1 THEN 0
+      WHEN day_is_pass_fail = 1
         THEN 1.959963984540054E0 / (1 + 3.841458820694124E0 * spread)
-          * sqrt(rates.mean * (1 - rates.mean) * spread + 0.960364705173531E0 * spread * spread)
-      ELSE 1.959963984540054E0 * sqrt(rates.variance * spread)
+          * sqrt(mean * (1 - mean) * spread + 0.960364705173531E0 * spread * spread)
+      ELSE 1.959963984540054E0 * sqrt(variance * spread)
     END AS margin
-  FROM rates
-  JOIN days
-    ON days.date = rates.date
-    AND days.experiment_id IS NOT DISTINCT FROM rates.experiment_id
-    AND days.scorer = rates.scorer
-    AND days.scorer_digest = rates.scorer_digest
-),
-summed AS (
-  SELECT
-    date,
-    experiment_id,
-    scorer,
-    scorer_digest,
-    sqrt(sum(power(weight * (mean - centre + margin), 2))) AS below,
-    sqrt(sum(power(weight * (centre + margin - mean), 2))) AS above
-  FROM bounded
-  GROUP BY date, experiment_id, scorer, scorer_digest
+  FROM of_days
 )
 SELECT
-  days.date,
-  days.experiment_id,
-  days.scorer,
-  days.scorer_digest,
-  days.scored,
-  cast(days.population AS bigint) AS population,
-  days.covered_hours,
-  days.hours,
-  days.mean_score,
-  days.mean_score - summed.below AS ci_low,
-  days.mean_score + summed.above AS ci_high
-FROM days
-JOIN summed
-  ON summed.date = days.date
-  AND summed.experiment_id IS NOT DISTINCT FROM days.experiment_id
-  AND summed.scorer = days.scorer
-  AND summed.scorer_digest = days.scorer_digest
-ORDER BY days.date, days.experiment_id NULLS FIRST, days.scorer, days.scorer_digest
+  date,
+  experiment_id,
+  scorer,
+  scorer_digest,
+  cast(sum(n) AS bigint) AS scored,
+  cast(sum(size) AS bigint) AS population,
+  cast(sum(covered_hours) AS bigint) AS covered_hours,
+  cast(sum(hours) AS bigint) AS hours,
+  sum(weight * mean) AS mean_score,
+  sum(weight * mean) - sqrt(sum(power(weight * (mean - centre + margin), 2))) AS ci_low,
+  sum(weight * mean) + sqrt(sum(power(weight * (centre + margin - mean), 2))) AS ci_high
+FROM bounded
+GROUP BY date, experiment_id, scorer, scorer_digest
+HAVING sum(n) > 0
+ORDER BY date, experiment_id NULLS FIRST, scorer, scorer_digest
